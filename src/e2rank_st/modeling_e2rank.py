@@ -1,0 +1,721 @@
+"""E2Rank for Sentence-Transformers: token embeddings → vectors, and a query with its candidates → a ranking.
+
+One embedding model does two jobs with one score, the cosine. A document is embedded once; a query is embedded alone
+for retrieval, or inside a *listwise prompt* (instruction, first K candidates, query) for reranking. Reranking with
+stored document vectors therefore costs one forward pass a query (E2Rank, arXiv 2510.22733).
+
+This file is both a module of the package and the remote code of a Hub repository, so that the two cannot drift. It
+imports nothing but torch, transformers, sentence-transformers and the standard library.
+
+Axes: B queries, N documents of one query, K documents in the prompt, L tokens, D dimensions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import shutil
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import tqdm
+
+logger = logging.getLogger(__name__)
+
+CANDIDATE_ORDERS = ("given", "similarity")
+RETRIEVAL_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}  # as ST's encode_* choose them
+MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward pass, whatever the batch size
+TOKENIZER_CHUNK = 256  # texts tokenised at a time: bounds the memory that the tokenizer's offsets take
+
+
+class E2RankPooling(Pooling):
+    """Token embeddings → one L2-normalised float32 vector a text.
+
+    The stock pooling does the selection (left, right and no padding, flattened inputs); this class restricts its
+    modes to those of E2Rank and does all arithmetic in float32, because bfloat16 cosines tie.
+
+    Args:
+        embedding_dimension: D, the size of the token embeddings.
+        pooling_mode: ``"lasttoken"``, ``"cls"`` or ``"mean"``.
+        include_prompt: ``True``: the tokens of a retrieval prompt count. Here for the stock configuration's sake.
+
+    Raises:
+        ValueError: If ``pooling_mode`` is none of the three, or ``include_prompt`` is false.
+    """
+
+    POOLING_MODES = ("lasttoken", "cls", "mean")
+
+    # The keys of `1_Pooling/config.json` that every runtime reads: Sentence-Transformers before and since 6, TEI, vLLM.
+    STOCK_KEYS = (
+        ("cls", "pooling_mode_cls_token"),
+        ("mean", "pooling_mode_mean_tokens"),
+        ("max", "pooling_mode_max_tokens"),
+        ("mean_sqrt_len_tokens", "pooling_mode_mean_sqrt_len_tokens"),
+        ("weightedmean", "pooling_mode_weightedmean_tokens"),
+        ("lasttoken", "pooling_mode_lasttoken"),
+    )
+
+    def __init__(self, embedding_dimension: int, pooling_mode: str = "lasttoken", include_prompt: bool = True) -> None:
+        if pooling_mode not in self.POOLING_MODES:
+            raise ValueError(f"pooling_mode must be one of {self.POOLING_MODES}, got {pooling_mode!r}.")
+        if not include_prompt:
+            raise ValueError("include_prompt must be True: E2Rank pools the prompt's tokens too.")
+        super().__init__(embedding_dimension, pooling_mode, include_prompt)
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds ``sentence_embedding`` of shape (texts, D) to ``features``.
+
+        Args:
+            features: ``token_embeddings`` of shape (texts, L, D) with ``attention_mask`` (texts, L), or of shape
+                (1, total L, D) with ``cu_seq_lens_q``.
+            **kwargs: Passed on to the stock pooling.
+        """
+        token_embeddings = features["token_embeddings"]
+        features["token_embeddings"] = token_embeddings.float()
+        pooled = super().forward(features, **kwargs)
+        pooled["token_embeddings"] = token_embeddings
+        pooled["sentence_embedding"] = F.normalize(pooled["sentence_embedding"], dim=-1)
+        return pooled
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The configuration under the stock keys."""
+        modes = {key: self.pooling_mode == mode for mode, key in self.STOCK_KEYS}
+        return {"word_embedding_dimension": self.embedding_dimension, **modes, "include_prompt": self.include_prompt}
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a listwise prompt is written.
+
+    Args:
+        name: The name that configurations use.
+        template: Text with the fields ``{instruction}``, ``{documents}`` and ``{query}``.
+        document: One document, with the fields ``{index}`` (from 1) and ``{document}``.
+        separator: Text between two documents.
+        chat: Whether the text is one user message of the tokenizer's chat template, or plain text that gets the
+            tokenizer's own special tokens.
+
+    Raises:
+        ValueError: If a template lacks a field that it needs, or has one that it must not have.
+    """
+
+    name: str
+    template: str
+    document: str = "[{index}] {document}"
+    separator: str = "\n"
+    chat: bool = True
+
+    def __post_init__(self) -> None:
+        rules = (
+            (self.template, {"documents", "query"}, {"instruction", "documents", "query"}),
+            (self.document, {"document"}, {"index", "document"}),
+        )
+        for text, needed, allowed in rules:
+            fields = {field for _, field, _, _ in Formatter().parse(text) if field is not None}
+            if not needed <= fields <= allowed:
+                raise ValueError(f"{text!r} needs the fields {needed}, may have {allowed}, and has {fields or 'none'}.")
+
+    def pieces(self, instruction: str, query: str, documents: Sequence[str]) -> Iterator[tuple[str, bool]]:
+        """The prompt in pieces ``(text, trusted)``; only trusted pieces, the format's own, may hold control tokens."""
+        values = {"instruction": instruction, "query": query}
+        for literal, field, _, _ in Formatter().parse(self.template):
+            yield literal, True
+            if field == "documents":
+                yield from self._document_pieces(documents)
+            elif field is not None:
+                yield values[field], False
+
+    def _document_pieces(self, documents: Sequence[str]) -> Iterator[tuple[str, bool]]:
+        for index, document in enumerate(documents, start=1):
+            if index > 1:
+                yield self.separator, True
+            for literal, field, _, _ in Formatter().parse(self.document):
+                yield literal, True
+                if field is not None:
+                    yield {"index": str(index), "document": document}[field], False
+
+    def render(self, instruction: str, query: str, documents: Sequence[str]) -> str:
+        """The prompt as a person would read it, without the chat template around it."""
+        return "".join(text for text, _ in self.pieces(instruction, query, documents))
+
+
+PROMPT_FORMATS: Mapping[str, PromptFormat] = {
+    row.name: row
+    for row in (
+        # The canonical form: what the reference evaluation of the released checkpoints builds.
+        PromptFormat("evaluation", "{instruction}:\nDocuments:\n{documents}\nSearch Query: {query}"),
+        # The example on the model cards of the released checkpoints; their printed scores come from it.
+        PromptFormat(
+            "model_card",
+            "{instruction}:\nDocuments:\n{documents}Search Query:{query}",
+            document="[{index}] {document}<|endoftext|>",
+        ),
+        # For bidirectional encoders without a chat template.
+        PromptFormat("encoder", "{query}\n{documents}", document="{document}", chat=False),
+    )
+}
+
+
+class Text(NamedTuple):
+    """A tokenised text: its token ids without special tokens, and where each token starts in it, in characters."""
+
+    text: str
+    ids: array[int]
+    starts: array[int]
+
+    def head(self, num_tokens: int) -> str:
+        """The text before token ``num_tokens``: cut on a token boundary, never inside a character."""
+        return self.text if num_tokens >= len(self.starts) else self.text[: self.starts[num_tokens]].rstrip()
+
+
+class TextTokenizer:
+    """Texts → token ids, where nothing that a text says becomes a control token.
+
+    Args:
+        tokenizer: A fast tokenizer (token offsets are needed to cut a text).
+
+    Raises:
+        ValueError: If the tokenizer is not a fast one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(f"E2Rank needs a fast tokenizer, got {type(tokenizer).__name__}. Convert it to one.")
+        self.tokenizer = tokenizer
+        bare, full = self.ids(["a"])[0], tokenizer("a")["input_ids"]
+        start = next(n for n in range(len(full)) if full[n : n + len(bare)] == list(bare))
+        self.prefix, self.suffix = full[:start], full[start + len(bare) :]
+
+    def encodings(self, texts: Sequence[str]) -> Iterator[Any]:
+        """One backend encoding a text, without special tokens and uncut."""
+        for start in range(0, len(texts), TOKENIZER_CHUNK):
+            chunk = list(texts[start : start + TOKENIZER_CHUNK])
+            yield from self.tokenizer(
+                chunk, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+            ).encodings
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, without special tokens and uncut."""
+        return [encoding.ids for encoding in self.encodings(texts)]
+
+    def texts(self, texts: Iterable[str], prompt: str = "") -> dict[str, Text]:
+        """Each distinct text → its tokens; the ids are those of ``prompt + text``, the starts those of the text."""
+        distinct = list(dict.fromkeys(texts))
+        encodings = self.encodings([prompt + text for text in distinct])
+        tokenized = {}
+        for text, encoding in zip(distinct, encodings, strict=True):
+            # A token may begin in the prompt, as the space before a first word does, and still be the text's.
+            starts = [max(start - len(prompt), 0) for start, end in encoding.offsets if end > len(prompt)]
+            tokenized[text] = Text(text, array("i", encoding.ids), array("i", starts))
+        return tokenized
+
+    def with_special_tokens(self, ids: Sequence[int], max_length: int | None = None) -> tuple[int, ...]:
+        """The ids between the tokenizer's own special tokens, cut to ``max_length`` tokens in all."""
+        if max_length is not None:
+            ids = ids[: max(max_length - len(self.prefix) - len(self.suffix), 0)]
+        return (*self.prefix, *ids, *self.suffix)
+
+
+def water_fill(lengths: Sequence[int], budget: int) -> list[int]:
+    """Shares a budget: everyone gets the same, and what the short ones leave goes to the longer ones.
+
+    Args:
+        lengths: What each one could use.
+        budget: What there is for all.
+
+    Returns:
+        The shares: never above the length; their sum is ``min(budget, sum(lengths))``; and a share below its length
+        is at most one below the largest share.
+    """
+    shares = [0] * len(lengths)
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    for position, index in enumerate(order):
+        # Shortest first: what it leaves, and the remainder of the division, is still there for the longer ones.
+        shares[index] = min(lengths[index], max(budget, 0) // (len(order) - position))
+        budget -= shares[index]
+    return shares
+
+
+class Prompt(NamedTuple):
+    """A listwise prompt and what it took to fit it: tokens before and after, of the documents and of the query."""
+
+    ids: tuple[int, ...]
+    document_tokens: tuple[int, ...]
+    document_shares: tuple[int, ...]
+    query_tokens: int
+    query_share: int
+
+
+class PromptBuilder:
+    """Query and candidates → token ids of a listwise prompt that never exceeds its limit.
+
+    Args:
+        texts: The model's tokenizer.
+        prompt_format: How the prompt is written.
+        max_tokens: Most tokens of a prompt, special tokens included.
+        max_query_tokens: Most tokens of the query in it.
+    """
+
+    def __init__(
+        self, texts: TextTokenizer, prompt_format: PromptFormat, max_tokens: int, max_query_tokens: int
+    ) -> None:
+        self.texts = texts
+        self.format = prompt_format
+        self.max_tokens = max_tokens
+        self.max_query_tokens = max_query_tokens
+        added = texts.tokenizer.get_added_vocab()
+        self._added = added
+        longest_first = sorted(map(re.escape, added), key=len, reverse=True)
+        self._control = re.compile("(" + "|".join(longest_first) + ")" if added else "(?!)()")
+        self._head, self._tail = self._chat_frame() if prompt_format.chat else ("", "")
+        self._sizes: dict[tuple[str, int], int] = {}
+
+    def _chat_frame(self) -> tuple[str, str]:
+        tokenizer = self.texts.tokenizer
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"The prompt format {self.format.name!r} needs a chat template and the tokenizer has none. "
+                "Use a format with chat=False, such as 'encoder'."
+            )
+        mark = "E2RANK-MESSAGE"
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        head, _, tail = rendered.partition(mark)
+        return head, tail
+
+    def encode(self, instruction: str, query: str, documents: Sequence[str]) -> tuple[int, ...]:
+        """Token ids of the whole prompt, uncut; equal to those of the whole string where no text holds a control token.
+
+        Runs of ordinary text between two control tokens are tokenised whole: text merges with what surrounds it.
+        """
+        runs, controls = [""], []
+        pieces = [(self._head, True), *self.format.pieces(instruction, query, documents), (self._tail, True)]
+        for text, trusted in pieces:
+            parts = self._control.split(text) if trusted else [text]
+            runs[-1] += parts[0]
+            for control, run in zip(parts[1::2], parts[2::2], strict=True):
+                controls.append([self._added[control]])
+                runs.append(run)
+        encoded = self.texts.ids(runs)
+        ids = [token for pair in zip(encoded, [*controls, []], strict=True) for part in pair for token in part]
+        return tuple(ids) if self.format.chat else self.texts.with_special_tokens(ids)
+
+    def _fixed_size(self, instruction: str, num_documents: int) -> int:
+        key = (instruction, num_documents)
+        if key not in self._sizes:
+            self._sizes[key] = len(self.encode(instruction, "", [""] * num_documents))
+        return self._sizes[key]
+
+    def build(self, query: Text, documents: Sequence[Text], instruction: str) -> Prompt:
+        """Builds one prompt: documents share the room that the template and the query leave, by water-filling.
+
+        Documents that could not have a single token are left out. The query is cut only where it is longer than
+        ``max_query_tokens``, or than the prompt without documents.
+
+        Raises:
+            ValueError: If the template alone leaves no room for a query.
+        """
+        lengths = [len(document.starts) for document in documents]
+        count, query_share, slack = len(lengths), min(len(query.starts), self.max_query_tokens), 0
+        while True:
+            free = self.max_tokens - self._fixed_size(instruction, count) - query_share - slack
+            if count and free < sum(map(bool, lengths[:count])):
+                count, slack = count - 1, 0
+                continue
+            query_share += min(free, 0)
+            if query_share < min(len(query.starts), 1):
+                raise ValueError(self._too_small(instruction))
+            shares = water_fill(lengths[:count], free)
+            texts = [document.head(share) for document, share in zip(documents, shares, strict=False)]
+            ids = self.encode(instruction, query.head(query_share), texts)
+            if len(ids) <= self.max_tokens:
+                shares += [0] * (len(lengths) - count)
+                return Prompt(ids, tuple(lengths), tuple(shares), len(query.starts), query_share)
+            # The parts were counted alone; where they meet, tokens may split: the whole has the last word.
+            slack += len(ids) - self.max_tokens
+
+    def _too_small(self, instruction: str) -> str:
+        return (
+            f"max_prompt_tokens={self.max_tokens} cannot hold a query: the template of the prompt format "
+            f"{self.format.name!r} takes {self._fixed_size(instruction, 0)} tokens. Raise it or shorten the instruction."
+        )
+
+
+class Embedder:
+    """Texts and prompts of one call → vectors: each distinct one once, in length-sorted, token-bounded batches.
+
+    Args:
+        model: The complete model.
+        batch_size: Most sequences in a forward pass.
+        show_progress_bar: Whether to show a progress bar for each kind of sequence.
+    """
+
+    def __init__(self, model: SentenceTransformer, batch_size: int, show_progress_bar: bool) -> None:
+        self.model = model
+        self.texts = TextTokenizer(model.tokenizer)
+        self.batch_size = batch_size
+        self.show_progress_bar = show_progress_bar
+        self._tokens: dict[str, dict[str, Text]] = {task: {} for task in RETRIEVAL_PROMPTS}
+
+    def tokens(self, task: str, texts: Iterable[str]) -> list[Text]:
+        """The tokens of each text, behind the model's retrieval prompt for the task; tokenised once a call."""
+        texts, known, prompts = list(texts), self._tokens[task], self.model.prompts
+        name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
+        known |= self.texts.texts((text for text in texts if text not in known), prompts.get(name or "", ""))
+        return [known[text] for text in texts]
+
+    def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
+        """The vectors that ``encode_query`` or ``encode_document`` would give, of shape (texts, D)."""
+        limit = self.model.max_seq_length
+        sequences = [self.texts.with_special_tokens(tokens.ids, limit) for tokens in self.tokens(task, texts)]
+        return self.embed(sequences, task)
+
+    def candidates(self, lists: Sequence[Sequence[str]]) -> Callable[[int], Tensor]:
+        """Embeds the candidates of all queries; the result maps a query's row to its (N, D) vectors."""
+        rows = {text: row for row, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}
+        vectors = self.embed_texts("document", rows)
+        return lambda index: vectors[[rows[text] for text in lists[index]]]
+
+    def embed(self, sequences: Sequence[tuple[int, ...]], kind: str) -> Tensor:
+        """Token ids → vectors of shape (sequences, D) in float32, in the order of the sequences."""
+        rows = {ids: row for row, ids in enumerate(dict.fromkeys(sequences))}
+        distinct = list(rows)
+        vectors = torch.empty(len(distinct), self.model.get_embedding_dimension() or 0, device=self.model.device)
+        self.model.eval()
+        with tqdm(total=len(distinct), desc=kind, unit=kind, disable=not self.show_progress_bar) as progress:
+            for batch in token_batches([len(ids) for ids in distinct], self.batch_size):
+                features = self._features([distinct[row] for row in batch])
+                vectors[batch] = self.model(features)["sentence_embedding"][:, : vectors.shape[1]].float()
+                progress.update(len(batch))
+        return vectors[[rows[ids] for ids in sequences]]
+
+    def _features(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+        tokenizer, width = self.texts.tokenizer, max(map(len, sequences))
+        input_ids = torch.full((len(sequences), width), tokenizer.pad_token_id or 0)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(sequences):
+            span = slice(width - len(ids), width) if tokenizer.padding_side == "left" else slice(len(ids))
+            input_ids[row, span] = torch.tensor(ids)
+            attention_mask[row, span] = 1
+        device = self.model.device
+        return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+
+
+def token_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches of like lengths: at most ``batch_size`` sequences and ``MAX_BATCH_TOKENS`` padded tokens in each.
+
+    Longest first, so that memory is at its highest at once. A single sequence above the bound goes alone.
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[batch[0]] > MAX_BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def cosine(vectors: Tensor, vector: Tensor) -> Tensor:
+    """Cosines in float32 of (N, D) vectors to one (D,) vector, of shape (N,).
+
+    A row's result does not depend on the other rows, as a matrix product's may: equal vectors tie exactly.
+    """
+    vectors = vectors.to(vector.device, torch.float32)
+    return (F.normalize(vectors, dim=-1) * F.normalize(vector.float(), dim=-1)).sum(-1)
+
+
+class ListwiseRerank(Module):
+    """Last module of an E2Rank model: holds the reranking configuration and gives the model its ``rerank`` method.
+
+    ``forward`` changes nothing. Once the model is complete, ``on_model_ready`` binds :meth:`rerank` (alias ``rank``)
+    to it, so that a plain ``SentenceTransformer`` has the method too.
+
+    Args:
+        prompt_format: A name in ``PROMPT_FORMATS``, or the fields of a :class:`PromptFormat`.
+        instruction: Default task instruction of the prompt.
+        num_prompt_documents: K, how many candidates enter the prompt.
+        max_prompt_tokens: Most tokens of a prompt.
+        max_query_tokens: Most tokens of the query in a prompt; a longer one is cut with a warning.
+        candidate_order: Which K: ``"given"`` takes the caller's first K, ``"similarity"`` the K that are nearest to
+            the retrieval query, nearest first.
+
+    Raises:
+        ValueError: If a value is not allowed.
+    """
+
+    config_keys = [
+        "prompt_format",
+        "instruction",
+        "num_prompt_documents",
+        "max_prompt_tokens",
+        "max_query_tokens",
+        "candidate_order",
+    ]
+
+    def __init__(
+        self,
+        prompt_format: str | Mapping[str, Any] = "evaluation",
+        instruction: str = "Given a web search query and some relevant documents, "
+        "rerank the documents that answer the query",
+        num_prompt_documents: int = 20,
+        max_prompt_tokens: int = 32_768,
+        max_query_tokens: int = 1_024,
+        candidate_order: str = "given",
+    ) -> None:
+        super().__init__()
+        self.format = _prompt_format(prompt_format)
+        self.instruction = instruction
+        self.num_prompt_documents = _natural("num_prompt_documents", num_prompt_documents)
+        self.max_prompt_tokens = _natural("max_prompt_tokens", max_prompt_tokens, least=1)
+        self.max_query_tokens = _natural("max_query_tokens", max_query_tokens, least=1)
+        self.candidate_order = _one_of("candidate_order", candidate_order, CANDIDATE_ORDERS)
+        self._parent: SentenceTransformer
+
+    @property
+    def prompt_format(self) -> str | dict[str, Any]:
+        """The prompt format as configurations write it: its name where it is a known one, else its fields."""
+        return self.format.name if PROMPT_FORMATS.get(self.format.name) == self.format else asdict(self.format)
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """The features as they came."""
+        return features
+
+    def on_model_ready(self, model: SentenceTransformer) -> None:
+        """Binds ``rerank`` and ``rank`` to the complete model.
+
+        Raises:
+            ValueError: If the model has fewer positions than a prompt may have tokens.
+        """
+        positions = getattr(model.config, "max_position_embeddings", None) or self.max_prompt_tokens
+        if self.max_prompt_tokens > positions:
+            raise ValueError(f"max_prompt_tokens={self.max_prompt_tokens} exceeds the model's {positions} positions.")
+        # A plain attribute would register the model as a submodule of its own submodule.
+        object.__setattr__(self, "_parent", model)
+        if not hasattr(type(model), "rerank"):
+            # Bound methods of this module, not of the model: these survive deepcopy, pickling and process pools.
+            model.rerank = self.rerank
+            model.rank = self.rank
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """Writes the configuration, and this source file to the model folder, where remote code is looked for."""
+        self.save_config(output_path)
+        source = Path(inspect.getsourcefile(type(self)) or __file__)
+        target = Path(output_path).parent / "modeling_e2rank.py"
+        if source.resolve() != target.resolve():
+            shutil.copyfile(source, target)
+
+    def rerank(
+        self,
+        query: str | Sequence[str],
+        documents: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        top_k: int | None = None,
+        return_documents: bool = False,
+        document_embeddings: Any = None,
+        instruction: str | None = None,
+        num_prompt_documents: int | None = None,
+        candidate_order: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Ranks documents by their cosine to the listwise query, as ``CrossEncoder.rank`` does by its logits.
+
+        Every candidate is scored, also those that did not fit the prompt. Each distinct text is embedded once a call.
+        Scores are cosines in float32, comparable within one ranking only: every query has a prompt of its own.
+
+        Args:
+            query: One query, or B of them.
+            documents: The N candidates of the one query; for B queries, one list that they share or B lists.
+            top_k: How many to return a query; all of them by default.
+            return_documents: Whether each result also holds its ``text``.
+            document_embeddings: Stored vectors of the candidates, NumPy or torch, of shape (N, D); for B lists of
+                candidates, B such matrices. With them no document is embedded.
+            instruction: Task instruction of the prompt, instead of the configured one.
+            num_prompt_documents: K, instead of the configured one.
+            candidate_order: ``"given"`` or ``"similarity"``, instead of the configured one.
+            batch_size: Most texts in a forward pass. Long texts go in smaller batches.
+            show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower.
+
+        Returns:
+            A list of ``{"corpus_id": int, "score": float}``, best first, ties in the given order; for B queries, a list
+            of B such lists.
+
+        Raises:
+            ValueError: If an argument is not of the form above; the message names the place and what was there.
+        """
+        single = isinstance(query, str)
+        queries = _strings("query", [query] if single else query)
+        candidates = _candidates(documents, len(queries), single)
+        top_k = None if top_k is None else _natural("top_k", top_k)
+        count = self.num_prompt_documents if num_prompt_documents is None else num_prompt_documents
+        order = self.candidate_order if candidate_order is None else candidate_order
+        settings = {
+            "num_prompt_documents": _natural("num_prompt_documents", count),
+            "candidate_order": _one_of("candidate_order", order, CANDIDATE_ORDERS),
+            "instruction": self.instruction if instruction is None else instruction,
+        }
+        stored = _stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
+        if show_progress_bar is None:
+            show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
+        embedder = Embedder(self._parent, _natural("batch_size", batch_size, least=1), show_progress_bar)
+        scores = self._scores(embedder, queries, candidates, stored, **settings)
+        rankings = [
+            _ranking(row, texts if return_documents else None, top_k)
+            for row, texts in zip(scores, candidates, strict=True)
+        ]
+        return rankings[0] if single else rankings
+
+    rank = rerank
+
+    @torch.inference_mode()
+    def _scores(
+        self,
+        embedder: Embedder,
+        queries: list[str],
+        candidates: list[list[str]],
+        stored: list[Tensor] | None,
+        *,
+        num_prompt_documents: int,
+        candidate_order: str,
+        instruction: str,
+    ) -> list[Tensor]:
+        """The cosine of every candidate to its listwise query: B tensors of shape (N,)."""
+        asked = [row for row, texts in enumerate(candidates) if texts]
+        candidate_vectors = embedder.candidates(candidates) if stored is None else stored.__getitem__
+        if candidate_order == "similarity":
+            query_vectors = embedder.embed_texts("query", (queries[row] for row in asked))  # (B, D)
+            chosen = [
+                _best_first(cosine(candidate_vectors(row), vector))[:num_prompt_documents]
+                for row, vector in zip(asked, query_vectors, strict=True)
+            ]
+        else:
+            chosen = [list(range(len(candidates[row])))[:num_prompt_documents] for row in asked]
+        selected = [[candidates[row][index] for index in indices] for row, indices in zip(asked, chosen, strict=True)]
+        prompts = self.prompts([queries[row] for row in asked], selected, instruction, embedder)
+        scores = [torch.empty(0)] * len(queries)
+        for row, vector in zip(asked, embedder.embed([prompt.ids for prompt in prompts], "prompt"), strict=True):
+            scores[row] = cosine(candidate_vectors(row), vector)
+        return scores
+
+    def prompts(
+        self, queries: Sequence[str], documents: Sequence[Sequence[str]], instruction: str, embedder: Embedder
+    ) -> list[Prompt]:
+        """One listwise prompt a query, from the documents chosen for it; logs what had to be cut."""
+        builder = PromptBuilder(embedder.texts, self.format, self.max_prompt_tokens, self.max_query_tokens)
+        prompts = [
+            builder.build(query, embedder.tokens("document", texts), instruction)
+            for query, texts in zip(embedder.tokens("query", queries), documents, strict=True)
+        ]
+        _log_cuts(prompts, self.max_prompt_tokens)
+        return prompts
+
+
+def _log_cuts(prompts: Sequence[Prompt], limit: int) -> None:
+    documents = [pair for prompt in prompts for pair in zip(prompt.document_tokens, prompt.document_shares, strict=True)]
+    cut = [(tokens, share) for tokens, share in documents if share < tokens]
+    if cut:
+        logger.info(
+            "Listwise prompts of at most %d tokens: shortened %d of %d documents, from %d to %d tokens.",
+            limit, len(cut), len(documents), sum(tokens for tokens, _ in cut), sum(share for _, share in cut),
+        )  # fmt: skip
+    cut = [(prompt.query_tokens, prompt.query_share) for prompt in prompts if prompt.query_share < prompt.query_tokens]
+    if cut:
+        logger.warning(
+            "Cut %d of %d queries in their listwise prompts, the longest from %d to %d tokens. "
+            "Raise max_query_tokens, or shorten the query.", len(cut), len(prompts), *max(cut),
+        )  # fmt: skip
+
+
+def _best_first(scores: Tensor) -> list[int]:
+    return torch.argsort(scores, descending=True, stable=True).tolist()
+
+
+def _ranking(scores: Tensor, texts: Sequence[str] | None, top_k: int | None) -> list[dict[str, Any]]:
+    values = scores.tolist()
+    ranking = [{"corpus_id": index, "score": values[index]} for index in _best_first(scores)[:top_k]]
+    return ranking if texts is None else [{**hit, "text": texts[hit["corpus_id"]]} for hit in ranking]
+
+
+def _prompt_format(value: str | Mapping[str, Any]) -> PromptFormat:
+    if not isinstance(value, str):
+        return PromptFormat(**value)
+    return PROMPT_FORMATS[_one_of("prompt_format", value, tuple(PROMPT_FORMATS))]
+
+
+def _natural(name: str, value: Any, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+    return value
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+    return value
+
+
+def _strings(name: str, values: Any) -> list[str]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} must be a list of strings, got {type(values).__name__}.")
+    values = list(values)
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"{name}[{index}] must be a string, got {type(value).__name__}: {value!r:.80}.")
+    return values
+
+
+def _candidates(documents: Any, num_queries: int, single: bool) -> list[list[str]]:
+    """The candidates of each query: of the one, shared by all, or a list for each."""
+    if single:
+        return [_strings("documents", documents)]
+    if isinstance(documents, (str, bytes)) or not isinstance(documents, Iterable):
+        raise ValueError(f"documents must be a list of strings or of lists, got {type(documents).__name__}.")
+    documents = list(documents)
+    if not documents or isinstance(documents[0], str):
+        return [_strings("documents", documents)] * num_queries
+    if len(documents) != num_queries:
+        raise ValueError(f"documents must hold one list for each query: got {len(documents)} for {num_queries}.")
+    return [_strings(f"documents[{index}]", texts) for index, texts in enumerate(documents)]
+
+
+def _stored_vectors(given: Any, candidates: list[list[str]], single: bool, dimension: int | None) -> list[Tensor] | None:
+    """One checked (N, D) matrix a query, or ``None`` where the documents are to be embedded."""
+    if given is None:
+        return None
+    name = "document_embeddings"
+    shared = all(texts is candidates[0] for texts in candidates)
+    if single or (shared and getattr(given, "ndim", 0) == 2):
+        return [_matrix(name, given, (len(candidates[0]), dimension))] * len(candidates)
+    if not isinstance(given, Sequence) and getattr(given, "ndim", 0) < 2:
+        raise ValueError(f"{name} must hold one matrix for each query, got {type(given).__name__}.")
+    if len(given) != len(candidates):
+        raise ValueError(f"{name} must hold one matrix for each query: got {len(given)} for {len(candidates)}.")
+    rows = enumerate(zip(given, candidates, strict=True))
+    return [_matrix(f"{name}[{index}]", matrix, (len(texts), dimension)) for index, (matrix, texts) in rows]
+
+
+def _matrix(name: str, value: Any, shape: tuple[int, int | None]) -> Tensor:
+    if not hasattr(value, "shape"):
+        raise ValueError(f"{name} must be a NumPy or torch matrix, got {type(value).__name__}.")
+    matrix = value if isinstance(value, Tensor) else torch.tensor(value)
+    if tuple(matrix.shape) != shape:
+        raise ValueError(f"{name} must have the shape {shape}, a vector for each document, got {tuple(matrix.shape)}.")
+    if not matrix.is_floating_point():
+        raise ValueError(f"{name} must be floating-point vectors, got {matrix.dtype}.")
+    if not matrix.isfinite().all():
+        raise ValueError(f"{name} has NaN or infinite values in row {int((~matrix.isfinite()).any(1).nonzero()[0])}.")
+    return matrix

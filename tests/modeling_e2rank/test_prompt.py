@@ -1,0 +1,216 @@
+"""The listwise prompt: its exact text, its token ids, its budget, and what may be a control token in it."""
+
+import logging
+from string import Formatter
+
+import pytest
+from tests.conftest import GOLDEN
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from e2rank_st import E2Rank
+from e2rank_st.modeling_e2rank import PROMPT_FORMATS, PromptBuilder, PromptFormat, TextTokenizer, water_fill
+
+INSTRUCTION = GOLDEN[0]["instruction"]
+TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+LISTWISE = [row for row in GOLDEN if row["format"] in PROMPT_FORMATS]
+words = st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60)
+
+
+def builder(model: E2Rank, name: str = "evaluation", max_tokens: int = 32_768, max_query_tokens: int = 1024):
+    return PromptBuilder(TextTokenizer(model.tokenizer), PROMPT_FORMATS[name], max_tokens, max_query_tokens)
+
+
+def build(made: PromptBuilder, query: str, documents: list[str], instruction: str = INSTRUCTION):
+    tokens = made.texts.texts([query, *documents])
+    return made.build(tokens[query], [tokens[text] for text in documents], instruction)
+
+
+def whole_string_ids(model: E2Rank, text: str) -> tuple[int, ...]:
+    return tuple(model.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("row", LISTWISE, ids=lambda row: f"{row['format']}-{row['query'][:8]}")
+def test_golden_prompt(tiny: E2Rank, row):
+    """Guards against a prompt other than the released models': byte for byte, and the ids of the whole string."""
+    prompt = build(builder(tiny, row["format"]), row["query"], row["documents"], row["instruction"])
+    assert tiny.tokenizer.decode(prompt.ids) == row["rendered"]
+    assert prompt.ids == whole_string_ids(tiny, row["rendered"])
+
+
+@pytest.mark.parametrize("row", [row for row in GOLDEN if row["format"] in ("query", "document")])
+def test_golden_query_and_document(tiny: E2Rank, row):
+    """Guards against another retrieval form: instruction and query, or the document, and then EOS once."""
+    prompt = tiny.prompts["query"] if row["format"] == "query" else ""
+    text = row["query"] if row["format"] == "query" else row["documents"][0]
+    ids = tiny.preprocess([text], prompt=prompt)["input_ids"][0].tolist()
+    assert tiny.tokenizer.decode(ids) == row["rendered"]
+    assert tuple(ids) == whole_string_ids(tiny, row["rendered"])
+
+
+def test_golden_encoder_prompt(bundled: E2Rank):
+    """Guards against a changed form of the bundled model: the text, and one [CLS] and [SEP] around it."""
+    prompt = build(builder(bundled, "encoder", 512), "which is red?", ["Grass is green.", "Blood is red."])
+    text = "which is red?\nGrass is green.\nBlood is red."
+    assert bundled.listwise.format.render(INSTRUCTION, "which is red?", ["Grass is green.", "Blood is red."]) == text
+    assert prompt.ids == tuple(bundled.tokenizer(text)["input_ids"])
+    assert bundled.tokenizer.convert_ids_to_tokens(prompt.ids)[:: len(prompt.ids) - 1] == ["[CLS]", "[SEP]"]
+
+
+@given(query=words, documents=st.lists(words, max_size=5))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("name", ["evaluation", "model_card"])
+def test_ids_equal_whole_string_rendering(tiny: E2Rank, name, query, documents):
+    """Guards against tokenising in parts: with nothing to cut, ids are those of the chat-rendered whole string."""
+    made = builder(tiny, name)
+    message = made.format.render(INSTRUCTION, query, documents)
+    rendered = tiny.tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    assert build(made, query, documents).ids == whole_string_ids(tiny, rendered)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "model_card"])
+def test_text_never_becomes_a_control_token(tiny: E2Rank, name):
+    """Guards against a document that ends the user's turn: only the template's own control tokens are there."""
+    added = tiny.tokenizer.get_added_vocab()
+    hostile = "x" + "".join(added) + "y"
+    whole = set(whole_string_ids(tiny, hostile))
+    assert set(added.values()) <= whole, "the premise: as an ordinary string it would be control tokens"
+    made = builder(tiny, name)
+    harmless, attacked = build(made, "q", ["d", "d"]), build(made, hostile, [hostile, "d" + hostile], "i" + hostile)
+    controls = [[token for token in prompt.ids if token in added.values()] for prompt in (harmless, attacked)]
+    assert controls[0] == [token for token in controls[1]]
+    assert hostile in tiny.tokenizer.decode(attacked.ids)
+
+
+def test_separator_token_in_a_bert_prompt(bundled: E2Rank):
+    """Guards against [SEP] in a text ending a BERT sequence: one [CLS], one [SEP], both the tokenizer's own."""
+    hostile = "[CLS] a [SEP] b [PAD] [MASK]"
+    ids = build(builder(bundled, "encoder", 512), hostile, [hostile]).ids
+    special = [token for token in bundled.tokenizer.convert_ids_to_tokens(ids) if token.startswith("[") and token != "["]
+    assert special == ["[CLS]", "[SEP]"]
+
+
+@given(lengths=st.lists(st.integers(0, 50), max_size=12), budget=st.integers(-5, 400))
+@example(lengths=[5, 5, 5], budget=10)
+def test_water_fill(lengths, budget):
+    """Guards against waste and unfairness: all is given out, none above its length, the cut ones share equally."""
+    shares = water_fill(lengths, budget)
+    assert all(0 <= share <= length for share, length in zip(shares, lengths, strict=True))
+    assert sum(shares) == min(max(budget, 0), sum(lengths))
+    cut = [share for share, length in zip(shares, lengths, strict=True) if share < length]
+    assert all(share >= max(shares) - 1 for share in cut)
+
+
+@given(query=words, documents=st.lists(words, max_size=8), limit=st.integers(110, 400))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("name", ["evaluation", "model_card"])
+def test_budget(tiny: E2Rank, name, query, documents, limit):
+    """Guards against the cut that loses the query: any texts, any limit that holds template and query."""
+    made = builder(tiny, name, limit)
+    if len(made.encode(INSTRUCTION, query, [])) > limit - 10:
+        return
+    prompt = build(made, query, documents)
+    assert len(prompt.ids) <= limit
+    text = tiny.tokenizer.decode(prompt.ids)
+    assert text.endswith(tiny.tokenizer.decode(whole_string_ids(tiny, query)) + TAIL)
+    assert text.startswith(f"<|im_start|>user\n{INSTRUCTION}:\nDocuments:\n")
+    pairs = list(zip(prompt.document_tokens, prompt.document_shares, strict=True))
+    kept = [(tokens, share) for tokens, share in pairs if share or not tokens]
+    assert all(share >= max(share for _, share in kept) - 1 for tokens, share in kept if share < tokens)
+    if len(made.encode(INSTRUCTION, query, documents)) <= limit - 10:
+        assert prompt.ids == made.encode(INSTRUCTION, query, documents), "what fits is not cut"
+
+
+@given(texts=st.lists(words, min_size=1, max_size=8), limit=st.integers(8, 40))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_budget_of_an_encoder(bundled: E2Rank, texts, limit):
+    """Guards against a prompt above the positions of a BERT, whose word pieces split in another way once cut."""
+    prompt = build(builder(bundled, "encoder", limit, max_query_tokens=3), texts[0], texts[1:])
+    assert len(prompt.ids) <= limit
+    assert prompt.query_share == min(prompt.query_tokens, 3)
+
+
+def test_documents_are_cut_on_token_boundaries(tiny: E2Rank):
+    """Guards against half a token or half a character: what is kept are the first tokens of the document."""
+    document = "größere Überraschung 🎉🎉🎉 " * 20
+    tokens = TextTokenizer(tiny.tokenizer).texts([document])[document]
+    for count in range(len(tokens.starts)):
+        head = tokens.head(count)
+        kept = whole_string_ids(tiny, head)
+        assert document.startswith(head)
+        assert len(kept) <= count
+        assert list(kept) == tokens.ids.tolist()[: len(kept)]
+
+
+def test_documents_without_room_are_left_out(tiny: E2Rank):
+    """Guards against numbered lines without text: those that could not have one token are not in the prompt."""
+    made = builder(tiny, max_tokens=100)
+    prompt = build(made, "why?", ["some words here"] * 50, "go")
+    kept = sum(map(bool, prompt.document_shares))
+    assert 0 < kept < 50
+    assert len(prompt.ids) <= 100
+    text = tiny.tokenizer.decode(prompt.ids)
+    assert f"\n[{kept}] " in text
+    assert f"[{kept + 1}]" not in text
+
+
+def test_a_template_without_room_for_the_query(tiny: E2Rank):
+    """Guards against a prompt that lost its query: the error says which number to raise."""
+    with pytest.raises(ValueError, match=r"max_prompt_tokens=20 cannot hold a query.*'evaluation'"):
+        build(builder(tiny, max_tokens=20), "why is the sky blue?", ["because"])
+
+
+def test_cuts_are_reported_once_a_call(tiny: E2Rank, caplog):
+    """Guards against silent truncation: one line a call, with how many documents and tokens, and one for queries."""
+    model = tiny.listwise
+    before = model.max_prompt_tokens, model.max_query_tokens
+    model.max_prompt_tokens, model.max_query_tokens = 150, 5
+    query, long = "why is the sky blue and the grass green?", "blue " * 200
+    size = len(whole_string_ids(tiny, long))
+    try:
+        with caplog.at_level(logging.INFO, "e2rank_st"):
+            tiny.rerank([query, "why"], [[long, "x"], [long]], show_progress_bar=False)
+    finally:
+        model.max_prompt_tokens, model.max_query_tokens = before
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert f"shortened 2 of 3 documents, from {2 * size} to" in lines[0]
+    assert "Cut 1 of 2 queries" in lines[1]
+    assert caplog.records[1].levelno == logging.WARNING
+
+
+@pytest.mark.parametrize("row", PROMPT_FORMATS.values(), ids=lambda row: row.name)
+def test_formats_hold_every_field_once(row: PromptFormat):
+    """Guards against a format that repeats or forgets a text."""
+    fields = [field for _, field, _, _ in Formatter().parse(row.template) if field]
+    assert len(fields) == len(set(fields))
+    assert {"documents", "query"} <= set(fields)
+
+
+@pytest.mark.parametrize(
+    ("template", "document"),
+    [("{documents}", "{document}"), ("{query}", "{document}"), ("{query}{documents}{x}", "{document}"),
+     ("{query}{documents}", "{index}"), ("{query}{documents}", "{document}{query}"), ("{query}{documents}{}", "x")],
+)  # fmt: skip
+def test_broken_formats(template, document):
+    """Guards against a prompt without its query or documents: refused where it is made."""
+    with pytest.raises(ValueError, match="needs the fields"):
+        PromptFormat("broken", template, document)
+
+
+def test_a_chat_format_needs_a_chat_template(bundled: E2Rank):
+    """Guards against an obscure template error on an encoder: the message names the format and the way out."""
+    with pytest.raises(ValueError, match=r"'evaluation' needs a chat template.*'encoder'"):
+        builder(bundled, "evaluation")
+
+
+def test_a_slow_tokenizer_is_refused():
+    """Guards against offsets that a slow tokenizer does not have."""
+
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ValueError, match="fast tokenizer, got Slow"):
+        TextTokenizer(Slow())

@@ -1,0 +1,60 @@
+"""The table of known checkpoints: its rows are complete and true, and a checkpoint finds its row."""
+
+import pytest
+
+from e2rank_st.checkpoints import CHECKPOINTS, find_checkpoint
+from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+from tests.conftest import GOLDEN
+
+
+@pytest.mark.parametrize("row", CHECKPOINTS, ids=lambda row: row.preset)
+def test_rows_are_valid(row):
+    """Guards against a row that fails only when somebody loads it, and against texts lost to a missing comma."""
+    E2RankPooling(8, row.pooling_mode)
+    reranker = ListwiseRerank(**row.listwise)
+    assert len(reranker.instruction) > 20
+    assert reranker.max_query_tokens < reranker.max_prompt_tokens
+    assert row.query_prompt == "" or len(row.query_prompt) > 20
+    assert isinstance(row.repositories, tuple)
+    assert all("/" in name for name in row.repositories)
+    assert isinstance(row.architectures, tuple)
+
+
+def test_presets_and_repositories_are_unique():
+    """Guards against a second row that is never found."""
+    presets = [row.preset for row in CHECKPOINTS]
+    repositories = [name for row in CHECKPOINTS for name in row.repositories]
+    assert len(set(presets)) == len(presets)
+    assert len(set(repositories)) == len(repositories)
+
+
+def test_released_texts():
+    """Guards against instructions other than those that the released checkpoints were evaluated with."""
+    row = find_checkpoint("e2rank")
+    query = next(golden for golden in GOLDEN if golden["format"] == "query")
+    assert row.query_prompt + query["query"] + row.eos_token == query["rendered"]
+    listwise = next(golden for golden in GOLDEN if golden["format"] == "evaluation")
+    assert ListwiseRerank(**row.listwise).instruction == listwise["instruction"]
+
+
+@pytest.mark.parametrize(
+    ("question", "preset"),
+    [
+        ({"repository": "Alibaba-NLP/E2Rank-0.6B"}, "e2rank"),
+        ({"repository": "somewhere", "architectures": ["Qwen3ForCausalLM"]}, "e2rank"),
+        ({"repository": "somewhere", "architectures": ["BertModel"]}, "minilm"),
+        ({"repository": "sentence-transformers/all-MiniLM-L6-v2", "architectures": ["Qwen3Model"]}, "minilm"),
+        ({"preset": "e2rank", "repository": "sentence-transformers/all-MiniLM-L6-v2"}, "e2rank"),
+    ],
+)
+def test_find(question, preset):
+    """Guards against the wrong precedence: a preset wins over the name, the name over the architecture."""
+    assert find_checkpoint(**question).preset == preset
+
+
+def test_unknown():
+    """Guards against a guess: what is not known is an error that lists the presets."""
+    with pytest.raises(ValueError, match=r"Unknown preset 'x'.*'e2rank', 'minilm'"):
+        find_checkpoint("x")
+    with pytest.raises(ValueError, match=r"'y'.*\['T5Model'\].*'e2rank', 'minilm'"):
+        find_checkpoint(repository="y", architectures=["T5Model"])

