@@ -1,0 +1,63 @@
+# Everything runs in an environment of the project's own, made on first use and updated when pyproject.toml changes.
+# Needed beforehand: Python 3.10 or newer, and make. Variables can be set on the command line: make demo QUERY="..."
+
+VENV  ?= .venv
+TORCH ?= torch==2.13.0
+QUERY ?=
+export QUERY
+
+# The first Python that is new enough and can make an environment.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
+
+# Without an NVIDIA GPU, torch comes from its own index of CPU builds, whose "2.13.0+cpu" sorts above the "2.13.0" of
+# PyPI with its gigabytes of CUDA. An index that cannot be reached is skipped within seconds.
+TORCH_INDEX ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url https://download.pytorch.org/whl/cpu)
+
+# Errors only: otherwise pip lists every package, and every index that has none of it.
+INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
+
+.PHONY: help demo test check format benchmark clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.base  ## search the docstrings of Python's standard library; QUERY="..." asks something else
+	@$(VENV)/bin/e2rank demo $${QUERY:+"$$QUERY"}
+
+test: $(VENV)/.dev  ## run the tests, with coverage
+	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest --cov
+
+check: $(VENV)/.dev  ## lint, format and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev  ## fix what check would say about imports and format
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+benchmark: $(VENV)/.base  ## time reranking against the recipe of the public model card
+	$(VENV)/bin/python eval/benchmark_rerank.py
+
+clean:  ## remove the environment and all caches
+	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch by itself and without its dependencies, so that nothing else is looked up at the second index.
+$(VENV)/.torch:
+	$(if $(PYTHON),,$(error No Python 3.10 or newer with venv and pip found; install one, or name it: make PYTHON=/path/to/python3))
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing $(TORCH) into $(VENV), about 200 MB without a GPU ..."
+	@$(INSTALL) --no-deps --retries 1 --timeout 15 $(TORCH_INDEX) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.base: $(VENV)/.torch pyproject.toml
+	@echo "installing the package, about 300 MB with what it needs ..."
+	@$(INSTALL) --editable ".[bundled]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	@echo "installing the tools for tests and checks ..."
+	@$(INSTALL) --editable ".[bundled,dev]"
+	@touch $@
