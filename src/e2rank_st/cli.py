@@ -173,14 +173,16 @@ def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool =
     # Read when torch is first imported: threads that spin while they wait made a busy 2-core machine 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with _step("loading the model", spin=is_local, tell=tell):
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
         from e2rank_st.model import E2Rank
 
         if is_local or not sys.stderr.isatty():
             disable_progress_bar()
         options = _placement(device, dtype)
-        return E2Rank.from_bundled(**options) if name == BUNDLED else E2Rank(name, **options)
+        model = E2Rank.from_bundled(**options) if name == BUNDLED else E2Rank(name, **options)
+        enable_progress_bar()  # the bars of reranking hang on the same switch
+        return model
 
 
 def _placement(device: str | None, dtype: DtypeName) -> dict[str, Any]:
@@ -342,6 +344,16 @@ def embed(
         return
     for record, vector in zip(records, vectors, strict=True):
         _write_json({"embedding": vector.tolist()}, record)
+
+
+# The settings are the training script's own: as many as the trainer has, and the same in a file.
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(context: typer.Context) -> None:
+    """Train a model on slates; settings come from a YAML file and flags, 'e2rank train --help' lists them."""
+    from e2rank_st.train import main as run_training
+
+    _set_verbosity(1)
+    run_training(context.args)
 
 
 def _read_vectors(path: Path) -> NDArray[Any]:
