@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is: spinning threads starve a busy 2-core machine
 
 import pytest
 import torch

@@ -682,6 +682,8 @@ def _strings(name: str, values: Any) -> list[str]:
     for index, value in enumerate(strings):
         if not isinstance(value, str):
             raise ValueError(f"{name}[{index}] must be a string, got {type(value).__name__}: {value!r:.80}.")
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{name}[{index}] holds half of a surrogate pair, which is no text: {value!r:.80}.")
     return strings
 
 

@@ -274,6 +274,7 @@ def test_truncated_dimensions(tiny: E2Rank, facts):
     [
         (["a", None], r"documents\[1\].*NoneType"),
         (["a", b"b"], r"documents\[1\].*bytes"),
+        (["a", "b\ud800"], r"documents\[1\] holds half of a surrogate pair"),
         ([1.5], r"documents\[0\].*float: 1.5"),
         (["a", ("b", "c")], r"documents\[1\].*tuple: \('b', 'c'\)"),
         ([["a", "b"]], r"documents\[0\].*list"),
