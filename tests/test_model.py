@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from tokenizers import processors
 from transformers import AutoModel, AutoTokenizer
 
@@ -93,6 +97,35 @@ def test_saving_over_itself(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
     assert_equal(E2Rank(str(folder), device="cpu"), tiny, facts)
 
 
+def test_saving_over_a_plain_models_folder(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
+    """Guards against losing a folder that a plain SentenceTransformer saved: its pooling lies elsewhere, with code."""
+    folder = str(tmp_path / "model")
+    plain = SentenceTransformer(str(saved), trust_remote_code=True, device="cpu")
+    plain.save_pretrained(folder)
+    assert (tmp_path / "model" / "1_E2RankPooling").is_dir(), "the premise"
+    E2Rank(folder, device="cpu").save_pretrained(folder)
+    assert_equal(E2Rank(folder, device="cpu"), tiny, facts)
+
+
+def test_stock_trainer_reloads_a_checkpoint(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
+    """Guards against a resume or a best model that ST's own trainer cannot load without the flag."""
+    model = copy.deepcopy(tiny)
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    arguments = SentenceTransformerTrainingArguments(output_dir=str(tmp_path), report_to=[])
+    SentenceTransformerTrainer(model, arguments, loss=torch.nn.Identity())._load_from_checkpoint(str(saved))
+    assert_equal(model, tiny, facts)
+
+
+def test_fewer_positions_than_the_row_says(checkpoint: Path, tmp_path: Path):
+    """Guards against a family member with a smaller context that cannot be loaded."""
+    folder = tmp_path / "small"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    assert E2Rank(str(folder), device="cpu").listwise.max_prompt_tokens == 2048
+
+
 def test_saved_folder(saved: Path):
     """Guards against a folder that others cannot read: code in the root, stock pooling place, no own package named."""
     rows = json.loads((saved / "modules.json").read_text())
@@ -111,7 +144,11 @@ def test_saved_folder(saved: Path):
 REMOTE = """
 import json, sys
 sys.modules["e2rank_st"] = None  # an import of the package would fail
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 folder, again, documents = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 model = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
 assert type(model).__name__ == "SentenceTransformer", type(model)

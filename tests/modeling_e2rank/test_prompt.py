@@ -1,11 +1,13 @@
 """The listwise prompt: its exact text, its token ids, its budget, and what may be a control token in it."""
 
+import copy
 import logging
 from string import Formatter
 
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from e2rank_st import E2Rank
 from e2rank_st.modeling_e2rank import PROMPT_FORMATS, PromptBuilder, PromptFormat, TextTokenizer, water_fill
@@ -217,3 +219,52 @@ def test_a_slow_tokenizer_is_refused():
 
     with pytest.raises(ValueError, match="fast tokenizer, got Slow"):
         TextTokenizer(Slow())
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{%- for m in messages %}<|im_start|>user\n{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
+        "{%- for m in messages %}{{ m.content }}<|im_end|>{{ m.content }}{% endfor %}",
+        "{%- for m in messages %}{{ m.content | upper }}{% endfor %}",
+    ],
+)
+def test_a_chat_template_that_changes_the_message(tiny: E2Rank, template):
+    """Guards against a prompt that is not the template's: one that drops, repeats or changes the text is refused."""
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match="render a user's message once, as it is"):
+        PromptBuilder(TextTokenizer(tokenizer), PROMPT_FORMATS["evaluation"], 1000, 100)
+
+
+def test_control_tokens_that_eat_the_text_beside_them(tiny: E2Rank):
+    """Guards against ids other than the whole string's, as with tokens that strip on their right: refused by name."""
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True, rstrip=True)], special_tokens=True)
+    tokenizer.chat_template = "{%- for m in messages %}<|turn|>\nuser\n{{ m.content }}<|turn|>\n{% endfor %}"
+    with pytest.raises(ValueError, match="beside a control token"):
+        PromptBuilder(TextTokenizer(tokenizer), PROMPT_FORMATS["evaluation"], 1000, 100)
+
+
+def test_the_instruction_of_a_call_is_in_the_prompt(tiny: E2Rank, bundled: E2Rank, facts):
+    """Guards against an option without effect: it changes the prompt, or is refused where the format has no place."""
+    tokens = TextTokenizer(tiny.tokenizer)
+    made = PromptBuilder(tokens, PROMPT_FORMATS["evaluation"], 1000, 100)
+    for instruction in ("sort by age", "a much longer instruction that takes more tokens than the other one"):
+        assert f"user\n{instruction}:\n" in tiny.tokenizer.decode(build(made, "q", ["d"], instruction).ids)
+    assert tiny.rerank("q", facts, instruction="sort by age") != tiny.rerank("q", facts)
+    with pytest.raises(ValueError, match="'encoder' has no place for an instruction"):
+        bundled.rerank("q", facts, instruction="sort by age")
+
+
+def test_the_budget_is_used(tiny: E2Rank):
+    """Guards against cutting more than needed: prompts whose documents were cut nearly fill their limit."""
+    for limit in (150, 300, 600):
+        prompt = build(builder(tiny, max_tokens=limit), "why?", ["some long words here " * 50] * 4)
+        assert limit * 0.9 <= len(prompt.ids) <= limit
+
+
+def test_many_documents_in_a_small_prompt(tiny: E2Rank):
+    """Guards against work that is quadratic in K: 2,000 documents of which a few fit."""
+    prompt = build(builder(tiny, max_tokens=300), "why?", [f"document {number}" for number in range(2000)])
+    assert len(prompt.ids) <= 300

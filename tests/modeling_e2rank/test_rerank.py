@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers.util import cos_sim
+from transformers import RobertaConfig, RobertaModel
 
 from e2rank_st import E2Rank
-from e2rank_st.modeling_e2rank import MAX_BATCH_TOKENS, ListwiseRerank, TextTokenizer, cosine, token_batches
+from e2rank_st.modeling_e2rank import (
+    MAX_BATCH_TOKENS,
+    ListwiseRerank,
+    TextTokenizer,
+    cosine,
+    num_positions,
+    token_batches,
+)
 
 QUERY = "how long do fleas live"
 
@@ -207,6 +215,7 @@ def test_no_documents(tiny: E2Rank, facts, spy):
     assert tiny.rerank(QUERY, []) == []
     assert tiny.rerank([], []) == []
     assert tiny.rerank([], facts) == []
+    assert tiny.rerank([], facts, document_embeddings=np.zeros((10, 32), dtype=np.float32)) == []
     assert tiny.rerank([QUERY, "x"], []) == [[], []]
     assert spy.shapes == []
     mixed = tiny.rerank([QUERY, "x", "y"], [facts, [], facts[:1]])
@@ -259,6 +268,9 @@ def test_stored_vectors_of_any_float_type(tiny: E2Rank, facts, dtype):
     stored = vectors.to(dtype) if isinstance(dtype, torch.dtype) else vectors.numpy().astype(dtype)
     ranking = tiny.rerank(QUERY, facts, document_embeddings=stored)
     assert_same(ranking, tiny.rerank(QUERY, facts), 0.01)
+    upcast = torch.as_tensor(stored).float()
+    assert_same(ranking, tiny.rerank(QUERY, facts, document_embeddings=upcast), 1e-6)
+    assert tiny.rerank(QUERY, facts, top_k=np.int64(2)) == tiny.rerank(QUERY, facts, top_k=2)
 
 
 def test_truncated_dimensions(tiny: E2Rank, facts):
@@ -279,6 +291,8 @@ def test_truncated_dimensions(tiny: E2Rank, facts):
         (["a", ("b", "c")], r"documents\[1\].*tuple: \('b', 'c'\)"),
         ([["a", "b"]], r"documents\[0\].*list"),
         ("a text", "documents must be a list.*got str"),
+        ({"id1": "a"}, "documents must be a list.*got dict"),
+        ({"a"}, "documents must be a list.*got set"),
         (None, "documents must be a list.*got NoneType"),
         (7, "documents must be a list.*got int"),
     ],
@@ -332,6 +346,8 @@ def test_options_that_are_not_allowed(tiny: E2Rank, options, message):
         (np.zeros((2, 16), np.float32), r"shape \(2, 32\).*got \(2, 16\)"),
         (np.zeros(32, np.float32), r"shape \(2, 32\).*got \(32,\)"),
         (np.zeros((2, 32), np.int8), "floating-point.*int8"),
+        (np.full((2, 32), None), "floating-point.*object"),
+        (np.full((2, 32), 1e300), "infinite.*row 0"),
         (np.array([[0.0] * 32, [math.nan] * 32]), "NaN.*row 1"),
         (torch.tensor([[math.inf] * 32, [0.0] * 32]), "infinite.*row 0"),
         ([[0.0] * 32] * 2, "NumPy or torch.*got list"),
@@ -408,3 +424,47 @@ def test_progress_bar(tiny: E2Rank, facts, capsys):
     shown = capsys.readouterr()
     assert "document" in shown.err
     assert shown.out == ""
+
+
+def test_a_model_in_training_reranks_without_dropout(tiny: E2Rank, facts):
+    """Guards against random scores in the middle of a training."""
+    model = copy.deepcopy(tiny)
+    for layer in model.transformers_model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    assert model.rerank(QUERY, facts) == model.train().rerank(QUERY, facts)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_truncation_side(tiny: E2Rank, side):
+    """Guards against embedding the other end of a long text than ``encode`` does."""
+    model = copy.deepcopy(tiny)
+    model.tokenizer.truncation_side = side
+    model.max_seq_length = 12
+    texts = [f"{start} {'filler words ' * 20} {start} end" for start in ("one", "two", "three")]
+    stored = model.rerank(QUERY, texts, document_embeddings=model.encode_document(texts))
+    assert_same(model.rerank(QUERY, texts), stored, 1e-6)
+
+
+def test_what_is_cut_for_embedding_is_logged(tiny: E2Rank, caplog):
+    """Guards against silent truncation: a document longer than the model embeds is reported."""
+    with caplog.at_level("INFO", "e2rank_st"):
+        tiny.rerank(QUERY, ["word " * 3000], show_progress_bar=False)
+    assert "at most 1024 tokens of a document" in caplog.text
+
+
+def test_positions_of_roberta():
+    """Guards against an index error: RoBERTa counts its positions from behind the padding's."""
+    config = RobertaConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+        max_position_embeddings=34, pad_token_id=1,
+    )  # fmt: skip
+    backbone = RobertaModel(config)
+    backbone(torch.arange(2, 18).repeat(2)[None])  # the premise: 32 tokens are the most
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.config = backbone, config
+
+    assert num_positions(Model()) == 32

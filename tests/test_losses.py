@@ -1,0 +1,686 @@
+"""Losses: values that can be recomputed by hand, what must not change them, and the same gradients by another route."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers import util
+from sentence_transformers.cross_encoder.losses import LambdaLoss
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from e2rank_st import E2Rank
+from e2rank_st.losses import (
+    LISTWISE,
+    Average,
+    CachedE2RankLoss,
+    E2RankLoss,
+    SlateLabels,
+    drift,
+    info_nce,
+    lambda_loss,
+    lambda_weights,
+    list_net,
+    positives,
+    preferences,
+    ranknet,
+    text_id,
+)
+
+NAN, INF = math.nan, math.inf
+DIMENSION = 4
+
+
+def slates(labels: list[list], gold: list[list] | None = None, texts: list[list] | None = None) -> SlateLabels:
+    """Slates without golds and of texts that are all different, but for what is given."""
+    gold = gold or [[False] * len(row) for row in labels]
+    texts = texts or [[f"{index}-{place}" for place in range(len(row))] for index, row in enumerate(labels)]
+    return SlateLabels.from_rows(labels, gold, texts)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def text_vectors(known: SlateLabels) -> Tensor:
+    """A vector for each document, equal for equal texts, of shape (B, N, D)."""
+    ids = known.text_ids.flatten().tolist()
+    return torch.stack([random(DIMENSION, seed=i % 2**31) for i in ids]).unflatten(0, known.labels.shape)
+
+
+def fill_up(known: SlateLabels, extra: int) -> SlateLabels:
+    """The same slates with more padding, whose ids are those of documents."""
+    size = (len(known.labels), extra)
+    padding = (torch.full(size, -INF), torch.zeros(size).bool(), known.text_ids[:, :1].expand(size))
+    return SlateLabels(*(torch.cat(parts, dim=1) for parts in zip(known, padding, strict=True)))
+
+
+def total(parts: dict[str, Tensor]) -> Tensor:
+    """What the trainer makes of a loss's parts."""
+    return torch.stack(list(parts.values())).sum()
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_pack_round_trip():
+    """Guards against labels or ids that change on the way through a trainer: DeepSpeed's casts floats to half."""
+    known = slates([[1 / 3, None, 5], [-7.5]], gold=[[0, 1, 0], [1]])
+    packed = known.pack()
+    assert packed.shape == (2, 3, 3)
+    assert packed.dtype == torch.int64
+    labels, gold, text_ids = SlateLabels.unpack(packed)
+    torch.testing.assert_close(labels, torch.tensor([[1 / 3, NAN, 5], [-7.5, -INF, -INF]]), equal_nan=True)
+    assert gold.tolist() == [[False, True, False], [True, False, False]]
+    assert torch.equal(text_ids, known.text_ids)
+    assert text_ids.max() > 2**53  # more than any float holds
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.tensor([[1, 0], [INF, 0]])}, r"Slate 1 has a label of \+inf"),
+        ({"labels": torch.tensor([[1, 0], [0, -INF]]), "gold": torch.ones(2, 2).bool()}, "Slate 1 has a padding row"),
+        ({"labels": torch.tensor([[-INF, -INF], [0, 1]])}, "Slate 0 has no document"),
+        ({"gold": torch.zeros(2, 3).bool()}, r"one shape \(B, N\)"),
+        ({"labels": torch.zeros(2), "gold": torch.zeros(2).bool(), "text_ids": torch.zeros(2).long()}, "one shape"),
+    ],
+)
+def test_pack_refuses(change, message):
+    """Guards against labels that would train silently wrong."""
+    known = slates([[1, 0], [0, 1]])
+    known.pack()
+    with pytest.raises(ValueError, match=message):
+        known._replace(**change).pack()
+
+
+@pytest.mark.parametrize("packed", [None, [[1.0]], torch.zeros(2, 3, 3), torch.zeros(2, 3).long()])
+def test_unpack_refuses(packed):
+    """Guards against labels of another loss or collator: scores, or nothing at all."""
+    with pytest.raises(ValueError, match=r"int64 tensor \(B, N, 3\), got"):
+        SlateLabels.unpack(packed)
+
+
+@pytest.mark.parametrize("texts", [[["a"]], [["a", "b"], ["c", "d"]], []])
+def test_from_rows_refuses(texts):
+    """Guards against labels that have slipped from one document to another."""
+    with pytest.raises(ValueError, match="one of each for every document"):
+        SlateLabels.from_rows([[1, 0], [1]][: len(texts)], [[1, 0], [1]][: len(texts)], texts)
+
+
+def test_text_ids_do_not_depend_on_the_process():
+    """Guards against Python's own hash, which differs from process to process: the same text would be a negative."""
+    assert text_id("fleas") == 0x51789525C75F311E
+    assert 0 <= text_id("\ud800") < 2**63
+
+
+# --- InfoNCE ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("known", "counts"),
+    [
+        (slates([[1], [1], [1]]), [3, 3, 3]),  # pairs: the others' positives
+        (slates([[2, 1, None], [1]]), [4, 4]),  # a ragged slate; what is unjudged is a negative
+        (slates([[2, 2, 3, 1], [1]], gold=[[1, 0, 0, 0], [1]]), [3, 5]),  # no worse than the gold one: left out
+        (slates([[1, 0], [1, 0]], texts=[["a", "b"], ["c", "a"]]), [3, 3]),  # a text counts once
+        (slates([[1, 0], [1, 0], [1]], texts=[["a", "b"], ["a", "c"], ["d"]]), [4, 4, 4]),  # a shared positive
+        (slates([[1, 0], [1, 1]], gold=[[1, 0], [1, 1]]), [4, 3]),  # other golds are left out
+    ],
+)
+def test_info_nce_of_zero_embeddings(known, counts):
+    """Guards against a wrong candidate in the sum: with equal scores the loss is the log of their number."""
+    queries, documents = torch.zeros(len(counts), 2), torch.zeros(*known.labels.shape, 2)
+    expected = torch.tensor([math.log(count) for count in counts]).mean()
+    torch.testing.assert_close(info_nce(queries, documents, known).mean(), expected)
+
+
+def test_info_nce_two_by_two():
+    """Guards against a wrong formula or temperature: cosines of 1, 0 and 0.6, 0.8 by hand."""
+    queries, documents = torch.tensor([[2.0, 0], [0.6, 0.8]]), torch.tensor([[[1.0, 0]], [[0, 5.0]]])
+    loss = info_nce(queries, documents, slates([[1], [1]]), temperature=0.5).mean()
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp((0.6 - 0.8) / 0.5))) / 2
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "gold", "expected"),
+    [
+        ([3, 1, 2], [0, 1, 0], [0, 1, 0]),  # gold before the teacher's first
+        ([3, None, 2], [0, 1, 0], [0, 1, 0]),
+        ([3, 1, 2], [0, 1, 1], [0, 1, 1]),
+        ([1, 2, 2], [0, 0, 0], [0, 1, 0]),  # the first of equals
+        ([None, -4, None], [0, 0, 0], [0, 1, 0]),
+        ([None, 1, 0], [0, 0, 0], [0, 1, 0]),
+        ([1, 1, None], [0, 0, 0], [0, 0, 0]),  # no preference
+        ([None, None, None], [0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_positives(labels, gold, expected):
+    """Guards against a teacher's first that displaces the known answer, and against positives that nobody named."""
+    known = fill_up(slates([labels], gold=[gold]), 1)
+    assert positives(known).tolist() == [[*map(bool, expected), False]]
+
+
+def test_several_golds_are_positives_in_turn():
+    """Guards against golds that push each other away, and against slates that weigh more the more golds they have."""
+    known = slates([[1, 2, 0], [1, 0, 0]], gold=[[1, 1, 0], [1, 0, 0]])
+    queries, documents = random(2, DIMENSION), random(2, 3, DIMENSION, seed=1)
+    scores = normalize(queries, dim=-1) @ normalize(documents.flatten(0, 1), dim=-1).T / 2  # (2, 6)
+
+    def loss(query: int, columns: list[int]) -> Tensor:
+        return -scores[query, columns].log_softmax(0)[0]
+
+    expected = (loss(0, [0, 2, 3, 4, 5]) + loss(0, [1, 2, 3, 4, 5])) / 2 + loss(1, [3, 0, 1, 2, 4, 5])
+    torch.testing.assert_close(info_nce(queries, documents, known, temperature=2).total, expected)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)])
+def test_duplicate_passage_in_another_slate_changes_nothing(place):
+    """Guards against false negatives, and against a popular passage that counts as often as it was retrieved."""
+    texts = [["a", "b", "c"], ["d", "e"], ["f", "g", "h"]]
+    before = slates([[1, 1, 0], [2, 1], [1, 0, None]], gold=[[1, 1, 0], [0, 0], [1, 0, 0]], texts=texts)
+    duplicate = texts[place[0]][place[1]]
+    after = slates(
+        [[1, 1, 0], [2, 1], [1, 0, None, None]],
+        gold=[[1, 1, 0], [0, 0], [1, 0, 0, 0]],
+        texts=[*texts[:2], [*texts[2], duplicate]],
+    )
+    queries = random(3, DIMENSION)
+    losses = [info_nce(queries, text_vectors(known), known, temperature=2).mean() for known in (before, after)]
+    torch.testing.assert_close(*losses)
+
+
+def test_slate_without_positive():
+    """Guards against a made-up positive, and against a NaN or a missing gradient where nothing can be learnt."""
+    known = slates([[1, 0], [None, None]])
+    queries, documents = random(2, DIMENSION).requires_grad_(), random(2, 2, DIMENSION, seed=1).requires_grad_()
+    average = info_nce(queries, documents, known)
+    assert average.number == 1
+    average.mean().backward()
+    assert queries.grad[0].any()
+    assert not queries.grad[1].any()
+    assert documents.grad[1].any()  # still negatives of the other query
+
+    queries.grad = documents.grad = None
+    loss = info_nce(queries, documents, slates([[1, 1], [None, None]])).mean()
+    loss.backward()
+    assert loss == 0
+    assert not queries.grad.any() and not documents.grad.any()
+
+
+# --- listwise ---------------------------------------------------------------------------------------------------------
+
+RAGGED = slates([[3, 1, 1, None, 0], [0, 2], [5, 5, 5], [None, 1]])
+
+
+def test_preferences():
+    """Guards against pairs of ties, of what is unjudged or of padding."""
+    expected = [(0, 0, 1), (0, 0, 2), (0, 0, 4), (0, 1, 4), (0, 2, 4), (1, 1, 0)]
+    assert [tuple(pair) for pair in preferences(RAGGED.labels).nonzero().tolist()] == expected
+
+
+def test_ranknet_of_a_swapped_pair():
+    """Guards against a wrong sign or scale: by hand, log(1 + e^5) for a margin of -0.5."""
+    loss = ranknet(torch.tensor([[0.2, 0.7]]), torch.tensor([[1.0, 0.0]])).mean()
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(5)), abs=1e-6)
+
+
+def test_ranknet_reductions():
+    """Guards against a mean over slates where the mean is over pairs, and against a sum divided by padding."""
+    scores = torch.zeros(RAGGED.labels.shape)
+    scores[1] = torch.tensor([0.3, 0.1, 0, 0, 0])
+    swapped, equal = math.log(1 + math.exp(2)), math.log(2)
+    assert ranknet(scores, RAGGED.labels).mean().item() == pytest.approx((5 * equal + swapped) / 6)
+    expected = (5 * equal / 4 + swapped / 2) / 2  # four judged documents and two; the others have no pairs
+    assert ranknet(scores, RAGGED.labels, reduction="sum").mean().item() == pytest.approx(expected)
+
+
+class Scores:
+    """A cross-encoder that has the scores already."""
+
+    num_labels, device = 1, "cpu"
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores = torch.tensor(scores)
+
+    def preprocess(self, pairs: list, **kwargs: object) -> dict:
+        """Something to hand back."""
+        return {"pairs": torch.zeros(len(pairs))}
+
+    def __call__(self, features: dict) -> dict:
+        """All the scores at once."""
+        return {"scores": self.scores}
+
+
+def test_lambda_loss_is_that_of_sentence_transformers():
+    """Guards against another weighting than NDCG-Loss2++: ragged slates of grades, against the library's."""
+    labels = [[3.0, 1, 1, 2, 4], [0.0, 1], [1.0, 1, 2]]
+    scores = random(3, 5)
+    flat = [value for row, known in zip(scores.tolist(), labels, strict=True) for value in row[: len(known)]]
+    theirs = LambdaLoss(Scores(flat), sigma=10, reduction_log="natural", mini_batch_size=-1)
+    inputs = [["q"] * 3, [["d"] * len(row) for row in labels]]
+    expected = theirs(inputs, [torch.tensor(row) for row in labels])
+    torch.testing.assert_close(lambda_loss(scores, slates(labels).labels, scale=10).mean().float(), expected)
+
+
+def test_lambda_weights_of_a_permutation():
+    """Guards against gains that overflow or leave weight to the first document only, and against a shift of labels."""
+    ranks = torch.arange(100.0).flip(0)[None]  # the best first
+    weights = lambda_weights(torch.zeros(1, 100), ranks)
+    assert weights.isfinite().all()
+    # A step down counts in the middle, too, not 2**50 times less than at the top.
+    assert weights[0, 50, 51] > weights[0, 0, 1] / 100
+    torch.testing.assert_close(weights, lambda_weights(torch.zeros(1, 100), ranks - 99))
+
+
+def test_list_net_by_hand():
+    """Guards against a distribution over what is unjudged or padding: cross-entropy over the judged ones."""
+    scores = random(2, 4)
+    labels = slates([[1, None, 3, 0], [0, 2]]).labels
+    expected = []
+    for row, judged in ((0, [0, 2, 3]), (1, [0, 1])):
+        target = labels[row, judged].double().softmax(0)
+        expected.append(nn.functional.cross_entropy(5 * scores[row, judged], target))
+    torch.testing.assert_close(list_net(scores, labels, scale=5).mean(), sum(expected) / 2)
+
+
+@pytest.mark.parametrize("kind", LISTWISE)
+def test_unjudged_and_tied_documents_are_in_no_pair(kind):
+    """Guards against learning from what nobody judged, or from equal labels: no loss and no gradient from it."""
+    scores = random(*RAGGED.labels.shape).requires_grad_()
+    loss = LISTWISE[kind](scores, RAGGED.labels, 10.0, "mean").mean()
+    loss.backward()
+    known = [0, 1, 2, 4]
+    assert scores.grad[0, known].all() and scores.grad[1, :2].all()
+    assert not scores.grad[0, 3] and not scores.grad[1, 2:].any() and not scores.grad[2:].any()
+    alone = [(scores[:1, known], RAGGED.labels[:1, known]), (scores[1:2, :2], RAGGED.labels[1:2, :2])]
+    averages = [LISTWISE[kind](*pair, 10.0, "mean") for pair in alone]
+    torch.testing.assert_close(loss, sum(a.total for a in averages) / sum(a.number for a in averages))
+
+
+@pytest.mark.parametrize("kind", LISTWISE)
+def test_listwise_loss_without_any_preference(kind):
+    """Guards against a NaN where a batch has nothing to learn from."""
+    scores = random(2, 3).requires_grad_()
+    loss = LISTWISE[kind](scores, slates([[1, 1, None], [None]]).labels, 10.0, "mean").mean()
+    loss.backward()
+    assert loss == 0
+    assert not scores.grad.any()
+
+
+@pytest.mark.parametrize("kind", LISTWISE)
+def test_listwise_loss_learns_the_order(kind):
+    """Guards against a loss that falls while the order gets worse: free vectors end in the order of their labels."""
+    known = slates([[0, 3, 1, 2], [1, 0, 2]])
+    loss = E2RankLoss(nn.Identity(), contrastive_weight=0, listwise=kind)
+    embeddings = {"listwise": random(2, DIMENSION), "documents": random(8, DIMENSION, seed=2)}
+    optimizer = torch.optim.Adam([vectors.requires_grad_() for vectors in embeddings.values()], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        total(loss.compute_loss_from_embeddings(embeddings, known)).backward()
+        optimizer.step()
+    scores = util.pairwise_cos_sim(
+        embeddings["listwise"].repeat_interleave(4, dim=0), embeddings["documents"]
+    ).unflatten(0, (2, 4))
+    assert scores[0].argsort(descending=True).tolist() == [1, 3, 2, 0]
+    assert scores[1, :3].argsort(descending=True).tolist() == [2, 0, 1]
+
+
+# --- all together -----------------------------------------------------------------------------------------------------
+
+MIXED = slates(
+    [[3, None, 0], [1, 2, 4, 1], [None, None, None], [0, 2]],
+    gold=[[0, 1, 0], [0, 0, 0, 0], [0, 0, 0], [0, 0]],
+    texts=[["a", "b", "c"], ["b", "e", "h", "i"], ["f", "g", "a"], ["d", "e"]],
+)
+KINDS = [*((kind, "mean") for kind in LISTWISE), ("ranknet", "sum"), ("lambda", "sum")]
+
+
+def mixed_embeddings() -> dict[str, Tensor]:
+    documents = random(16, DIMENSION, seed=3)
+    return {"query": random(4, DIMENSION, seed=1), "listwise": random(4, DIMENSION, seed=2), "documents": documents}
+
+
+@pytest.mark.parametrize(("kind", "reduction"), KINDS)
+def test_gradients_against_finite_differences(kind, reduction):
+    """Guards against a part of the loss that is cut off from the gradient, or a mask that leaks into it."""
+    loss = E2RankLoss(
+        nn.Identity(), temperature=0.5, listwise=kind, reduction=reduction, guard_weight=1, reference=nn.Identity()
+    )
+    embeddings = {name: vectors.requires_grad_() for name, vectors in mixed_embeddings().items()}
+    reference = {name: random(*vectors.shape, seed=7) for name, vectors in embeddings.items()}
+
+    def parts(*tensors: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(embeddings, tensors, strict=True))
+        return tuple(loss.compute_loss_from_embeddings(named, MIXED, reference).values())
+
+    assert len(parts(*embeddings.values())) == 3
+    # NDCG weights are constants of the current order: small steps do not change it.
+    assert torch.autograd.gradcheck(parts, tuple(embeddings.values()), eps=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "reduction"), KINDS)
+def test_ragged_equals_padded(kind, reduction):
+    """Guards against padding that counts: more of it, holding whatever, changes neither loss nor gradient."""
+    loss = E2RankLoss(nn.Identity(), temperature=2, listwise=kind, reduction=reduction)
+    results = []
+    for extra in (0, 3):
+        embeddings = {name: vectors.requires_grad_() for name, vectors in mixed_embeddings().items()}
+        documents = embeddings["documents"].unflatten(0, (4, 4))
+        rows = torch.cat([documents, 100 * random(4, extra, DIMENSION, seed=5)], dim=1).flatten(0, 1)
+        parts = loss.compute_loss_from_embeddings({**embeddings, "documents": rows}, fill_up(MIXED, extra))
+        total(parts).backward()
+        results.append([*parts.values(), *(vectors.grad for vectors in embeddings.values())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_parts_are_weighted_and_can_be_left_out():
+    """Guards against a weight that is applied twice or not at all, and against a part that nobody asked for."""
+    embeddings = mixed_embeddings()
+    documents = embeddings["documents"].unflatten(0, (4, 4))
+    scores = torch.cosine_similarity(embeddings["listwise"][:, None], documents, dim=-1)
+    contrastive = info_nce(embeddings["query"], documents, MIXED, 0.1).mean()
+    listwise = ranknet(scores, MIXED.labels, 7.0).mean()
+    options = {"temperature": 0.1, "listwise_scale": 7.0}
+    for first, second in ((1.0, 2.0), (0.5, 0), (0, 3.0)):
+        loss = E2RankLoss(nn.Identity(), contrastive_weight=first, listwise_weight=second, **options)
+        expected = {"contrastive": first * contrastive, "listwise": second * listwise}
+        parts = loss.compute_loss_from_embeddings({name: embeddings[name] for name in loss.columns}, MIXED)
+        assert set(parts) == {name for name, value in expected.items() if value}
+        for name, part in parts.items():
+            torch.testing.assert_close(part, expected[name])
+
+
+def test_autocast_does_not_reach_the_loss():
+    """Guards against bfloat16 cosines, whose error of 0.004 a temperature of 0.03 would multiply."""
+    embeddings = {name: vectors.float() for name, vectors in mixed_embeddings().items()}
+    loss = E2RankLoss(nn.Identity())
+    expected = loss.compute_loss_from_embeddings(embeddings, MIXED)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+        parts = loss.compute_loss_from_embeddings(embeddings, MIXED)
+    assert parts == expected
+    half = {name: vectors.bfloat16() for name, vectors in embeddings.items()}
+    assert {part.dtype for part in loss.compute_loss_from_embeddings(half, MIXED).values()} == {torch.float32}
+
+
+def test_average_of_nothing():
+    """Guards against a division by zero."""
+    assert Average(torch.tensor(0.0), torch.tensor(0)).mean() == 0
+
+
+# --- with a model -----------------------------------------------------------------------------------------------------
+
+QUERIES = ["how long do fleas live", "capital of China", "height of Everest"]
+LABELS = slates([[3, 1, None, 0], [0, 2, 1], [1, 0]], gold=[[0, 1, 0, 0], [0, 0, 0], [1, 0]])
+
+
+@pytest.fixture
+def model(tiny: E2Rank) -> E2Rank:
+    """The tiny model, whose gradients belong to the test."""
+    return copy.deepcopy(tiny).train()
+
+
+@pytest.fixture
+def bent(tiny: E2Rank) -> E2Rank:
+    """A model that embeds otherwise than the tiny one."""
+    other = copy.deepcopy(tiny)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return other
+
+
+@pytest.fixture
+def features(tiny: E2Rank, facts: list[str]) -> list[dict]:
+    """A batch of three slates, the documents filled up to four each."""
+    documents = [*facts[:4], *facts[4:7], "-", *facts[7:9], "-", "-"]
+    prompts = [f"{query}\n{' '.join(facts[:size])}" for query, size in zip(QUERIES, (4, 3, 2), strict=True)]
+    return [tiny.preprocess(texts) for texts in (QUERIES, prompts, documents)]
+
+
+def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """The gradients of a loss."""
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"contrastive_weight": 0, "listwise": "lambda", "reduction": "sum"},
+        {"listwise_weight": 0},
+        {"guard_weight": 3.0},
+    ],
+)
+@pytest.mark.parametrize("mini_batch", [{"mini_batch_size": 2}, {"mini_batch_num_tokens": 40}])
+def test_gradient_caching_gives_the_same_gradients(model, bent, features, options, mini_batch):
+    """Guards against gradient caching that loses a part, a column or the scaling of the loss, or saves no memory."""
+    if options.get("guard_weight"):
+        options = {**options, "reference": bent}
+    plain, cached = E2RankLoss(model, **options), CachedE2RankLoss(model, **mini_batch, **options)
+    parts = plain(features, LABELS.pack())
+    expected = gradients(model, total(parts))
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    assert norm > 1
+
+    batches = []
+    for embedder in (model, bent):
+        embedder.register_forward_pre_hook(lambda _, inputs: batches.append(inputs[0]["attention_mask"]))
+    cached_parts = cached(features, LABELS.pack())
+    assert list(cached_parts) == list(parts)
+    for name, part in parts.items():
+        torch.testing.assert_close(cached_parts[name], part, atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients(model, 8 * total(cached_parts)).items():
+        # As a trainer clips them: the float32 rounding of this model's gradients, of up to 18, is no measure.
+        torch.testing.assert_close(gradient / norm, 8 * expected[name] / norm, atol=1e-5, rtol=0)
+    longest = features[1]["attention_mask"].sum(1).max()
+    assert all(len(mask) <= mini_batch.get("mini_batch_size", 12) for mask in batches)
+    assert all(mask.sum() <= max(longest, mini_batch.get("mini_batch_num_tokens", INF)) for mask in batches)
+
+
+def test_cached_loss_in_evaluation(model, features):
+    """Guards against an evaluation that wants gradients, or returns other values than training."""
+    expected = CachedE2RankLoss(model, mini_batch_size=5)(features, LABELS.pack())
+    with torch.no_grad():
+        parts = CachedE2RankLoss(model, mini_batch_size=5)(features, LABELS.pack())
+    assert {name: part.item() for name, part in parts.items()} == {name: part.item() for name, part in expected.items()}
+    assert not any(part.requires_grad for part in parts.values())
+
+
+@pytest.mark.parametrize("kind", [E2RankLoss, CachedE2RankLoss])
+@pytest.mark.parametrize(("options", "needed"), [({"listwise_weight": 0}, (0, 2)), ({"contrastive_weight": 0}, (1, 2))])
+def test_columns_without_a_use_may_be_left_out(model, features, kind, options, needed):
+    """Guards against stage I that has to come with listwise prompts, and against embedding them in vain."""
+    loss = kind(model, **options)
+    calls = []
+    model.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0]["input_ids"])))
+    alone = loss([features[index] for index in needed], LABELS.pack())
+    assert sum(calls) == 3 + 12
+    among_all = loss(features, LABELS.pack())
+    assert sum(calls) == 2 * (3 + 12)
+    assert alone == among_all
+    assert len(alone) == 1
+
+
+def test_guard(model, bent, features):
+    """Guards against a guard that pulls where nothing has moved, that counts padding, or that trains its reference."""
+    options = {"contrastive_weight": 0, "guard_weight": 2.0}
+    still = E2RankLoss(model, **options, reference=copy.deepcopy(model))(features, LABELS.pack())["guard"]
+    assert still.item() == pytest.approx(0, abs=1e-6)
+    assert max(gradient.abs().max() for gradient in gradients(model, still).values()) < 1e-4
+
+    loss = E2RankLoss(model, **options, reference=bent)
+    guard = loss(features, LABELS.pack())["guard"]
+    present = LABELS.candidates.flatten()
+    with torch.no_grad():
+        cosines = [
+            util.pairwise_cos_sim(*(embedder(dict(column))["sentence_embedding"] for embedder in (model, bent)))
+            for column in (features[0], features[2])
+        ]
+    expected = 2 * ((1 - cosines[0]).mean() + (1 - cosines[1][present]).mean()) / 2
+    torch.testing.assert_close(guard.detach(), expected)
+    assert expected > 0.01
+    guard.backward()
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in bent.parameters())
+    assert not bent.training
+
+
+def test_reference_may_be_a_function(model, bent, features):
+    """Guards against a guard that wants a second model, where the model's own base will do."""
+    values = [
+        kind(model, guard_weight=1, reference=reference)(features, LABELS.pack())["guard"].item()
+        for kind in (E2RankLoss, CachedE2RankLoss)
+        for reference in (bent, lambda column: {"sentence_embedding": bent(column)["sentence_embedding"]})
+    ]
+    assert values == pytest.approx([values[0]] * 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0}, "temperature must be above 0, got 0"),
+        ({"temperature": NAN}, "temperature must be a finite number"),
+        ({"listwise_weight": -1}, "listwise_weight must be a finite number of at least 0, got -1"),
+        ({"listwise": "listmle"}, r"listwise must be one of \('ranknet', 'lambda', 'listnet'\), got 'listmle'"),
+        ({"reduction": "none"}, r"reduction must be one of \('mean', 'sum'\), got 'none'"),
+        ({"listwise": "listnet", "reduction": "sum"}, r"reduction must be one of \('mean',\), got 'sum'"),
+        ({"contrastive_weight": 0, "listwise_weight": 0}, "nothing would be trained"),
+        ({"guard_weight": 1}, "no reference"),
+        ({"reference": nn.Identity()}, "give both"),
+        ({"mini_batch_size": 0.5}, "mini_batch_size must be a whole number of at least 1, got 0.5"),
+        ({"mini_batch_num_tokens": 0}, "mini_batch_num_tokens must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_options_are_checked(options, message):
+    """Guards against an option that fails late, or trains something else."""
+    with pytest.raises(ValueError, match=message):
+        CachedE2RankLoss(nn.Identity(), **options)
+
+
+def test_reference_must_not_be_the_model(model):
+    """Guards against a reference that freezes the model in training, and moves along with it."""
+    with pytest.raises(ValueError, match="shares parameters"):
+        E2RankLoss(model, guard_weight=1, reference=model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [E2RankLoss, CachedE2RankLoss])
+def test_malformed_batches(model, features, kind):
+    """Guards against columns in another order or number, and rows that do not belong to the labels."""
+    with pytest.raises(ValueError, match=r"Got 2 input columns; give \('query', 'listwise', 'documents'\)"):
+        kind(model)(features[::2], LABELS.pack())
+    with pytest.raises(ValueError, match=r"Got 3 rows of documents for labels of the shape \(3, 4\)"):
+        kind(model)([*features[:2], features[0]], LABELS.pack())
+    with pytest.raises(ValueError, match="got NoneType; make it with SlateLabels"):
+        kind(model)(features, None)
+    with pytest.raises(ValueError, match="no embeddings of the reference"):
+        loss = kind(model, guard_weight=1, reference=nn.Identity())
+        loss.compute_loss_from_embeddings(mixed_embeddings(), MIXED)
+
+
+@pytest.mark.parametrize("kind", [E2RankLoss, CachedE2RankLoss])
+def test_card_data(kind):
+    """Guards against a model card that forgets an option: the configuration builds the same loss."""
+    loss = kind(nn.Identity(), temperature=0.1, listwise="lambda", reduction="sum", gather_across_devices=True)
+    config = loss.get_config_dict()
+    assert config["temperature"] == 0.1
+    assert kind(nn.Identity(), **config).get_config_dict() == config
+    assert "2510.22733" in loss.citation
+    assert ("2101.06983" in loss.citation) == (kind is CachedE2RankLoss)
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """A model of one matrix, whose tokens are floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(random(DIMENSION, 3, seed=9))
+
+    def forward(self, features: dict) -> dict:
+        """One vector a row."""
+        return {"sentence_embedding": features["input_ids"] @ self.weight}
+
+
+GLOBAL = {
+    "labels": [[2, 1], [None, None], [3, 1, 2], [0, 1, None]],
+    "gold": [[0, 1], [0, 0], [1, 0, 0], [0, 1, 0]],
+    "texts": [["a", "b"], ["c", "d"], ["e", "b", "f"], ["g", "a", "c"]],
+}
+
+
+def run_loss(rows: slice, kind: type[E2RankLoss], options: dict) -> tuple[Tensor, Tensor]:
+    """Parts of the loss and gradient of the matrix, for some of the slates."""
+    known = SlateLabels.from_rows(*(column[rows] for column in GLOBAL.values()))
+    columns = [
+        random(4, DIMENSION, seed=1)[rows],
+        random(4, DIMENSION, seed=2)[rows],
+        text_vectors(known).flatten(0, 1),
+    ]
+    model, reference = Linear(), Linear()
+    reference.weight.data += random(DIMENSION, 3, seed=4)
+    # A high temperature: every candidate is to be seen in the sum.
+    common = {"temperature": 2, "guard_weight": 1, "reference": reference, "gather_across_devices": True}
+    loss = kind(model, **common, **options)
+    parts = loss([{"input_ids": column} for column in columns], known.pack())
+    total(parts).backward()
+    return torch.stack(list(parts.values())).detach(), model.weight.grad
+
+
+RUNS = [
+    (E2RankLoss, {}),
+    (E2RankLoss, {"listwise": "lambda", "reduction": "sum"}),
+    (E2RankLoss, {"listwise": "listnet"}),
+    (CachedE2RankLoss, {"mini_batch_size": 2}),
+]
+
+
+def process(rank: int, folder: str) -> None:
+    """One of two processes, averaging as DDP does."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    for index, (kind, options) in enumerate(RUNS):
+        results = run_loss(slice(2 * rank, 2 * rank + 2), kind, options)
+        for tensor in results:
+            torch.distributed.all_reduce(tensor)
+            tensor /= 2
+        if rank == 0:
+            torch.save(results, Path(folder) / f"{index}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("options", [{}, {"listwise": "lambda", "reduction": "sum"}, {"listwise": "listnet"}])
+def test_gradient_caching_is_exact(options):
+    """Guards against an error that hides behind float32's rounding."""
+    expected = run_loss(slice(4), E2RankLoss, options)
+    for size in (1, 2, 5):
+        actual = run_loss(slice(4), CachedE2RankLoss, {**options, "mini_batch_size": size})
+        torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Guards against negatives or gradients lost between processes, also where slates, pairs, positives are uneven."""
+    assert len(SlateLabels.from_rows(*(column[:2] for column in GLOBAL.values())).labels[0]) == 2  # and 3 in the other
+    torch.multiprocessing.spawn(process, (str(tmp_path),), nprocs=2)
+    for index, (kind, options) in enumerate(RUNS):
+        parts, gradient = torch.load(tmp_path / f"{index}.pt")
+        expected_parts, expected_gradient = run_loss(slice(4), kind, options)
+        torch.testing.assert_close(parts, expected_parts)
+        torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_drift():
+    """Guards against a drift that depends on lengths: 0 for one direction, 1 for a right angle, 2 for opposites."""
+    vectors, reference = torch.tensor([[2.0, 0], [0, 3], [-1, 0]]), torch.tensor([[1.0, 0], [1, 0], [1, 0]])
+    torch.testing.assert_close(drift(vectors, reference).mean(), torch.tensor(1.0))
+    torch.testing.assert_close(drift(vectors[:1], reference[:1]).mean(), torch.tensor(0.0))
