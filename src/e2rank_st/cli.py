@@ -346,6 +346,16 @@ def embed(
         _write_json({"embedding": vector.tolist()}, record)
 
 
+# The settings are the training script's own: as many as the trainer has, and the same in a file.
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(context: typer.Context) -> None:
+    """Train a model on slates; settings come from a YAML file and flags, 'e2rank train --help' lists them."""
+    from e2rank_st.train import main as run_training
+
+    _set_verbosity(1)
+    run_training(context.args)
+
+
 def _read_vectors(path: Path) -> NDArray[Any]:
     """Read a matrix that ``embed --output`` wrote; a pickle could run code, so it is refused."""
     import numpy as np

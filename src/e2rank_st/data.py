@@ -1,0 +1,251 @@
+"""What the settings name as data → data sets to train on, evaluators, and a record of where it all came from."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import logging
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sentence_transformers.base.evaluation import SequentialEvaluator
+from torch import nn
+
+from e2rank_st.atomic import replacing
+from e2rank_st.collator import prompt_orders
+from e2rank_st.evaluation import RerankingEvaluator
+from e2rank_st.model import E2Rank
+from e2rank_st.readers import open_slates, read_beir, read_columns, read_rankings, read_results
+from e2rank_st.slates import Slate, read_manifest, read_slates
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+__all__ = ["Source", "fingerprint", "load_evaluator", "load_training_data", "with_prompt_orders"]
+
+logger = logging.getLogger(__name__)
+
+OWN = ("path", "name", "limit", "own_first_stage")
+READERS = (read_beir, read_columns, read_rankings, read_results, read_slates)
+FINGERPRINT_VALUES = 1024  # of each parameter: enough to tell models apart, however large they are
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of the settings ``train`` or ``dev``.
+
+    Attributes:
+        path: File or folder.
+        name: Name of the data set, instead of what the file says or is called.
+        limit: How many slates to draw; all by default.
+        own_first_stage: Whether an evaluator sorts the candidates by the model first. By default it does, unless they
+            are a first stage's results.
+        options: Those of the reader, see :func:`~e2rank_st.readers.open_slates`.
+    """
+
+    path: str
+    name: str | None = None
+    limit: int | None = None
+    own_first_stage: bool | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Read an entry: a path, or a JSON object with ``path`` and any of the other fields and reader options.
+
+        Raises:
+            ValueError: The object lacks a path, or has an unknown field.
+        """
+        if not text.lstrip().startswith("{"):
+            return cls(text)
+        values = json.loads(text)
+        options = sorted({name for reader in READERS for name in list(inspect.signature(reader).parameters)[1:]})
+        for name in values:
+            if name not in OWN and name not in options:
+                nearest = difflib.get_close_matches(name, [*OWN, *options], n=1, cutoff=0.0)[0]
+                raise ValueError(f"Unknown field {name!r} in the data {text}; did you mean {nearest!r}?")
+        if not isinstance(values.get("path"), str):
+            raise ValueError(f"The data {text} has no path; name a file or folder.")
+        own = {name: values.pop(name) for name in OWN if name in values}
+        return cls(**own, options=values)
+
+    def slates(self, seed: int) -> list[Slate]:
+        """Read the slates; of more than ``limit`` as many are drawn, and stay in their order.
+
+        Raises:
+            ValueError: There are none, or the reader refuses the file.
+            TypeError: The file's reader has no such option.
+            OSError: The file cannot be read.
+        """
+        options = dict(self.options) | ({} if self.name is None else {"source": self.name})
+        slates = list(open_slates(self.path, **options))
+        if not slates:
+            raise ValueError(f"{self.path} holds no slates.")
+        if self.limit is not None and self.limit < len(slates):
+            chosen = random.Random(seed).sample(range(len(slates)), self.limit)
+            slates = [slates[place] for place in sorted(chosen)]
+        return slates
+
+    def record(self, slates: Iterable[Slate]) -> dict[str, Any]:
+        """Say where slates come from: the entry, counts, the hash of the file, and its manifest where it has one."""
+        slates = list(slates)
+        record = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        record |= {"slates": len(slates), "documents": sum(map(len, slates)), "sha256": _sha256(Path(self.path))}
+        try:
+            manifest = read_manifest(self.path)
+        except FileNotFoundError:
+            return record
+        return record | {"manifest": {name: value for name, value in asdict(manifest).items() if value}}
+
+
+def load_training_data(entries: Iterable[str], seed: int = 0) -> tuple[DatasetDict, list[dict[str, Any]]]:
+    """Read what to train on.
+
+    Args:
+        entries: See :meth:`Source.parse`.
+        seed: Of what is drawn.
+
+    Returns:
+        A data set for each name of a source, with the columns ``query, documents, labels, gold``; and a record of each
+        entry. A document that a slate holds twice is there once.
+
+    Raises:
+        ValueError: An entry is wrong, or its file is.
+        OSError: A file cannot be read.
+        ImportError: The package ``datasets`` is missing.
+    """
+    try:
+        from datasets import DatasetDict
+    except ImportError as error:
+        raise ImportError("Training needs more packages: pip install 'e2rank-st[train]'") from error
+    by_name: dict[str, list[Slate]] = {}
+    records = []
+    for source in map(Source.parse, entries):
+        slates = source.slates(seed)
+        records.append(source.record(slates))
+        for slate in slates:
+            by_name.setdefault(slate.source or Path(source.path).name.split(".")[0], []).append(slate.distinct())
+    return DatasetDict({name: _dataset(slates) for name, slates in sorted(by_name.items())}), records
+
+
+def _dataset(slates: list[Slate]) -> Dataset:
+    from datasets import Dataset, Features, List, Value
+
+    features = Features(
+        {
+            "query": Value("string"),
+            "documents": List(Value("string")),
+            "labels": List(Value("float64")),
+            "gold": List(Value("bool")),
+        }
+    )
+    columns = {name: [getattr(slate, name) for slate in slates] for name in features}
+    return Dataset.from_dict(columns, features=features)
+
+
+def load_evaluator(
+    entries: Iterable[str], seed: int = 0, **options: Any
+) -> tuple[SequentialEvaluator | None, list[dict[str, Any]]]:
+    """Read what to evaluate on.
+
+    Args:
+        entries: See :meth:`Source.parse`.
+        seed: Of what is drawn.
+        **options: As for :class:`~e2rank_st.evaluation.RerankingEvaluator`.
+
+    Returns:
+        An evaluator for all entries, whose ``sequential_score`` is the mean of their listwise nDCG@10, or None without
+        an entry; and a record of each.
+
+    Raises:
+        ValueError: An entry is wrong, or its file is, or two have one name.
+        OSError: A file cannot be read.
+    """
+    evaluators: list[RerankingEvaluator] = []
+    records = []
+    for source in map(Source.parse, entries):
+        name = source.name or Path(source.path).resolve().name.split(".")[0]
+        if name in [evaluator.name for evaluator in evaluators]:
+            raise ValueError(f"Two sets to evaluate on are called {name!r}; give one of them a 'name'.")
+        slates = source.slates(seed)
+        evaluators.append(_evaluator(source, slates, {"name": name, **options}))
+        records.append(source.record(slates))
+    if not evaluators:
+        return None, records
+    return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores)), records
+
+
+def _evaluator(source: Source, slates: list[Slate], options: dict[str, Any]) -> RerankingEvaluator:
+    is_judged_run = "qrels" in source.options
+    own = not is_judged_run if source.own_first_stage is None else source.own_first_stage
+    if is_judged_run and source.limit is None:
+        # Only the whole run: its judgements also count what it has not found.
+        return RerankingEvaluator.from_results(source.path, source.options["qrels"], own_first_stage=own, **options)
+    return RerankingEvaluator.from_slates(slates, own_first_stage=own, **options)
+
+
+def with_prompt_orders(
+    model: E2Rank, data: DatasetDict, cache: Path, batch_size: int = 32, show_progress_bar: bool | None = None
+) -> DatasetDict:
+    """Add the column ``prompt_order``: the documents in the order in which the model's prompts take them.
+
+    Args:
+        model: The model before training.
+        data: What :func:`load_training_data` gives.
+        cache: File to keep the orders in, for other processes and for a run that is resumed.
+        batch_size: Texts in a forward pass.
+        show_progress_bar: Whether to show progress bars; by default if the package's log level is INFO or lower.
+    """
+    if model.listwise.candidate_order == "given":
+        return data
+    key = fingerprint(model, data)
+    orders = _kept(cache, key)
+    if orders is None:
+        rows = {name: (list(part["query"]), list(part["documents"])) for name, part in data.items()}
+        orders = {
+            name: prompt_orders(model, *columns, batch_size=batch_size, show_progress_bar=show_progress_bar)
+            for name, columns in rows.items()
+        }
+        with replacing(cache) as fresh:
+            fresh.write_text(json.dumps({"key": key, "orders": orders}), encoding="utf-8")
+    for name, part in data.items():
+        data[name] = part.add_column("prompt_order", orders[name])
+    return data
+
+
+def _kept(cache: Path, key: str) -> dict[str, list[list[int]]] | None:
+    if not cache.exists():
+        return None
+    kept = json.loads(cache.read_text(encoding="utf-8"))
+    return kept["orders"] if kept["key"] == key else None
+
+
+def fingerprint(model: nn.Module, data: Mapping[str, Any]) -> str:
+    """Hash what the order of documents depends on: their texts, and the model's weights and prompts."""
+    digest = hashlib.sha256(json.dumps([getattr(model, "prompts", {}), getattr(model, "max_seq_length", 0)]).encode())
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()[:FINGERPRINT_VALUES].to("cpu", torch.float32)
+        digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+    for name, part in data.items():
+        digest.update(name.encode())
+        for row in part:
+            digest.update(json.dumps([row["query"], row["documents"]]).encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    """Hash of a file, or of all files of a folder with their names."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
+        digest.update(b"" if path.is_file() else file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()

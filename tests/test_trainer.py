@@ -1,0 +1,330 @@
+"""Training: what is learned, and checkpoints that survive whatever ends a run."""
+
+import copy
+import itertools
+import os
+import pkgutil
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from e2rank_st import E2Rank
+from e2rank_st.evaluation import RerankingEvaluator
+from e2rank_st.losses import CachedE2RankLoss, E2RankLoss
+from e2rank_st.trainer import UNFINISHED, E2RankTrainer, E2RankTrainingArguments, last_checkpoint
+from tests.toy import toy_rows
+
+datasets = pytest.importorskip("datasets")
+pytest.importorskip("accelerate")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads cost a tiny model more than they save, and let sums differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def toy_data(*numbers: int) -> Any:
+    """A source of toy slates for each number."""
+    parts = {f"source {index}": toy_rows(number, seed=index) for index, number in enumerate(numbers)}
+    return datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
+
+
+def toy_trainer(model: E2Rank, folder: Path, data: Any = None, **options: Any) -> E2RankTrainer:
+    """A trainer on the CPU: two sources, two epochs of five steps unless told otherwise."""
+    evaluator = options.pop("evaluator", None)
+    defaults = {
+        "per_device_train_batch_size": 3,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_steps": 100,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    args = E2RankTrainingArguments(str(folder), **(defaults | options))
+    data = toy_data(9, 6) if data is None else data
+    return E2RankTrainer(model, args, train_dataset=data, evaluator=evaluator)
+
+
+def with_dropout(model: E2Rank) -> E2Rank:
+    """A copy that draws at random while it trains."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.2
+    return model
+
+
+def with_adapter(model: E2Rank) -> E2Rank:
+    """A copy with a LoRA adapter, the same one on every call."""
+    peft = pytest.importorskip("peft")
+    model = with_dropout(model)
+    torch.manual_seed(0)
+    model.add_adapter(peft.LoraConfig(r=4, target_modules="all-linear", task_type="FEATURE_EXTRACTION"))
+    return model
+
+
+def assert_equal_weights(first: E2Rank, second: E2Rank) -> None:
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+class StopAt(TrainerCallback):
+    """Ends a run after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:  # noqa: D102
+        control.should_training_stop = state.global_step == self.step
+        return control
+
+
+RUNS: dict[str, tuple[Callable[[E2Rank], E2Rank], dict[str, Any]]] = {
+    "full": (with_dropout, {"shuffle_prompt": 0.5, "random_prompt_size": 0.5, "documents_per_slate": 4}),
+    "adapter, cached, guarded": (with_adapter, {"mini_batch_size": 4, "guard_weight": 1.0}),
+}
+
+
+@pytest.mark.parametrize(("run", "step"), [("full", 3), ("full", 5), ("adapter, cached, guarded", 7)])
+def test_resumed_run_is_the_unbroken_one(tiny: E2Rank, tmp_path: Path, run: str, step: int) -> None:
+    """Guards against a resumed run with other batches, draws or dropout, in an epoch and between two; bit for bit."""
+    make, options = RUNS[run]
+    whole = toy_trainer(make(tiny), tmp_path / "whole", **options)
+    whole.train()
+    broken = toy_trainer(make(tiny), tmp_path / "broken", save_steps=step, **options)
+    broken.add_callback(StopAt(step))
+    broken.train()
+    assert broken.state.global_step == step < whole.state.global_step == 10
+    resumed = toy_trainer(make(tiny), tmp_path / "broken", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert_equal_weights(resumed.model, whole.model)
+    losses = [[row["loss"] for row in trainer.state.log_history if "loss" in row] for trainer in (resumed, whole)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 10
+
+
+class Killed(BaseException):
+    """Stands for what nobody can catch."""
+
+
+# What is called for the n-th time when the run dies, and the step of the checkpoint that is left.
+MOMENTS = {
+    "weights are written": ("e2rank_st.model:E2Rank.save", 2, 2),
+    "optimizer is written": ("torch:save", 6, 2),
+    "state is written": ("transformers:TrainerState.save_to_json", 4, 2),
+    "checkpoint gets its name": ("pathlib:Path.rename", 2, 2),
+    "scratch is removed": ("shutil:rmtree", 8, 4),
+    "old checkpoint goes": ("pathlib:Path.rename", 4, 6),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_checkpoint_survives_whenever_a_run_dies(
+    tiny: E2Rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Guards against half a checkpoint under a checkpoint's name, and the last whole one deleted too early."""
+    name, call, step = MOMENTS[moment]
+    original, calls = pkgutil.resolve_name(name), itertools.count(1)
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == call:
+            raise Killed
+        return original(*args, **kwargs)
+
+    trainer = toy_trainer(copy.deepcopy(tiny), tmp_path, save_steps=2, save_total_limit=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(name.replace(":", "."), dying)
+        with pytest.raises(Killed):
+            trainer.train()
+    left = last_checkpoint(tmp_path)
+    assert left == str(tmp_path / f"checkpoint-{step}")
+    resumed = toy_trainer(copy.deepcopy(tiny), tmp_path, save_steps=2, save_total_limit=2)
+    resumed.train(resume_from_checkpoint=left)
+    whole = toy_trainer(copy.deepcopy(tiny), tmp_path / "whole")
+    whole.train()
+    assert_equal_weights(resumed.model, whole.model)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-8"]
+    assert not (tmp_path / UNFINISHED).exists()
+
+
+def test_kill_while_saving(tiny: E2Rank, checkpoint: Path, tmp_path: Path) -> None:
+    """Guards against a kill -9 in the middle of a file, which runs no cleaning up."""
+    script = f"""
+        import sys, time, torch
+        from tests.test_trainer import toy_trainer
+        from e2rank_st import E2Rank
+        torch.set_num_threads(1)
+        save = torch.save
+        def slow(value, path, *args, **kwargs):
+            if "checkpoint-4" in str(path) and "optimizer" in str(path):
+                open(path, "wb").write(b"half")
+                print("in the middle", flush=True)
+                time.sleep(600)
+            return save(value, path, *args, **kwargs)
+        torch.save = slow
+        toy_trainer(E2Rank({str(checkpoint)!r}, device="cpu"), {str(tmp_path)!r}, save_steps=2).train()
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.stdout is not None
+    assert "in the middle" in next(line for line in process.stdout if "middle" in line)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert (tmp_path / UNFINISHED / "checkpoint-4").exists(), "the premise: it died while it was saving"
+    assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-2")
+    resumed = toy_trainer(copy.deepcopy(tiny), tmp_path, save_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    whole = toy_trainer(copy.deepcopy(tiny), tmp_path / "whole")
+    whole.train()
+    assert_equal_weights(resumed.model, whole.model)
+
+
+def test_overfits_one_batch(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against labels, prompts or documents that do not belong together: nothing could be learned by heart."""
+    rows = toy_rows(4, seed=3)
+    evaluator = RerankingEvaluator.from_slates(_slates(rows), name="same", own_first_stage=True)
+    model = copy.deepcopy(tiny)
+    before = evaluator(model)
+    assert before["same_listwise_ndcg@10"] < 0.9, "the premise"
+    data = datasets.DatasetDict({"toy": datasets.Dataset.from_list(rows)})
+    trainer = toy_trainer(model, tmp_path, data, per_device_train_batch_size=4, max_steps=25, learning_rate=3e-3)
+    trainer.train()
+    after = evaluator(model)
+    assert after["same_listwise_ndcg@10"] == after["same_embedding_ndcg@10"] == 1.0
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < 0.1 * losses[0]
+    assert {"contrastive", "listwise"} <= trainer.state.log_history[0].keys(), "the parts are logged"
+
+
+def test_best_checkpoint_is_loaded_and_kept(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against a result that is the last checkpoint, and a best one that is deleted as an old one."""
+    rows = toy_rows(6, seed=9)
+
+    class Falling(RerankingEvaluator):
+        """Whose first measurement is the best."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            steps = args[3] if len(args) > 3 else kwargs["steps"]
+            return {"toy_listwise_ndcg@10": 1 / steps}
+
+    trainer = toy_trainer(
+        copy.deepcopy(tiny),
+        tmp_path,
+        evaluator=Falling.from_slates(_slates(rows), name="toy"),
+        eval_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="toy_listwise_ndcg@10",
+        greater_is_better=True,
+    )
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-2"]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert_equal_weights(trainer.model, E2Rank(str(tmp_path / "checkpoint-2"), device="cpu"))
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    with pytest.raises((OSError, ValueError)):  # the host would log this and go on with the last weights
+        trainer._load_best_model()
+
+
+def test_single_source_batches_by_default(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against negatives of other sources, and against the host's samplers where the arguments name them."""
+    trainer = toy_trainer(copy.deepcopy(tiny), tmp_path)
+    rows = list(trainer.get_train_dataloader().batch_sampler)
+    assert all(len({row < 9 for row in batch}) == 1 for batch in rows)
+    host = toy_trainer(copy.deepcopy(tiny), tmp_path, batch_sampler="no_duplicates")
+    assert type(host.get_train_dataloader().batch_sampler).__name__ == "ProportionalBatchSampler"
+
+
+def test_arguments_make_the_loss_and_the_collator(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against settings that are read and forgotten."""
+    plain = toy_trainer(tiny, tmp_path, temperature=0.1, listwise="lambda", listwise_scale=5.0, contrastive_weight=0.5)
+    assert type(plain.loss) is E2RankLoss
+    expected = {"temperature": 0.1, "listwise": "lambda", "listwise_scale": 5.0, "contrastive_weight": 0.5}
+    assert expected.items() <= plain.loss.get_config_dict().items()
+    cached = toy_trainer(tiny, tmp_path, mini_batch_num_tokens=500, listwise_weight=0, documents_per_slate=3, seed=5)
+    assert type(cached.loss) is CachedE2RankLoss
+    assert cached.loss.mini_batch_num_tokens == 500
+    assert cached.data_collator.columns == ("query", "documents")
+    assert (cached.data_collator.documents_per_slate, cached.data_collator.seed) == (3, 5)
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, with_adapter])
+def test_guard_looks_at_the_model_before_training(
+    tiny: E2Rank, tmp_path: Path, make: Callable[[E2Rank], E2Rank]
+) -> None:
+    """Guards against a reference that is trained along, draws dropout, or leaves the adapter switched off."""
+    model = make(tiny)
+    trainer = toy_trainer(model, tmp_path, guard_weight=1.0, max_steps=4, learning_rate=1e-2)
+    trainer.train()
+    guards = [row["guard"] for row in trainer.state.log_history if "guard" in row]
+    assert guards[-1] > guards[0]
+    assert guards[-1] > 1e-3
+    batch = trainer.data_collator(toy_rows(2))
+    features = {name: batch[f"query_{name}"] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        kept = trainer.loss.reference(dict(features))["sentence_embedding"]
+        torch.testing.assert_close(kept, tiny(dict(features))["sentence_embedding"])
+        moved = model.eval()(dict(features))["sentence_embedding"]
+    assert not torch.allclose(kept, moved, atol=1e-3)
+
+
+def test_accumulation_and_bfloat16_train(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against mixed precision or accumulated gradients that the loss does not bear; weights stay float32."""
+    model = copy.deepcopy(tiny)
+    options = {"bf16": True, "gradient_accumulation_steps": 2, "activation_checkpointing": True}
+    trainer = toy_trainer(model, tmp_path, **options)
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_evaluation_before_training(tiny: E2Rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against processes that train each for itself: the host takes an evaluated model for a wrapped one."""
+    model = copy.deepcopy(tiny)
+    trainer = toy_trainer(model, tmp_path, evaluator=RerankingEvaluator.from_slates(_slates(toy_rows(2))))
+    trainer.evaluate()
+    assert vars(model)["_is_accelerate_prepared"], "the premise"
+    seen: list[bool] = []
+    host = type(trainer).__mro__[1]
+    monkeypatch.setattr(host, "train", lambda *_, **__: seen.append("_is_accelerate_prepared" in vars(model)))
+    trainer.train()
+    assert seen == [False]
+
+
+def test_nothing_to_resume_from(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against a run that was to be resumed and starts anew."""
+    with pytest.raises(ValueError, match="There is no checkpoint in"):
+        toy_trainer(tiny, tmp_path).train(resume_from_checkpoint=True)
+
+
+def _slates(rows: list[dict[str, Any]]) -> list[Any]:
+    from e2rank_st.slates import Slate
+
+    return [Slate(*(row[name] for name in ("query", "documents", "labels", "gold"))) for row in rows]
