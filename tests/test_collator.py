@@ -116,6 +116,20 @@ def test_ragged_slates_are_filled_up(tiny: E2Rank) -> None:
     assert unpadded(batch, "documents")[-1] == (*tiny.tokenizer(FILLER)["input_ids"][:1], eos)
 
 
+def test_filling_up_to_a_fixed_size(tiny: E2Rank) -> None:
+    """Guards against processes with other numbers of mini-batches, which wait for each other for ever."""
+    plain, filled = (SlateCollator(model=tiny, documents_per_slate=5, fill_up=flag)(BATCH) for flag in (False, True))
+    ours, theirs = (SlateLabels.unpack(batch["label"]) for batch in (plain, filled))
+    assert theirs.labels.shape == (2, 5)
+    assert len(filled["documents_input_ids"]) == 10
+    assert not theirs.candidates[:, 3:].any()
+    for part, other in zip(ours, theirs, strict=True):
+        assert torch.equal(part.nan_to_num(), other[:, :3].nan_to_num())
+    rows = unpadded(filled, "documents")
+    assert rows[:3] + rows[5:8] == unpadded(plain, "documents")
+    assert len({*rows[3:5], *rows[7:]}) == 1
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_side_changes_no_embedding(tiny: E2Rank, side: str) -> None:
     """Guards against token ids on one side and their mask on the other."""
