@@ -95,13 +95,16 @@ def test_files_without_slates_are_refused(tmp_path: Path) -> None:
 def test_evaluators(tmp_path: Path, slates: Path, tiny: E2Rank) -> None:
     """Guards against a best checkpoint by the last set alone, and against slates whose order shows the labels."""
     hits = [{"content": f"text {place}", "docid": f"d{place}", "qid": "q", "rank": place} for place in range(3)]
-    run = write(tmp_path / "run.jsonl", [{"query": "a query", "hits": hits}])
+    run = write(tmp_path / "run.jsonl", [{"query": "a query", "hits": hits}] * 3)
     (tmp_path / "qrels.txt").write_text("q 0 d0 1\nq 0 elsewhere 3\n", encoding="utf-8")
-    evaluator, records = load_evaluator([entry(slates, limit=6), entry(run, qrels=str(tmp_path / "qrels.txt"))])
+    evaluator, records = load_evaluator(
+        [entry(slates, limit=6), entry(run, qrels=str(tmp_path / "qrels.txt"), limit=2)]
+    )
     assert evaluator is not None
     assert [part.name for part in evaluator.evaluators] == ["slates", "run"]
     assert [part.own_first_stage for part in evaluator.evaluators] == [True, False]
-    assert [record["slates"] for record in records] == [6, 1]
+    assert [record["slates"] for record in records] == [6, 2]
+    assert len(evaluator.evaluators[1].queries) == 2
     metrics = evaluator(tiny)
     assert metrics["run_first_stage_ndcg@10"] < 1, "what was not retrieved counts"
     mean = (metrics["slates_listwise_ndcg@10"] + metrics["run_listwise_ndcg@10"]) / 2

@@ -151,9 +151,12 @@ def test_slates_and_queries_without_candidates(tiny: E2Rank) -> None:
 def test_judgements_count_what_was_not_retrieved(tiny: E2Rank, tmp_path: Path) -> None:
     """Guards against an ideal ranking of the candidates only, which flatters a first stage that misses documents."""
     hits = [{"content": f"text {place}", "docid": f"d{place}", "qid": "q", "rank": place} for place in range(3)]
-    (tmp_path / "run.jsonl").write_text(json.dumps({"query": "a query", "hits": hits}) + "\n", encoding="utf-8")
-    (tmp_path / "qrels.txt").write_text("q 0 d0 1\nq 0 d1 0\nq 0 elsewhere 3\n", encoding="utf-8")
-    measured = RerankingEvaluator.from_results(tmp_path / "run.jsonl", tmp_path / "qrels.txt", name="run")
+    other = [{"content": "other", "docid": "x", "qid": "other", "rank": 1}]
+    rows = [{"query": "another", "hits": other}, {"query": "a query", "hits": hits}]
+    (tmp_path / "run.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "qrels.txt").write_text("other 0 x 1\nq 0 d0 1\nq 0 d1 0\nq 0 elsewhere 3\n", encoding="utf-8")
+    measured = RerankingEvaluator.from_results(tmp_path / "run.jsonl", tmp_path / "qrels.txt", places=[1], name="run")
+    assert measured.queries == ["a query"]
     assert measured.scores(tiny)["first_stage"] == [pytest.approx(1 / (3 + 1 / math.log2(3)))]
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +88,11 @@ class Source:
         slates = list(open_slates(self.path, **options))
         if not slates:
             raise ValueError(f"{self.path} holds no slates.")
-        if self.limit is not None and self.limit < len(slates):
-            chosen = random.Random(seed).sample(range(len(slates)), self.limit)
-            slates = [slates[place] for place in sorted(chosen)]
-        return slates
+        return [slates[place] for place in self.chosen(len(slates), seed)]
+
+    def chosen(self, total: int, seed: int) -> list[int]:
+        """Draw which slates of all are taken: their places, ascending."""
+        return sorted(random.Random(seed).sample(range(total), min(total if self.limit is None else self.limit, total)))
 
     def record(self, slates: Iterable[Slate]) -> dict[str, Any]:
         """Say where slates come from: the entry, counts, the hash of the file, and its manifest where it has one."""
@@ -174,21 +175,23 @@ def load_evaluator(
         name = source.name or Path(source.path).resolve().name.split(".")[0]
         if name in [evaluator.name for evaluator in evaluators]:
             raise ValueError(f"Two sets to evaluate on are called {name!r}; give one of them a 'name'.")
-        slates = source.slates(seed)
-        evaluators.append(_evaluator(source, slates, {"name": name, **options}))
+        whole = replace(source, limit=None).slates(seed)
+        places = source.chosen(len(whole), seed)
+        slates = [whole[place] for place in places]
+        evaluators.append(_evaluator(source, slates, places, {"name": name, **options}))
         records.append(source.record(slates))
     if not evaluators:
         return None, records
     return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores)), records
 
 
-def _evaluator(source: Source, slates: list[Slate], options: dict[str, Any]) -> RerankingEvaluator:
-    is_judged_run = "qrels" in source.options
-    own = not is_judged_run if source.own_first_stage is None else source.own_first_stage
-    if is_judged_run and source.limit is None:
-        # Only the whole run: its judgements also count what it has not found.
-        return RerankingEvaluator.from_results(source.path, source.options["qrels"], own_first_stage=own, **options)
-    return RerankingEvaluator.from_slates(slates, own_first_stage=own, **options)
+def _evaluator(source: Source, slates: list[Slate], places: list[int], options: dict[str, Any]) -> RerankingEvaluator:
+    qrels = source.options.get("qrels")
+    own = qrels is None if source.own_first_stage is None else source.own_first_stage
+    if qrels is None:
+        return RerankingEvaluator.from_slates(slates, own_first_stage=own, **options)
+    # Not from the slates: the judgements also count what the run has not found.
+    return RerankingEvaluator.from_results(source.path, qrels, places=places, own_first_stage=own, **options)
 
 
 def with_prompt_orders(

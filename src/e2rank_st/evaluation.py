@@ -189,13 +189,19 @@ class RerankingEvaluator(BaseEvaluator):
 
     @classmethod
     def from_results(
-        cls, path: str | os.PathLike[str], qrels: str | os.PathLike[str], **options: Any
+        cls,
+        path: str | os.PathLike[str],
+        qrels: str | os.PathLike[str],
+        *,
+        places: Sequence[int] | None = None,
+        **options: Any,
     ) -> RerankingEvaluator:
         """Evaluate on a first stage's results with judgements; the ideal ranking also holds what was not retrieved.
 
         Args:
             path: Results with text, see :func:`~e2rank_st.readers.read_results`.
             qrels: Judgements in TREC's form.
+            places: Which rows of the file, counted from 0; all by default.
             **options: As for the class.
 
         Raises:
@@ -209,7 +215,9 @@ class RerankingEvaluator(BaseEvaluator):
                 query, _, document, grade = line.split()
                 judged.setdefault(query, {})[document] = float(grade)
         ids = parsed(path, lambda row: identifier(row["hits"][0], "qid"))
-        return cls.from_slates(slates, ideal=[list(judged[query].values()) for query in ids], **options)
+        ideal = [list(judged[query].values()) for query in ids]
+        chosen = range(len(slates)) if places is None else places
+        return cls.from_slates([slates[place] for place in chosen], ideal=[ideal[place] for place in chosen], **options)
 
     def _check(self) -> None:
         sizes = {name: len(getattr(self, name)) for name in ("queries", "documents", "grades", "ideal")}
