@@ -86,8 +86,8 @@ def tiny(checkpoint: Path) -> E2Rank:
 
 @pytest.fixture(scope="session")
 def bundled() -> E2Rank:
-    """The bundled model, on real weights. Shared: a test that changes it takes a copy."""
-    return E2Rank.from_bundled(device="cpu")
+    """The base of the bundled model: real weights that no training changes. Shared: a test that changes it copies."""
+    return E2Rank.from_bundled(trained=False, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from e2rank_st import E2Rank
-from e2rank_st.collator import FILLER, SlateCollator, prompt_orders, sample_documents
-from e2rank_st.losses import COLUMNS, E2RankLoss, SlateLabels
+from e2rank_st.collator import FILLER, SlateCollator, distinct_documents, prompt_orders, sample_documents
+from e2rank_st.losses import COLUMNS, E2RankLoss, SlateLabels, text_id
 from e2rank_st.modeling_e2rank import Embedder
 from tests.toy import toy_rows
 
+MASKED = ("input_ids", "attention_mask")
 BATCH = [
     {
         "query": "how long do fleas live",
@@ -98,10 +99,10 @@ def test_queries_and_documents_are_those_of_encoding(tiny: E2Rank) -> None:
 def test_columns_in_the_order_that_the_host_expects(tiny: E2Rank) -> None:
     """Guards against columns that the trainer would pair with another's name: it goes by their order."""
     batch = SlateCollator(model=tiny)([row | {"dataset_name": "facts"} for row in BATCH])
-    names = [f"{column}_{name}" for column in COLUMNS for name in ("input_ids", "attention_mask")]
+    names = [f"{column}_{name}" for column in COLUMNS[:3] for name in ("input_ids", "attention_mask")]
     assert list(batch) == ["label", "dataset_name", *names]
     assert batch["dataset_name"] == "facts"
-    assert [len(batch[f"{column}_input_ids"]) for column in COLUMNS] == [2, 2, 6]
+    assert [len(batch[f"{column}_input_ids"]) for column in COLUMNS[:3]] == [2, 2, 6]
 
 
 def test_ragged_slates_are_filled_up(tiny: E2Rank) -> None:
@@ -114,6 +115,28 @@ def test_ragged_slates_are_filled_up(tiny: E2Rank) -> None:
     assert slates.gold.tolist() == [[True, False, False], [False, False, False]]
     eos = tiny.tokenizer.get_vocab()["<|endoftext|>"]
     assert unpadded(batch, "documents")[-1] == (*tiny.tokenizer(FILLER)["input_ids"][:1], eos)
+
+
+def test_frozen_documents_come_as_vectors(tiny: E2Rank) -> None:
+    """Guards against vectors of other documents, and against a guard that watches texts of other slates."""
+    index = distinct_documents(tiny, [row["documents"] for row in BATCH])
+    collator = SlateCollator(model=tiny, frozen=index, columns=COLUMNS, documents_per_slate=2)
+    batch = collator(BATCH)
+    assert "documents_input_ids" not in batch
+    slates = SlateLabels.unpack(batch["label"])
+    stored = dict(zip(map(text_id, index.texts), index.embeddings, strict=True))
+    expected = [stored[number] for number in slates.text_ids.flatten().tolist()]
+    assert (batch["documents_sentence_embedding"].numpy() == expected).all()
+    encoded = tiny.preprocess([text for row in BATCH for text in row["documents"]])
+    whole = [tuple(ids[mask.bool()].tolist()) for ids, mask in zip(*map(encoded.get, MASKED), strict=True)]
+    first, second = unpadded(batch, "guarded")
+    assert first in whole[:3]
+    assert second in whole[3:]
+    padded = SlateCollator(model=tiny, frozen=index, fill_up=True, documents_per_slate=3)(BATCH)
+    assert padded["documents_sentence_embedding"].shape == (6, index.dimension)
+    assert not padded["documents_sentence_embedding"][5].any()
+    with pytest.raises(KeyError, match="Nothing"):
+        collator([BATCH[0] | {"documents": ["Nothing", "Fleas", "Bread"]}])
 
 
 def test_filling_up_to_a_fixed_size(tiny: E2Rank) -> None:

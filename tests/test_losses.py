@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from e2rank_st import E2Rank
 from e2rank_st.losses import (
+    COLUMNS,
     LISTWISE,
     Average,
     CachedE2RankLoss,
@@ -28,6 +29,7 @@ from e2rank_st.losses import (
     ranknet,
     text_id,
 )
+from e2rank_st.modeling_e2rank import interpolate
 
 NAN, INF = math.nan, math.inf
 DIMENSION = 4
@@ -684,3 +686,44 @@ def test_drift():
     vectors, reference = torch.tensor([[2.0, 0], [0, 3], [-1, 0]]), torch.tensor([[1.0, 0], [1, 0], [1, 0]])
     torch.testing.assert_close(drift(vectors, reference).mean(), torch.tensor(1.0))
     torch.testing.assert_close(drift(vectors[:1], reference[:1]).mean(), torch.tensor(0.0))
+
+
+def test_query_weight_trains_the_vector_that_reranks():
+    """Guards against a loss of another vector than reranking's, and against a share that is no share."""
+    embeddings = mixed_embeddings()
+    mixed = interpolate(embeddings["query"], embeddings["listwise"], 0.25)
+    expected = E2RankLoss(nn.Identity()).compute_loss_from_embeddings({**embeddings, "listwise": mixed}, MIXED)
+    loss = E2RankLoss(nn.Identity(), query_weight=0.25)
+    torch.testing.assert_close(loss.compute_loss_from_embeddings(embeddings, MIXED), expected)
+    assert E2RankLoss(nn.Identity(), contrastive_weight=0, query_weight=0.25).columns == COLUMNS[:3]
+    with pytest.raises(ValueError, match=r"at most 1, got 1\.5"):
+        E2RankLoss(nn.Identity(), query_weight=1.5)
+
+
+@pytest.mark.parametrize("guard_weight", [0.0, 3.0])
+def test_frozen_documents(model, bent, features, guard_weight):
+    """Guards against gradients into documents that are frozen, with gradient caching and without, and lost ones else.
+
+    The vectors are those of the model itself, so the parts are those of a loss that embeds the documents.
+    """
+    options = {"guard_weight": guard_weight, "reference": bent} if guard_weight else {}
+    query, listwise, documents = features
+    vectors = model(dict(documents))["sentence_embedding"].detach()
+    guarded = {name: values[:2] if isinstance(values, Tensor) else values for name, values in documents.items()}
+    columns = [query, listwise, {"sentence_embedding": vectors}, guarded]
+    loss = E2RankLoss(model, freeze_documents=True, **options)
+    assert loss.columns == (COLUMNS if guard_weight else COLUMNS[:3])
+    parts = loss(columns, LABELS.pack())
+    whole = E2RankLoss(model)(features, LABELS.pack())
+    torch.testing.assert_close([parts[name] for name in whole], list(whole.values()))
+    if guard_weight:
+        expected = sum(
+            drift(model(dict(column))["sentence_embedding"], bent(dict(column))["sentence_embedding"]).mean()
+            for column in (query, guarded)
+        )
+        torch.testing.assert_close(parts["guard"], guard_weight * expected / 2)
+    found = gradients(model, total(parts))
+    cached = CachedE2RankLoss(model, mini_batch_size=2, freeze_documents=True, **options)
+    torch.testing.assert_close(gradients(model, total(cached(columns, LABELS.pack()))), found, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="vectors"):
+        loss([*features, guarded], LABELS.pack())

@@ -14,7 +14,9 @@ import yaml
 from typer.testing import CliRunner
 
 from e2rank_st import E2Rank
+from e2rank_st.adapters import read_adapter_config
 from e2rank_st.cli import app
+from e2rank_st.index import Index
 from e2rank_st.train import main
 from e2rank_st.trainer import E2RankTrainer
 from tests.toy import toy_rows
@@ -72,9 +74,16 @@ def history(folder: Path) -> dict[str, Any]:
 
 def test_smoke(settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards against a script whose parts work and whose run does not: a model that gets better, and is usable."""
-    main([str(settings), "--learning_rate", "3e-3"])
+    # Few slates are learned by heart and teach nothing: 24 of them left 48 other queries where they were.
+    sources = [write(tmp_path / f"{name}.jsonl", toy_rows(200, seed, name)) for seed, name in enumerate(("a", "b"))]
+    dev = write(tmp_path / "dev.jsonl", toy_rows(64, seed=3))
+    options = ["--per_device_train_batch_size", "8", "--eval_steps", "25", "--save_steps", "25"]
+    main([str(settings), "--learning_rate", "3e-3", "--train", *sources, "--dev", dev, *options])
     folder, record = tmp_path / "run", history(tmp_path / "run")
-    assert record["after"]["dev_listwise_ndcg@10"] > record["before"]["dev_listwise_ndcg@10"] + 0.05
+    for system in ("embedding", "listwise"):
+        metric = f"dev_{system}_ndcg@10"
+        assert record["after"][metric] > record["before"][metric] + 0.1
+        assert record["p_values"][metric] < 0.01
     model = E2Rank(str(folder / "final"), device="cpu")
     assert (model.listwise.num_prompt_documents, model.listwise.max_prompt_tokens) == (4, 200)
     assert model.listwise.candidate_order == "similarity"
@@ -85,13 +94,12 @@ def test_smoke(settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert record["loss"]["listwise_weight"] == 2.0
     assert [len(record["data"][name]) for name in ("train", "dev")] == [2, 1]
     assert all(len(entry["sha256"]) == 64 for entries in record["data"].values() for entry in entries)
-    assert [row["step"] for row in record["log"]] == list(range(1, 13))
+    assert [row["step"] for row in record["log"]] == list(range(2, 101, 2))
     assert {"loss", "contrastive", "listwise", "learning_rate"} <= record["log"][0].keys()
-    assert [row["step"] for row in record["dev"]] == [0, 4, 8, 12]
+    assert [row["step"] for row in record["dev"]] == [0, 25, 50, 75, 100]
     assert record["dev"][0]["dev_listwise_ndcg@10"] == record["before"]["dev_listwise_ndcg@10"]
     best_row = max(record["dev"][1:], key=lambda row: row["dev_listwise_ndcg@10"])
     assert best_row["dev_listwise_ndcg@10"] == record["after"]["dev_listwise_ndcg@10"]
-    assert 0 < record["p_values"]["dev_listwise_ndcg@10"] <= 1
     assert {"torch", "transformers", "e2rank-st"} <= record["environment"]["versions"].keys()
     assert record["environment"]["hardware"]["device"]
     assert record["seconds"] > 0
@@ -164,6 +172,40 @@ def test_adapter_is_saved_and_goes_on(settings: Path, tmp_path: Path) -> None:
     changed = {name for name, value in gone_on.state_dict().items() if not torch.equal(value, model.state_dict()[name])}
     assert changed
     assert all("lora_" in name for name in changed)
+
+
+def test_frozen_documents_and_a_query_weight(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against vectors that are made anew or forgotten, and against training for another vector than ranks."""
+    flags = ["--freeze_documents", "true", "--query_weight", "0.25", "--contrastive_weight", "0"]
+    flags += ["--guard_weight", "1", "--lora_rank", "4"]
+    main([str(settings), *flags, "--dry_run"])
+    plan = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    main([str(settings), "--dry_run"])
+    texts = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    tokens, more = (int(lines["tokens a step"].split()[0].replace(",", "")) for lines in (plan, texts))
+    assert tokens < 0.8 * more
+    main([str(settings), *flags])
+    (stored,) = (tmp_path / "run" / "documents").iterdir()
+    assert Index.load(stored).dimension == 32
+    record = history(tmp_path / "run")
+    assert record["loss"]["freeze_documents"]
+    assert record["loss"]["query_weight"] == 0.25
+    assert {"listwise", "guard"} <= record["log"][0].keys()
+    assert E2Rank(str(tmp_path / "run" / "final"), device="cpu").listwise.query_weight == 0.25
+
+
+def test_adapter_of_the_bundled_base_names_it(settings: Path, tmp_path: Path) -> None:
+    """Guards against an adapter that only this machine can load, and one whose base nobody has."""
+    flags = ["--lora_rank", "2", "--max_steps", "1", "--output_dir", str(tmp_path / "adapter")]
+    main([str(settings), "--model", "bundled-base", *flags])
+    folder = tmp_path / "adapter" / "final"
+    assert read_adapter_config(folder)["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    model = E2Rank.from_adapter(folder, device="cpu")
+    assert (model.listwise.num_prompt_documents, model.listwise.max_prompt_tokens) == (4, 200)
+    with pytest.raises(ValueError, match="bundled-base"):
+        main([str(settings), "--model", "bundled", *flags, "--output_dir", str(tmp_path / "other")])
 
 
 def test_resumed_script_ends_as_an_unbroken_one(

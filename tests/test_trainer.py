@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from e2rank_st import E2Rank
+from e2rank_st.collator import distinct_documents
 from e2rank_st.evaluation import RerankingEvaluator
 from e2rank_st.losses import CachedE2RankLoss, E2RankLoss
 from e2rank_st.trainer import UNFINISHED, E2RankTrainer, E2RankTrainingArguments, last_checkpoint
@@ -57,7 +58,9 @@ def toy_trainer(model: E2Rank, folder: Path, data: Any = None, **options: Any) -
     }
     args = E2RankTrainingArguments(str(folder), **(defaults | options))
     data = toy_data(9, 6) if data is None else data
-    return E2RankTrainer(model, args, train_dataset=data, evaluator=evaluator)
+    texts = (texts for part in data.values() for texts in part["documents"])
+    frozen = distinct_documents(model, texts) if args.freeze_documents else None
+    return E2RankTrainer(model, args, train_dataset=data, evaluator=evaluator, frozen=frozen)
 
 
 def with_dropout(model: E2Rank) -> E2Rank:
@@ -98,10 +101,14 @@ class StopAt(TrainerCallback):
 RUNS: dict[str, tuple[Callable[[E2Rank], E2Rank], dict[str, Any]]] = {
     "full": (with_dropout, {"shuffle_prompt": 0.5, "random_prompt_size": 0.5, "documents_per_slate": 4}),
     "adapter, cached, guarded": (with_adapter, {"mini_batch_size": 4, "guard_weight": 1.0}),
+    "frozen documents": (with_adapter, {"freeze_documents": True, "guard_weight": 1.0, "query_weight": 0.3}),
 }
 
 
-@pytest.mark.parametrize(("run", "step"), [("full", 3), ("full", 5), ("adapter, cached, guarded", 7)])
+RESUMED = [("full", 3), ("full", 5), ("adapter, cached, guarded", 7), ("frozen documents", 4)]
+
+
+@pytest.mark.parametrize(("run", "step"), RESUMED)
 def test_resumed_run_is_the_unbroken_one(tiny: E2Rank, tmp_path: Path, run: str, step: int) -> None:
     """Guards against a resumed run with other batches, draws or dropout, in an epoch and between two; bit for bit."""
     make, options = RUNS[run]
@@ -117,6 +124,14 @@ def test_resumed_run_is_the_unbroken_one(tiny: E2Rank, tmp_path: Path, run: str,
     losses = [[row["loss"] for row in trainer.state.log_history if "loss" in row] for trainer in (resumed, whole)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 10
+
+
+def test_frozen_documents_need_vectors(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against a run that freezes nothing, or trains on vectors of which it knows nothing."""
+    trainer = toy_trainer(copy.deepcopy(tiny), tmp_path, freeze_documents=True)
+    assert trainer.data_collator.frozen is not None
+    with pytest.raises(ValueError, match="freeze_documents=True and no vectors"):
+        E2RankTrainer(tiny, trainer.args, train_dataset=trainer.train_dataset)
 
 
 class Killed(BaseException):

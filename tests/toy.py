@@ -1,4 +1,7 @@
-"""Toy slates: a query and a document belong together if they name the same thing; a tiny model learns that at once."""
+"""Toy slates: a query and a document belong together if they name the same thing.
+
+A tiny model learns a few slates by heart; to rank others better it takes some hundreds of them.
+"""
 
 import random
 from typing import Any

@@ -19,11 +19,12 @@ import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
+from e2rank_st.index import Index
 from e2rank_st.losses import COLUMNS, PADDING, SlateLabels, text_id
 from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS, Embedder, PromptBuilder, TextTokenizer, cosine
 
-__all__ = ["SlateCollator", "prompt_orders", "sample_documents"]
+__all__ = ["SlateCollator", "distinct_documents", "prompt_orders", "sample_documents"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class SlateCollator(SentenceTransformerDataCollator):
         random_prompt_size: Share of prompts that show a random number of documents, from 1 to K.
         seed: Of everything that is drawn.
         columns: Which columns the loss needs.
+        frozen: Documents and their vectors, for a loss with frozen documents.
         fill_up: Fill up all slates to ``documents_per_slate``, not only to the longest of the batch. Processes that
             share the weights need it, since they have to make the same forward passes.
 
@@ -64,7 +66,8 @@ class SlateCollator(SentenceTransformerDataCollator):
     shuffle_prompt: float = 0.0
     random_prompt_size: float = 0.0
     seed: int = 0
-    columns: tuple[str, ...] = COLUMNS
+    columns: tuple[str, ...] = COLUMNS[:3]
+    frozen: Index | None = field(default=None, repr=False)
     fill_up: bool = False
 
     def __post_init__(self) -> None:
@@ -85,6 +88,8 @@ class SlateCollator(SentenceTransformerDataCollator):
         self._builder = PromptBuilder(
             TextTokenizer(self.model.tokenizer), listwise.format, listwise.max_prompt_tokens, listwise.max_query_tokens
         )
+        texts = [] if self.frozen is None else self.frozen.texts
+        self._rows = {text: row for row, text in enumerate(texts)}
         # Shared memory: workers that outlive an epoch have to see the next one begin.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -101,11 +106,12 @@ class SlateCollator(SentenceTransformerDataCollator):
         Returns:
             ``label`` ``(B, N, 3)``, see :meth:`~e2rank_st.losses.SlateLabels.pack`; then, for each column,
             ``{column}_input_ids`` and ``{column}_attention_mask``: ``(B, L)`` for ``query`` and ``listwise``,
-            ``(B·N, L)`` for ``documents``, slate by slate, short ones filled up with rows of :data:`FILLER`. Also
-            ``dataset_name`` where the rows have it.
+            ``(B·N, L)`` for ``documents``, slate by slate, short ones filled up with rows of :data:`FILLER`. Where
+            documents are frozen, ``documents_sentence_embedding`` ``(B·N, D)`` in their place, and one document a slate
+            as ``guarded``, ``(B, L)``. Also ``dataset_name`` where the rows have it.
 
         Raises:
-            KeyError: A row lacks a column.
+            KeyError: A row lacks a column, or the vector of a document is missing.
             ValueError: The lists of a row differ in length, or its prompt order names no document.
         """
         for row in features:
@@ -119,6 +125,9 @@ class SlateCollator(SentenceTransformerDataCollator):
             batch["dataset_name"] = features[0]["dataset_name"]
         embedder = Embedder(self.model, 1, False)  # for its tokens: nothing is embedded here
         for column in (name for name in COLUMNS if name in self.columns):
+            if column == "documents" and self.frozen is not None:
+                batch["documents_sentence_embedding"] = self._vectors(features, slates)
+                continue
             sequences = list(self._sequences(column, features, slates, draws, embedder))
             batch |= {f"{column}_{name}": value for name, value in self._padded(sequences).items()}
         return batch
@@ -165,6 +174,9 @@ class SlateCollator(SentenceTransformerDataCollator):
             return
         if column == "query":
             task, texts = "query", [row["query"] for row in rows]
+        elif column == "guarded":
+            drawn = zip(rows, draws, strict=True)
+            task, texts = "document", [row["documents"][draw.randrange(len(row["documents"]))] for row, draw in drawn]
         else:
             task, texts = "document", []
             for row, places in zip(rows, slates, strict=True):
@@ -172,6 +184,16 @@ class SlateCollator(SentenceTransformerDataCollator):
                 texts += [FILLER] * (self._slate_size(slates) - len(places))
         for tokens in embedder.tokens(task, texts):
             yield embedder.texts.with_special_tokens(tokens.ids, self.model.max_seq_length)
+
+    def _vectors(self, rows: Sequence[Row], slates: Sequence[Sequence[int]]) -> Tensor:
+        """The stored vectors of all slates, (B·N, D); zeros fill up."""
+        assert self.frozen is not None
+        size = self._slate_size(slates)
+        vectors = torch.zeros(len(rows), size, self.frozen.dimension)
+        for number, (row, places) in enumerate(zip(rows, slates, strict=True)):
+            stored = [self._rows[row["documents"][place]] for place in places]
+            vectors[number, : len(places)] = torch.from_numpy(self.frozen.embeddings[stored])
+        return vectors.flatten(0, 1)
 
     def _padded(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
         tokenizer, width = self.model.tokenizer, max(map(len, sequences))
@@ -217,6 +239,7 @@ def prompt_orders(
     documents: Sequence[Sequence[str]],
     *,
     candidate_order: str | None = None,
+    index: Index | None = None,
     batch_size: int = 32,
     show_progress_bar: bool | None = None,
 ) -> list[list[int]]:
@@ -230,6 +253,7 @@ def prompt_orders(
         queries: B queries.
         documents: The documents of each.
         candidate_order: ``"given"`` or ``"similarity"``; by default the model's.
+        index: The documents with their vectors; by default they are embedded here.
         batch_size: Texts in a forward pass.
         show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower.
 
@@ -248,8 +272,12 @@ def prompt_orders(
     if show_progress_bar is None:
         show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
     options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-    query_rows, query_vectors = _embedded(model.encode_query, queries, options)
-    rows, vectors = _embedded(model.encode_document, (text for texts in documents for text in texts), options)
+    if index is None:
+        index = distinct_documents(model, documents, **options)
+    rows = {text: row for row, text in enumerate(index.texts)}
+    query_rows = {text: row for row, text in enumerate(dict.fromkeys(queries))}
+    query_vectors = cast("Tensor", model.encode_query(list(query_rows), convert_to_tensor=True, **options)).cpu()
+    vectors = torch.from_numpy(index.embeddings)
     orders = []
     for query, texts in zip(queries, documents, strict=True):
         scores = cosine(vectors[[rows[text] for text in texts]], query_vectors[query_rows[query]]).tolist()
@@ -257,13 +285,15 @@ def prompt_orders(
     return orders
 
 
-def _embedded(
-    encode: Callable[..., Any], texts: Iterable[str], options: dict[str, Any]
-) -> tuple[dict[str, int], Tensor]:
-    """The row of each distinct text, and the vectors, (texts, D)."""
-    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    vectors = encode(list(rows), convert_to_tensor=True, **options)
-    return rows, cast("Tensor", vectors)
+def distinct_documents(model: E2Rank, documents: Iterable[Sequence[str]], **options: Any) -> Index:
+    """Embed each distinct document of slates once.
+
+    Args:
+        model: The model as it is now.
+        documents: Those of each slate.
+        **options: As for :meth:`~e2rank_st.index.Index.build`.
+    """
+    return Index.build(model, list(dict.fromkeys(text for texts in documents for text in texts)), **options)
 
 
 def _check(row: Row) -> None:

@@ -19,8 +19,9 @@ from sentence_transformers.base.evaluation import SequentialEvaluator
 from torch import nn
 
 from e2rank_st.atomic import replacing
-from e2rank_st.collator import prompt_orders
+from e2rank_st.collator import distinct_documents, prompt_orders
 from e2rank_st.evaluation import RerankingEvaluator
+from e2rank_st.index import Index
 from e2rank_st.model import E2Rank
 from e2rank_st.readers import open_slates, read_beir, read_columns, read_rankings, read_results
 from e2rank_st.slates import Slate, read_manifest, read_slates
@@ -28,7 +29,7 @@ from e2rank_st.slates import Slate, read_manifest, read_slates
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-__all__ = ["Source", "fingerprint", "load_evaluator", "load_training_data", "with_prompt_orders"]
+__all__ = ["Source", "document_index", "fingerprint", "load_evaluator", "load_training_data", "with_prompt_orders"]
 
 logger = logging.getLogger(__name__)
 
@@ -194,8 +195,34 @@ def _evaluator(source: Source, slates: list[Slate], places: list[int], options: 
     return RerankingEvaluator.from_results(source.path, qrels, places=places, own_first_stage=own, **options)
 
 
-def with_prompt_orders(
+def document_index(
     model: E2Rank, data: DatasetDict, cache: Path, batch_size: int = 32, show_progress_bar: bool | None = None
+) -> Index:
+    """Embed every distinct document of the data with the model as it is.
+
+    Args:
+        model: The model before training.
+        data: What :func:`load_training_data` gives.
+        cache: Folder to keep the vectors in, for other processes and for a run that is resumed.
+        batch_size: Texts in a forward pass.
+        show_progress_bar: Whether to show a progress bar; by default if the package's log level is INFO or lower.
+    """
+    folder = cache / fingerprint(model, data)[:16]
+    if folder.exists():
+        return Index.load(folder)
+    documents = (texts for part in data.values() for texts in part["documents"])
+    index = distinct_documents(model, documents, batch_size=batch_size, show_progress_bar=show_progress_bar)
+    index.save(folder)
+    return index
+
+
+def with_prompt_orders(
+    model: E2Rank,
+    data: DatasetDict,
+    cache: Path,
+    index: Index | None = None,
+    batch_size: int = 32,
+    show_progress_bar: bool | None = None,
 ) -> DatasetDict:
     """Add the column ``prompt_order``: the documents in the order in which the model's prompts take them.
 
@@ -203,6 +230,7 @@ def with_prompt_orders(
         model: The model before training.
         data: What :func:`load_training_data` gives.
         cache: File to keep the orders in, for other processes and for a run that is resumed.
+        index: The documents with their vectors; by default they are embedded here.
         batch_size: Texts in a forward pass.
         show_progress_bar: Whether to show progress bars; by default if the package's log level is INFO or lower.
     """
@@ -212,10 +240,8 @@ def with_prompt_orders(
     orders = _kept(cache, key)
     if orders is None:
         rows = {name: (list(part["query"]), list(part["documents"])) for name, part in data.items()}
-        orders = {
-            name: prompt_orders(model, *columns, batch_size=batch_size, show_progress_bar=show_progress_bar)
-            for name, columns in rows.items()
-        }
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+        orders = {name: prompt_orders(model, *columns, index=index, **options) for name, columns in rows.items()}
         with replacing(cache) as fresh:
             fresh.write_text(json.dumps({"key": key, "orders": orders}), encoding="utf-8")
     for name, part in data.items():

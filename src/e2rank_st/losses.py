@@ -24,6 +24,8 @@ from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor, nn
 
+from e2rank_st.modeling_e2rank import interpolate
+
 __all__ = [
     "COLUMNS",
     "LISTWISE",
@@ -46,7 +48,7 @@ __all__ = [
     "text_id",
 ]
 
-COLUMNS = ("query", "listwise", "documents")
+COLUMNS = ("query", "listwise", "documents", "guarded")
 REDUCTIONS = ("mean", "sum")
 PADDING, UNJUDGED = -math.inf, math.nan  # as labels
 MAX_GRADE = 4.0  # the gain 2**grade - 1 of a permutation of a hundred would drown all but the first document
@@ -411,10 +413,9 @@ LISTWISE: Mapping[str, Callable[[Tensor, Tensor, float, str], Average]] = {
 class E2RankLoss(nn.Module):
     """InfoNCE between queries and documents, plus a listwise loss between listwise prompts and their documents.
 
-    Its inputs are three columns, each as the model's ``preprocess`` gives it: B queries, B listwise prompts, and the
-    documents of all slates, B·N rows. A column without a use may be left out: the prompts if ``listwise_weight`` is 0,
-    the queries if neither ``contrastive_weight`` nor ``guard_weight`` needs them. The labels come from
-    :meth:`SlateLabels.pack`.
+    Its inputs are columns, each as the model's ``preprocess`` gives it: B queries, B listwise prompts, the documents of
+    all slates, B·N rows, and with frozen documents the G texts that are guarded. Which of them the weights call for,
+    :attr:`columns` says. The labels come from :meth:`SlateLabels.pack`.
 
     Args:
         model: The model to train.
@@ -424,6 +425,11 @@ class E2RankLoss(nn.Module):
         listwise: ``"ranknet"``, ``"lambda"`` or ``"listnet"``: :func:`ranknet`, :func:`lambda_loss`, :func:`list_net`.
         listwise_scale: Factor on the cosines in the listwise loss.
         reduction: Of the pairs, ``"mean"`` or ``"sum"``: see :func:`ranknet`.
+        query_weight: Share of the query in the vector that ranks: the listwise loss then trains the vector that
+            reranking uses, see :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`.
+        freeze_documents: The column of documents holds their vectors, ``(B·N, D)`` as ``sentence_embedding``, and no
+            texts: those of the model before training. A step then costs a prompt a slate, instead of a prompt and all
+            documents. The guard watches the column ``guarded`` in their place.
         gather_across_devices: Whether the documents of the other processes are negatives, too, and means are taken
             over what all processes hold: then they train as one process with the whole batch would. Without it, each
             takes the means of its own share.
@@ -447,6 +453,8 @@ class E2RankLoss(nn.Module):
         listwise: str = "ranknet",
         listwise_scale: float = 10.0,
         reduction: str = "mean",
+        query_weight: float = 0.0,
+        freeze_documents: bool = False,
         gather_across_devices: bool = False,
         guard_weight: float = 0.0,
         reference: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
@@ -459,6 +467,10 @@ class E2RankLoss(nn.Module):
         self.listwise = _one_of("listwise", listwise, tuple(LISTWISE))
         self.listwise_scale = _number("listwise_scale", listwise_scale, positive=True)
         self.reduction = _one_of("reduction", reduction, ("mean",) if listwise == "listnet" else REDUCTIONS)
+        self.query_weight = _number("query_weight", query_weight)
+        if query_weight > 1:
+            raise ValueError(f"query_weight is a share and must be at most 1, got {query_weight!r}.")
+        self.freeze_documents = freeze_documents
         self.gather_across_devices = gather_across_devices
         self.guard_weight = _number("guard_weight", guard_weight)
         if not contrastive_weight and not listwise_weight:
@@ -472,17 +484,22 @@ class E2RankLoss(nn.Module):
     def columns(self) -> tuple[str, ...]:
         """Names of the input columns that the weights call for, in their order."""
         needed = {
-            "query": self.contrastive_weight or self.guard_weight,
+            "query": self.contrastive_weight or self.guard_weight or (self.listwise_weight and self.query_weight),
             "listwise": self.listwise_weight,
             "documents": True,
+            "guarded": self.guard_weight and self.freeze_documents,
         }
         return tuple(name for name in COLUMNS if needed[name])
+
+    @property
+    def _guarded(self) -> tuple[str, str]:
+        return ("query", "guarded" if self.freeze_documents else "documents")
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> dict[str, Tensor]:
         """Embed the columns and compute the parts of the loss.
 
         Args:
-            sentence_features: ``(query, listwise, documents)``, or just those of :attr:`columns`.
+            sentence_features: Those of :attr:`columns`, in their order; ``(query, listwise, documents)`` will also do.
             labels: ``(B, N, 3)`` int64, see :meth:`SlateLabels.pack`.
 
         Returns:
@@ -493,7 +510,9 @@ class E2RankLoss(nn.Module):
         """
         columns, slates = self._columns(sentence_features), SlateLabels.unpack(labels)
         reference = self._reference_embeddings(columns)
-        embeddings = {name: self.model(dict(features))["sentence_embedding"] for name, features in columns.items()}
+        embeddings = self._frozen_embeddings(columns)
+        for name in (name for name in columns if name not in embeddings):
+            embeddings[name] = self.model(dict(columns[name]))["sentence_embedding"]
         return self.compute_loss_from_embeddings(embeddings, slates, reference)
 
     def compute_loss_from_embeddings(
@@ -502,9 +521,10 @@ class E2RankLoss(nn.Module):
         """Compute the parts of the loss, in float32 at least, also under autocast: bfloat16 cosines tie.
 
         Args:
-            embeddings: By column: ``query`` ``(B, D)``, ``listwise`` ``(B, D)``, ``documents`` ``(B·N, D)``.
+            embeddings: By column: ``query`` and ``listwise`` ``(B, D)``, ``documents`` ``(B·N, D)``, ``guarded``
+                ``(G, D)``.
             slates: What is known of the documents.
-            reference: For the guard, the reference's embeddings of ``query`` and ``documents``.
+            reference: For the guard, the reference's embeddings of ``query`` and ``documents``, or ``guarded``.
 
         Returns:
             Scalars, already weighted: ``contrastive``, ``listwise`` and ``guard``, as far as their weight is not 0.
@@ -512,7 +532,7 @@ class E2RankLoss(nn.Module):
         Raises:
             ValueError: The number of rows of a column does not fit the labels.
         """
-        for name, vectors in embeddings.items():
+        for name, vectors in ((name, embeddings[name]) for name in embeddings if name != "guarded"):
             rows = slates.labels.numel() if name == "documents" else len(slates.labels)
             if len(vectors) != rows:
                 raise ValueError(
@@ -537,38 +557,53 @@ class E2RankLoss(nn.Module):
             )
             parts["contrastive"] = self.contrastive_weight * contrastive.mean(across)
         if self.listwise_weight:
-            scores = F.cosine_similarity(embeddings["listwise"][:, None], documents, dim=-1)  # (B, N)
+            ranking = embeddings["listwise"]  # (B, D)
+            if self.query_weight:
+                ranking = interpolate(embeddings["query"], ranking, self.query_weight)
+            scores = F.cosine_similarity(ranking[:, None], documents, dim=-1)  # (B, N)
             listwise = LISTWISE[self.listwise](scores, slates.labels, self.listwise_scale, self.reduction)
             parts["listwise"] = self.listwise_weight * listwise.mean(across)
         if self.guard_weight:
-            present = slates.candidates.flatten()
+            name = self._guarded[1]
+            present = slice(None) if self.freeze_documents else slates.candidates.flatten()
             queries = drift(embeddings["query"], reference["query"])
-            texts = drift(embeddings["documents"][present], reference["documents"][present])
+            texts = drift(embeddings[name][present], reference[name][present])
             parts["guard"] = self.guard_weight * (queries.mean(across) + texts.mean(across)) / 2
         return parts
 
     def _columns(self, sentence_features: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """The columns that are needed, by name."""
         given, needed = list(sentence_features), self.columns
-        names = COLUMNS if len(given) == len(COLUMNS) else needed
-        if len(given) != len(names):
+        names = needed if len(given) == len(needed) else COLUMNS[: len(given)]
+        if len(given) != len(names) or not set(needed) <= set(names):
             raise ValueError(f"Got {len(given)} input columns; give {needed}, in this order, or all of {COLUMNS}.")
         return {name: features for name, features in zip(names, given, strict=True) if name in needed}
+
+    def _frozen_embeddings(self, columns: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
+        """The vectors of documents that are given as such."""
+        if not self.freeze_documents:
+            return {}
+        if "sentence_embedding" not in columns["documents"]:
+            raise ValueError("freeze_documents needs the documents' vectors, as 'sentence_embedding'; got their texts.")
+        return {"documents": columns["documents"]["sentence_embedding"]}
 
     def _reference_embeddings(self, columns: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
         """What the guard compares with; nothing without a guard."""
         if self.reference is None or not self.guard_weight:
             return {}
         with torch.no_grad():
-            return {name: self._embed_reference(self.reference, columns[name]) for name in ("query", "documents")}
+            return {name: self._embed_reference(self.reference, columns[name]) for name in self._guarded}
 
     def _embed_reference(self, reference: Callable[..., Mapping[str, Any]], features: dict[str, Any]) -> Tensor:
         return cast(Tensor, reference(dict(features))["sentence_embedding"])
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
-        names = ("temperature", "contrastive_weight", "listwise_weight", "listwise", "listwise_scale", "reduction")
-        return {name: getattr(self, name) for name in (*names, "gather_across_devices", "guard_weight")}
+        names = (
+            "temperature", "contrastive_weight", "listwise_weight", "listwise", "listwise_scale", "reduction",
+            "query_weight", "freeze_documents", "gather_across_devices", "guard_weight",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
     @property
     def citation(self) -> str:
@@ -614,8 +649,10 @@ class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
         The gradients of all parts hang on the first one, so only the sum of the parts has the right ones.
         """
         columns, slates = self._columns(sentence_features), SlateLabels.unpack(labels)
-        step = _Step(tuple(columns), slates, self._reference_embeddings(columns), {})
-        total = self.forward_cached(list(columns.values()), step)  # type: ignore[arg-type]  # passed on as it is
+        frozen = self._frozen_embeddings(columns)
+        trained = {name: features for name, features in columns.items() if name not in frozen}
+        step = _Step(tuple(trained), slates, frozen, self._reference_embeddings(columns), {})
+        total = self.forward_cached(list(trained.values()), step)  # type: ignore[arg-type]  # passed on as it is
         first = next(iter(step.parts))
         return {**step.parts, first: step.parts[first] + (total - total.detach())}
 
@@ -633,6 +670,7 @@ class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
             The sum of the parts.
         """
         embeddings = {name: torch.cat(vectors) for name, vectors in zip(labels.columns, reps, strict=True)}
+        embeddings |= labels.frozen
         parts = self.compute_loss_from_embeddings(embeddings, labels.slates, labels.reference)
         labels.parts.update({name: part.detach() for name, part in parts.items()})
         total = torch.stack(list(parts.values())).sum()
@@ -664,6 +702,7 @@ class _Step(NamedTuple):
 
     columns: tuple[str, ...]
     slates: SlateLabels
+    frozen: dict[str, Tensor]
     reference: dict[str, Tensor]
     parts: dict[str, Tensor]
 

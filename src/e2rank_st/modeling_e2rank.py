@@ -479,6 +479,11 @@ def cosine(vectors: Tensor, vector: Tensor) -> Tensor:
     return (F.normalize(vectors, dim=-1) * F.normalize(vector.float(), dim=-1)).sum(-1)
 
 
+def interpolate(queries: Tensor, prompts: Tensor, query_weight: float) -> Tensor:
+    """Mixes the directions of retrieval queries and listwise prompts, both (B, D); the result is not of unit length."""
+    return query_weight * F.normalize(queries, dim=-1) + (1 - query_weight) * F.normalize(prompts, dim=-1)
+
+
 class ListwiseRerank(Module):
     """Last module of an E2Rank model: holds the reranking configuration and gives the model its ``rerank`` method.
 
@@ -493,6 +498,9 @@ class ListwiseRerank(Module):
         max_query_tokens: Most tokens of the query in a prompt; a longer one is cut with a warning.
         candidate_order: Which K: ``"given"`` takes the caller's first K, ``"similarity"`` the K that are nearest to
             the retrieval query, nearest first.
+        query_weight: Share of the retrieval query in the vector that ranks, from 0 to 1: the rest is the prompt's, both
+            of unit length. 0 ranks by the prompt alone, as published; between, it is a safeguard as in Rocchio's
+            pseudo-relevance feedback.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -505,6 +513,7 @@ class ListwiseRerank(Module):
         "max_prompt_tokens",
         "max_query_tokens",
         "candidate_order",
+        "query_weight",
     ]
 
     def __init__(
@@ -516,6 +525,7 @@ class ListwiseRerank(Module):
         max_prompt_tokens: int = 32_768,
         max_query_tokens: int = 1_024,
         candidate_order: str = "given",
+        query_weight: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.format = _prompt_format(prompt_format)
@@ -524,6 +534,7 @@ class ListwiseRerank(Module):
         self.max_prompt_tokens = _natural("max_prompt_tokens", max_prompt_tokens, least=1)
         self.max_query_tokens = _natural("max_query_tokens", max_query_tokens, least=1)
         self.candidate_order = _one_of("candidate_order", candidate_order, CANDIDATE_ORDERS)
+        self.query_weight = _share("query_weight", query_weight)
         self._parent: SentenceTransformer
 
     @property
@@ -643,8 +654,10 @@ class ListwiseRerank(Module):
         """The cosine of every candidate to its listwise query: B tensors of shape (N,)."""
         asked = [row for row, texts in enumerate(candidates) if texts]
         candidate_vectors = embedder.candidates(candidates) if stored is None else stored.__getitem__
-        if candidate_order == "similarity":
+        query_vectors = torch.empty(0)
+        if candidate_order == "similarity" or self.query_weight:
             query_vectors = embedder.embed_texts("query", (queries[row] for row in asked))  # (B, D)
+        if candidate_order == "similarity":
             chosen = [
                 _best_first(cosine(candidate_vectors(row), vector))[:num_prompt_documents]
                 for row, vector in zip(asked, query_vectors, strict=True)
@@ -653,8 +666,11 @@ class ListwiseRerank(Module):
             chosen = [list(range(len(candidates[row])))[:num_prompt_documents] for row in asked]
         selected = [[candidates[row][index] for index in indices] for row, indices in zip(asked, chosen, strict=True)]
         prompts = self.prompts([queries[row] for row in asked], selected, instruction, embedder)
+        vectors = embedder.embed([prompt.ids for prompt in prompts], "prompt")  # (B, D)
+        if self.query_weight:
+            vectors = interpolate(query_vectors, vectors, self.query_weight)
         scores = [torch.empty(0)] * len(queries)
-        for row, vector in zip(asked, embedder.embed([prompt.ids for prompt in prompts], "prompt"), strict=True):
+        for row, vector in zip(asked, vectors, strict=True):
             scores[row] = cosine(candidate_vectors(row), vector)
         return scores
 
@@ -719,6 +735,12 @@ def _natural(name: str, value: Any, least: int = 0) -> int:
     if not hasattr(value, "__index__") or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
     return operator.index(value)
+
+
+def _share(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}.")
+    return float(value)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

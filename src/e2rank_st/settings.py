@@ -57,7 +57,10 @@ class Settings:
 
     model: str = field(
         default="bundled",
-        metadata={"help": "Folder or Hub id of what to train; 'bundled' is the model that comes along."},
+        metadata={
+            "help": "Folder or Hub id of what to train; 'bundled' is the model that comes along, "
+            "'bundled-base' its base."
+        },
     )
     preset: str | None = field(
         default=None, metadata={"help": "How to wire a plain transformers checkpoint, such as e2rank or minilm."}

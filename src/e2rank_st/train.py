@@ -15,21 +15,25 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from e2rank_st.atomic import replacing
-from e2rank_st.data import load_evaluator, load_training_data, with_prompt_orders
+from e2rank_st.data import document_index, load_evaluator, load_training_data, with_prompt_orders
 from e2rank_st.evaluation import SYSTEMS, randomisation_test
 from e2rank_st.history import PARTS, History, check_plotting, split_log
+from e2rank_st.index import Index
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.plan import make_plan
 from e2rank_st.settings import Parsed, Settings, help_text, parse_settings
 from e2rank_st.tables import Column, show
 from e2rank_st.trainer import E2RankTrainer, E2RankTrainingArguments, last_checkpoint
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 __all__ = ["TrainingRun", "load_base", "main"]
 
@@ -38,6 +42,8 @@ logger = logging.getLogger(__name__)
 FINAL, UNFINISHED_FINAL = "final", ".unfinished-final"
 RUN_FILE = "run.json"  # what a run was started with, for one that resumes it
 ORDER_FILE = "prompt_order.json"  # the order of the documents in prompts, for the same
+DOCUMENT_FOLDER = "documents"  # the vectors of frozen documents, for the same
+BUNDLED = {"bundled": True, "bundled-base": False}  # whether with its adapter
 SHOWN = (*PARTS, "learning_rate")
 PLAN_COLUMNS = (Column("plan"), Column("", share=1))
 SUMMARY_COLUMNS = (
@@ -113,18 +119,27 @@ class TrainingRun:
         train, train_records = load_training_data(settings.train, arguments.seed)
         self.evaluator, dev_records = load_evaluator(settings.dev, arguments.seed)
         self.data = {"train": train_records, "dev": dev_records}
-        if arguments.listwise_weight and not settings.dry_run:
-            with arguments.main_process_first(local=False):
-                train = with_prompt_orders(
-                    model, train, self.output / ORDER_FILE, show_progress_bar=sys.stderr.isatty()
-                )
+        frozen = self._prepare(model, train)
         _adapt(model, settings)
-        self.trainer = E2RankTrainer(model, arguments, train_dataset=train, evaluator=self.evaluator)
+        self.trainer = E2RankTrainer(model, arguments, train_dataset=train, evaluator=self.evaluator, frozen=frozen)
         for callback in (ProgressCallback, PrinterCallback):
             self.trainer.remove_callback(callback)
         self.trainer.add_callback(_Measured(self))
         self.trainer.add_callback(_Bar() if sys.stderr.isatty() else _Lines())
         _forget_texts(model)
+
+    def _prepare(self, model: E2Rank, train: DatasetDict) -> Index | None:
+        """Embed what the model before training decides on: prompt orders, and the vectors of frozen documents."""
+        arguments, index = self.arguments, None
+        if self.settings.dry_run:  # a plan counts tokens, and needs no vectors for it
+            return _zeros(model, train) if arguments.freeze_documents else None
+        bar = sys.stderr.isatty()
+        with arguments.main_process_first(local=False):
+            if arguments.freeze_documents:
+                index = document_index(model, train, self.output / DOCUMENT_FOLDER, show_progress_bar=bar)
+            if arguments.listwise_weight:
+                with_prompt_orders(model, train, self.output / ORDER_FILE, index, show_progress_bar=bar)
+        return index
 
     def train(self) -> History:
         """Train, choose the best checkpoint, and write the result to ``final`` in the output folder.
@@ -235,6 +250,11 @@ class TrainingRun:
         self.trainer.accelerator.wait_for_everyone()
 
 
+def _zeros(model: E2Rank, data: DatasetDict) -> Index:
+    texts = list(dict.fromkeys(text for part in data.values() for row in part["documents"] for text in row))
+    return Index(texts, np.zeros((len(texts), model.get_embedding_dimension() or 0), np.float32))
+
+
 def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
     """Load the model to train, with what the settings change in it.
 
@@ -243,8 +263,8 @@ def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
         OSError: It cannot be loaded.
     """
     options = {"device": str(arguments.device), "model_kwargs": {"dtype": settings.dtype}}
-    if settings.model == "bundled":
-        model = E2Rank.from_bundled(**options)
+    if settings.model in BUNDLED:
+        model = E2Rank.from_bundled(trained=BUNDLED[settings.model], **options)
     else:
         model = E2Rank(settings.model, preset=settings.preset, revision=settings.revision, **options)
     if settings.max_seq_length is not None:
@@ -254,10 +274,9 @@ def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
     changes = settings.listwise
     if arguments.num_prompt_documents is not None:
         changes["num_prompt_documents"] = arguments.num_prompt_documents
-    listwise = model.listwise
-    place = list(model).index(listwise)
-    model[place] = ListwiseRerank(**{name: getattr(listwise, name) for name in listwise.config_keys} | changes)
-    model.listwise.on_model_ready(model)
+    if arguments.query_weight is not None:
+        changes["query_weight"] = arguments.query_weight
+    model.replace_listwise(**changes)
     return model
 
 
@@ -270,6 +289,11 @@ def _adapt(model: E2Rank, settings: Settings) -> None:
         raise ValueError(
             f"Got lora_rank={settings.lora_rank} for a model that has an adapter already; leave it out to go on "
             "training that one, or merge it."
+        )
+    if not has_adapter and settings.model == "bundled":
+        raise ValueError(
+            "Got an adapter to train on the bundled model, whose weights have no name that others could load it by; "
+            "train on 'bundled-base', or train all weights (lora_rank 0)."
         )
     if not has_adapter:
         model.add_adapter(_lora(settings))

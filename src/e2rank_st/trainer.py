@@ -28,6 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
 from e2rank_st.collator import SlateCollator
+from e2rank_st.index import Index
 from e2rank_st.losses import CachedE2RankLoss, E2RankLoss
 from e2rank_st.model import E2Rank
 from e2rank_st.sampler import SourceBatchSampler
@@ -71,6 +72,14 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
     reduction: Literal["mean", "sum"] = field(
         default="mean", metadata={"help": "Of the pairs: mean over all, or sum over a slate's by its documents."}
     )
+    query_weight: float | None = field(
+        default=None,
+        metadata={"help": "Share of the query in the vector that ranks, in the loss; by default the model's."},
+    )
+    freeze_documents: bool = field(
+        default=False,
+        metadata={"help": "Documents keep the vectors of the model before training: a step costs one prompt a slate."},
+    )
     guard_weight: float = field(
         default=0.0, metadata={"help": "Factor of the guard that keeps plain embeddings near the base model's."}
     )
@@ -79,7 +88,7 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
     )
     mini_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Texts in a forward pass: gradient caching, memory is that of a mini-batch, a third slower."},
+        metadata={"help": "Texts in a forward pass: gradient caching, memory is that of a mini-batch."},
     )
     mini_batch_num_tokens: int | None = field(
         default=None, metadata={"help": "Tokens in a forward pass: gradient caching, bounded by tokens."}
@@ -98,7 +107,7 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
         """Keyword arguments of :class:`~e2rank_st.losses.E2RankLoss`."""
         names = (
             "temperature", "contrastive_weight", "listwise_weight", "listwise", "listwise_scale", "reduction",
-            "guard_weight", "gather_across_devices",
+            "freeze_documents", "guard_weight", "gather_across_devices",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -108,18 +117,30 @@ class E2RankTrainer(SentenceTransformerTrainer):
 
     The arguments are those of ``SentenceTransformerTrainer``; the rows of the data sets are those of
     :class:`~e2rank_st.collator.SlateCollator`, and a ``DatasetDict`` gives batches of a single source.
+
+    Args:
+        *args: For the host trainer.
+        frozen: The documents with the vectors that they keep, where the arguments freeze them.
+        **kwargs: For the host trainer.
+
+    Raises:
+        ValueError: The arguments freeze the documents and there are no vectors, or the other way round.
     """
 
     data_collator_class: Any = SlateCollator
     training_args_class = E2RankTrainingArguments
     args: E2RankTrainingArguments
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, frozen: Index | None = None, **kwargs: Any) -> None:
+        self._frozen = frozen
         self._samplers = WeakSet[SourceBatchSampler]()
         self._is_saving = False
         super().__init__(*args, **kwargs)
         if isinstance(self.data_collator, SlateCollator) and isinstance(self.loss, E2RankLoss):
             self.data_collator.columns = self.loss.columns
+        if self.args.freeze_documents != (frozen is not None):
+            got = "no vectors" if frozen is None else "vectors"
+            raise ValueError(f"Got freeze_documents={self.args.freeze_documents} and {got} of documents; give both.")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self._equal_passes()
         self.add_callback(_Epochs(self))
@@ -128,6 +149,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
         """The loss that the arguments describe."""
         args = self.args
         options = args.loss_options
+        options["query_weight"] = model.listwise.query_weight if args.query_weight is None else args.query_weight
         if args.guard_weight:
             options["reference"] = _reference(model)
         if args.mini_batch_size is None and args.mini_batch_num_tokens is None:
@@ -144,6 +166,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
             shuffle_prompt=args.shuffle_prompt,
             random_prompt_size=args.random_prompt_size,
             seed=args.seed,
+            frozen=self._frozen,
         )
 
     def get_batch_sampler(

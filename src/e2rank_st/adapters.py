@@ -1,0 +1,87 @@
+"""A folder with a LoRA adapter and the base that it names → one model, the adapter merged into the weights.
+
+A merged model needs no peft, is as fast as its base, and is saved as any other. Only what training here writes is
+merged: plain LoRA (Hu et al. 2021) on linear layers, ``W + alpha / r · B A``; everything else is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+__all__ = ["CONFIG", "WEIGHTS", "merge_adapter", "read_adapter_config"]
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # that peft puts before the name of a layer
+# What a configuration may say without changing the formula above.
+PLAIN = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False}
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read what an adapter is and which base it belongs to.
+
+    Args:
+        folder: The folder with the adapter.
+
+    Raises:
+        FileNotFoundError: It holds none.
+        ValueError: It is no plain LoRA adapter.
+    """
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    for name, value in PLAIN.items():
+        if config.get(name, value) != value:
+            raise ValueError(
+                f"{CONFIG} says {name}={config[name]!r}; only {value!r} can be merged. Merge it with peft."
+            )
+    varying = [
+        name for name in ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication") if config.get(name)
+    ]
+    if varying:
+        raise ValueError(f"{CONFIG} has {', '.join(varying)}, which cannot be merged here. Merge it with peft.")
+    return config
+
+
+def merge_adapter(backbone: nn.Module, folder: Path) -> None:
+    """Add an adapter's changes to the weights of its base, in place, computed in float32.
+
+    Args:
+        backbone: The transformers model that the adapter was trained on.
+        folder: The folder with the adapter.
+
+    Raises:
+        FileNotFoundError: The folder holds no adapter.
+        ValueError: It is no plain LoRA adapter, is damaged, or belongs to another base.
+    """
+    config = read_adapter_config(folder)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    layers = dict(backbone.named_modules())
+    scale = config["lora_alpha"] / config["r"]
+    for name, down, up in _pairs(tensors):
+        weight = getattr(layers.get(name), "weight", None)
+        if weight is None or tuple(weight.shape) != (up.shape[0], down.shape[1]):
+            got = "no such layer" if weight is None else f"one of {tuple(weight.shape)}"
+            raise ValueError(
+                f"{WEIGHTS} changes {name!r} of {(up.shape[0], down.shape[1])}; the model has {got}. "
+                f"Load the adapter's own base, {config.get('base_model_name_or_path')!r}."
+            )
+        with torch.no_grad():
+            change = scale * (up.float() @ down.float())
+            weight.copy_(weight.float() + change.to(weight.device))
+
+
+def _pairs(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The name of each adapted layer, A ``(r, in)`` and B ``(out, r)``."""
+    names = {name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
+    expected = {f"{name}.{part}.weight" for name in names for part in ("lora_A", "lora_B")}
+    if not names or expected != set(tensors):
+        odd = sorted(expected.symmetric_difference(tensors))[:1] or ["nothing at all"]
+        raise ValueError(f"{WEIGHTS} holds no pairs of lora_A and lora_B, but {odd[0]}; is it damaged?")
+    for name in sorted(names):
+        yield name.removeprefix(PREFIX), tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
