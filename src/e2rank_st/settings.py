@@ -103,6 +103,12 @@ class Settings:
         default="float32",
         metadata={"help": "Of the weights. bfloat16 halves frozen ones; trained ones lose small updates: see bf16."},
     )
+    dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of the backbone; by default its own. On CPUs attention with dropout is several times slower."
+        },
+    )
     lora_rank: int = field(default=0, metadata={"help": "Rank of a LoRA adapter; 0 trains all weights."})
     lora_alpha: int | None = field(default=None, metadata={"help": "Its scale; by default twice the rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
@@ -120,6 +126,8 @@ class Settings:
         """Check the values that nothing else does."""
         if not self.train:
             raise ValueError("Got no training data; name files in the setting 'train'.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be at least 0, got {self.lora_rank}.")
 

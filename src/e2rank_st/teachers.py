@@ -1,7 +1,8 @@
 """Slates → slates with a teacher's labels.
 
-A teacher is whatever gives each document of a query a number, higher being better: a cross-encoder, another E2Rank
-model, or a large language model. Which documents are known positives stays marked, whatever the teacher thinks of them.
+A teacher is whatever gives each document of a query a number, higher being better: a cross-encoder, another E2Rank or
+embedding model, or a large language model. Which documents are known positives stays marked, whatever the teacher
+thinks of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
 from e2rank_st.llm import AnswerError, LLMTeacher, TeacherError
@@ -26,6 +27,7 @@ __all__ = [
     "AnswerError",
     "CrossEncoderTeacher",
     "E2RankTeacher",
+    "EmbeddingTeacher",
     "LLMTeacher",
     "Teacher",
     "TeacherError",
@@ -73,7 +75,7 @@ class CrossEncoderTeacher(Teacher):
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
         """The raw scores of B slates; all their pairs go through the model together, sorted by length."""
         pairs = [(query, text) for query, texts in zip(queries, documents, strict=True) for text in texts]
-        options: Any = {"activation_fn": torch.nn.Identity(), "convert_to_tensor": True, "show_progress_bar": False}
+        options: Any = {"activation_fn": nn.Identity(), "convert_to_tensor": True, "show_progress_bar": False}
         scores: Tensor = self.model.predict(pairs, batch_size=self.batch_size, **options) if pairs else torch.empty(0)
         return [part.tolist() for part in scores.float().cpu().split([len(texts) for texts in documents])]
 
@@ -106,6 +108,69 @@ class E2RankTeacher(Teacher):
         rankings = self._rerank(list(queries), [list(texts) for texts in documents], **self.options)
         scores = ({hit["corpus_id"]: hit["score"] for hit in ranking} for ranking in rankings)
         return [[found[place] for place in range(len(found))] for found in scores]
+
+
+class EmbeddingTeacher(Teacher):
+    """A stronger embedding model; labels are cosines to the query, sharpened by feedback from its own best documents.
+
+    ``q + feedback_weight · mean(best documents)`` is Rocchio's pseudo-relevance feedback on vectors of unit length.
+    Slates share passages, so each distinct text is embedded once in the teacher's life, and its vector kept.
+
+    Args:
+        model: Any Sentence-Transformers model.
+        feedback_documents: How many of its best documents of a slate are fed back; 0 for none.
+        feedback_weight: Their weight, the query's being 1.
+        batch_size: Texts in a forward pass.
+
+    Raises:
+        ValueError: A number is negative.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        feedback_documents: int = 0,
+        feedback_weight: float = 0.5,
+        batch_size: int = 32,
+    ) -> None:
+        if feedback_documents < 0 or feedback_weight < 0:
+            raise ValueError(
+                f"feedback_documents and feedback_weight must be at least 0, got {feedback_documents} and "
+                f"{feedback_weight}."
+            )
+        self.model = model
+        self.feedback_documents, self.feedback_weight = feedback_documents, feedback_weight
+        self.batch_size = batch_size
+        self._kept: dict[str, dict[str, Tensor]] = {"query": {}, "document": {}}
+
+    def label(self, query: str, documents: Sequence[str]) -> list[float]:
+        """The cosine of each of N documents to the query."""
+        return self.label_batch([query], [documents])[0]
+
+    def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The cosines of B slates."""
+        query_vectors = self._vectors("query", queries)
+        document_vectors = self._vectors("document", [text for texts in documents for text in texts])
+        return [
+            self._scores(query_vectors[query], torch.stack([document_vectors[text] for text in texts])).tolist()
+            for query, texts in zip(queries, documents, strict=True)
+        ]
+
+    def _scores(self, query: Tensor, documents: Tensor) -> Tensor:
+        scores = documents @ query  # (N,)
+        if not self.feedback_documents:
+            return scores
+        best = documents[scores.argsort(descending=True, stable=True)[: self.feedback_documents]]
+        return documents @ nn.functional.normalize(query + self.feedback_weight * best.mean(0), dim=0)
+
+    def _vectors(self, kind: str, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Unit vectors in float32 of all texts seen so far."""
+        kept, encode = self._kept[kind], getattr(self.model, f"encode_{kind}")
+        if fresh := list(dict.fromkeys(text for text in texts if text not in kept)):
+            vectors = encode(fresh, batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False)
+            kept |= zip(fresh, nn.functional.normalize(vectors.float().cpu(), dim=-1), strict=True)
+        return kept
 
 
 def label_slates(

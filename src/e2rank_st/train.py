@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -277,7 +278,16 @@ def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
     if arguments.query_weight is not None:
         changes["query_weight"] = arguments.query_weight
     model.replace_listwise(**changes)
+    if settings.dropout is not None:
+        _set_dropout(model, settings.dropout)
     return model
+
+
+def _set_dropout(model: E2Rank, share: float) -> None:
+    for module in model.modules():
+        for name in ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout",):
+            if hasattr(module, name):
+                setattr(module, name, share)
 
 
 def _adapt(model: E2Rank, settings: Settings) -> None:
