@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from e2rank_st import E2Rank
 from e2rank_st.slates import Slate, SlateError
-from e2rank_st.teachers import CrossEncoderTeacher, E2RankTeacher, Teacher, label_slates
+from e2rank_st.teachers import CrossEncoderTeacher, E2RankTeacher, EmbeddingTeacher, Teacher, label_slates
 
 DOCUMENTS = ["three", "one", "four", "two"]
 SLATE = Slate("how many", tuple(DOCUMENTS), (1, 0, 0, None), (True, False, False, False), "s")
@@ -155,3 +155,28 @@ def test_e2rank_teacher_needs_rerank():
     """Guards against an AttributeError after the first batch."""
     with pytest.raises(ValueError, match="has no rerank; give an E2Rank model"):
         E2RankTeacher(object())  # type: ignore[arg-type]
+
+
+def test_embedding_teacher(tiny: E2Rank, facts: list[str]):
+    """Guards against vectors of other texts, feedback by another formula, and a text that is embedded twice."""
+    embedded = []
+    hook = tiny[0].register_forward_hook(lambda module, args, output: embedded.append(len(args[0]["input_ids"])))
+    queries, documents = ["flea", "bread"], [facts[:6], facts[3:9]]
+    plain, sharpened = EmbeddingTeacher(tiny), EmbeddingTeacher(tiny, feedback_documents=2, feedback_weight=0.3)
+    found = plain.label_batch(queries, documents)
+    assert sum(embedded) == 2 + 9
+    plain.label_batch(queries, documents)
+    assert sum(embedded) == 2 + 9
+    hook.remove()
+    for query, texts, labels, more in zip(
+        queries, documents, found, sharpened.label_batch(queries, documents), strict=True
+    ):
+        vector, vectors = (torch.from_numpy(part) for part in (tiny.encode_query(query), tiny.encode_document(texts)))
+        vector, vectors = vector / vector.norm(), vectors / vectors.norm(dim=1, keepdim=True)
+        cosines = vectors @ vector
+        assert labels == pytest.approx(cosines.tolist(), abs=1e-5)
+        best = vectors[cosines.topk(2).indices].mean(0)
+        enriched = vector + 0.3 * best
+        assert more == pytest.approx((vectors @ enriched / enriched.norm()).tolist(), abs=1e-5)
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        EmbeddingTeacher(tiny, feedback_documents=-1)

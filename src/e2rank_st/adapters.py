@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-__all__ = ["CONFIG", "WEIGHTS", "merge_adapter", "read_adapter_config"]
+__all__ = ["CONFIG", "PREFIX", "WEIGHTS", "merge_adapter", "read_adapter_config"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # that peft puts before the name of a layer

@@ -130,6 +130,11 @@ class Settings:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be at least 0, got {self.lora_rank}.")
+        if self.lora_rank and self.model == "bundled":
+            raise ValueError(
+                "Got an adapter to train on the bundled model, whose merged weights have no name that others could load "
+                "them by; train on 'bundled-base', or train all weights (lora_rank 0)."
+            )
 
     @property
     def listwise(self) -> dict[str, Any]:

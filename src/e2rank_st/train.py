@@ -300,11 +300,6 @@ def _adapt(model: E2Rank, settings: Settings) -> None:
             f"Got lora_rank={settings.lora_rank} for a model that has an adapter already; leave it out to go on "
             "training that one, or merge it."
         )
-    if not has_adapter and settings.model == "bundled":
-        raise ValueError(
-            "Got an adapter to train on the bundled model, whose weights have no name that others could load it by; "
-            "train on 'bundled-base', or train all weights (lora_rank 0)."
-        )
     if not has_adapter:
         model.add_adapter(_lora(settings))
     for name, parameter in model.named_parameters():

@@ -1,0 +1,59 @@
+"""The slates of the bundled model's recipe."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from e2rank_st.collection import Collection
+from e2rank_st.slates import Slate
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
+
+from make_slates import Dealt, Mined, deal, draw_part, gold_first, write_first_stage
+
+
+def test_gold_comes_before_what_the_teacher_prefers() -> None:
+    """Guards against a teacher that outranks the known answer, and a lost order among the others."""
+    slate = Slate("q", ("a", "b", "c"), (0.9, 0.2, 0.5), (False, True, False))
+    labels = gold_first(slate).labels
+    assert sorted(range(3), key=lambda place: -labels[place]) == [1, 0, 2]
+
+
+def test_long_lists_are_dealt_out() -> None:
+    """Guards against labels that leave their document, equal slates, and another deal on every run."""
+    slate = Slate("q", tuple(map(str, range(50))), tuple(map(float, range(50))), source="s")
+    parts = list(deal(slate, Dealt("s", 5, 12), seed=0))
+    assert [len(part) for part in parts] == [12] * 5
+    assert all(float(text) == label for part in parts for text, label in zip(part.documents, part.labels, strict=True))
+    assert len({part.documents for part in parts}) == 5
+    assert parts == list(deal(slate, Dealt("s", 5, 12), seed=0)) != list(deal(slate, Dealt("s", 5, 12), seed=1))
+    assert list(deal(slate, Dealt("s", 5, 50), seed=0)) == [slate]
+
+
+def test_groups_are_drawn_whole_and_questions_have_their_answers() -> None:
+    """Guards against hard negatives that stay behind, and questions whose answer is not among the candidates."""
+    corpus = {f"{group}#{number}": f"text {group} {number}" for group in range(20) for number in range(5)}
+    queries = {f"q{group}": f"query {group}" for group in range(20)}
+    whole = Collection(corpus, queries, {f"q{group}": {f"{group}#0": 1.0} for group in range(20)})
+    part = draw_part(whole, Mined("s", 30, 4), seed=0)
+    assert len(part.corpus) == 30
+    assert len({id_.partition("#")[0] for id_ in part.corpus}) == 6
+    assert len(part.judgements) == 4
+    assert all(grades.keys() <= part.corpus.keys() for grades in part.judgements.values())
+    assert part == draw_part(whole, Mined("s", 30, 4), seed=0) != draw_part(whole, Mined("s", 30, 4), seed=1)
+
+
+def test_first_stage_is_what_the_model_retrieves(bundled, facts: list[str], tmp_path: Path) -> None:
+    """Guards against candidates of another order, and judgements of documents that are not found getting lost."""
+    corpus = {f"d{number}": fact for number, fact in enumerate(facts)}
+    collection = Collection(corpus, {"q": "how long do fleas live"}, {"q": {"d0": 2.0, "d1": 0.0}})
+    write_first_stage(tmp_path / "first.jsonl", bundled, collection)
+    (row,) = map(json.loads, (tmp_path / "first.jsonl").read_text(encoding="utf-8").splitlines())
+    scores = [hit["score"] for hit in row["hits"]]
+    assert scores == sorted(scores, reverse=True)
+    expected = bundled.encode_document(facts) @ bundled.encode_query("how long do fleas live")
+    assert scores == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    assert all(corpus[hit["docid"]] == hit["content"] for hit in row["hits"])
+    assert (tmp_path / "first.qrels").read_text(encoding="utf-8") == "q 0 d0 2\nq 0 d1 0\n"
