@@ -132,8 +132,8 @@ class Settings:
             raise ValueError(f"lora_rank must be at least 0, got {self.lora_rank}.")
         if self.lora_rank and self.model == "bundled":
             raise ValueError(
-                "Got an adapter to train on the bundled model, whose merged weights have no name that others could load "
-                "them by; train on 'bundled-base', or train all weights (lora_rank 0)."
+                "Got an adapter to train on the bundled model, whose merged weights have no name that others could "
+                "load them by; train on 'bundled-base', or train all weights (lora_rank 0)."
             )
 
     @property
