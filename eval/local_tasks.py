@@ -6,11 +6,14 @@ MTEB's result holds means. Significance tests need the score of each query, whic
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
+import datasets
 import mteb
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
@@ -22,6 +25,8 @@ __all__ = [
     "find_tasks",
     "leaves",
     "limit_queries",
+    "one_level",
+    "private_cache",
     "record_queries",
     "searches",
     "use_folder",
@@ -85,7 +90,7 @@ def use_folder(task: AbsTask, data_dir: Path) -> None:
     """Make a task read local folders instead of the Hub.
 
     Args:
-        task: Changed in place.
+        task: Changed in place; to be run in a :func:`private_cache`.
         data_dir: Has a folder for each leaf, laid out as its Hub repository and called as that or as the task; case
             does not matter.
 
@@ -104,6 +109,22 @@ def use_folder(task: AbsTask, data_dir: Path) -> None:
             "revision": f"{REVISION}-{fingerprint(folder)}",
         }
         leaf.metadata = leaf.metadata.model_copy(update={"dataset": dataset})
+
+
+@contextmanager
+def private_cache() -> Iterator[None]:
+    """Let ``datasets`` keep what it reads in a folder that goes away with the block.
+
+    Its own cache tells local folders apart by name and card, not by their data: a changed folder, or another one of the
+    same name, would silently be taken for what was read before.
+    """
+    before = datasets.config.HF_DATASETS_CACHE
+    with TemporaryDirectory(prefix="e2rank-datasets-") as folder:
+        datasets.config.HF_DATASETS_CACHE = Path(folder)
+        try:
+            yield
+        finally:
+            datasets.config.HF_DATASETS_CACHE = before
 
 
 def limit_queries(task: AbsTask, limit: int) -> None:
@@ -160,3 +181,10 @@ def _recorder(task: AbsTask, original: Callable[..., Any], recorded: PerQuery) -
         return original(task, scores, *arguments, hf_split=hf_split, hf_subset=hf_subset, **options)
 
     return task_specific_scores
+
+
+def one_level(recorded: PerQuery) -> dict[str, float]:
+    """Scores by query; where a task searches in several places, the place is part of the query's name."""
+    if len(recorded) == 1:
+        return next(iter(recorded.values()))
+    return {f"{place}/{query}": score for place, scores in recorded.items() for query, score in scores.items()}

@@ -17,9 +17,11 @@ import copy
 import json
 import logging
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,7 +33,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import datasets
 import mteb
 from loading import BASE, BUNDLED, Subject, load
-from local_tasks import datasets_of, find_tasks, leaves, limit_queries, record_queries, searches, use_folder
+from local_tasks import (
+    datasets_of,
+    find_tasks,
+    leaves,
+    limit_queries,
+    one_level,
+    private_cache,
+    record_queries,
+    searches,
+    use_folder,
+)
 from mteb.abstasks import AbsTask
 from provenance import hardware, scrubbed, versions
 from tqdm.auto import tqdm
@@ -42,6 +54,7 @@ from e2rank_st.tables import Column, show
 
 FORMAT = 1
 FAILED = "failed"
+PER_QUERY = "ndcg@10"
 COLUMNS = (
     Column("task", share=1),
     Column("mode"),
@@ -72,7 +85,7 @@ class Runner:
     Attributes:
         subject: The model.
         encoder: The same for MTEB.
-        output_dir: Where results go: ``{organisation}__{name}/{mode}/{task}.json``.
+        output_dir: Where results go: ``{organisation}__{name}/{task}.{mode}.json``.
         settings: What else a score depends on; the same in every result.
         data_dir: Local folders in the place of the Hub.
         limit: Queries a split.
@@ -95,8 +108,8 @@ class Runner:
         """Evaluate a task in some modes; what it raises becomes an outcome.
 
         Args:
-            task: Not changed: all is done on a copy, so that its data is freed.
-            modes: Of those that make a difference to the task.
+            task: Not changed: all is done on a copy.
+            modes: Those that make a difference to the task.
         """
         task = copy.deepcopy(task)
         for mode in modes:
@@ -114,11 +127,12 @@ class Runner:
                 leaf.unload_data()
 
     def _path(self, task: AbsTask, mode: Mode) -> Path:
-        return self.output_dir / self.subject.name.replace("/", "__") / mode / f"{task.metadata.name}.json"
+        return self.output_dir / self.subject.name.replace("/", "__") / f"{task.metadata.name}.{mode}.json"
 
     def _identity(self, task: AbsTask, mode: Mode) -> dict[str, Any]:
         """What a result is of: another identity is another result."""
         return {
+            "benchmark": "mteb",
             "format": FORMAT,
             "task": task.metadata.name,
             "mode": mode,
@@ -171,20 +185,30 @@ class Runner:
         record = {
             **identity,
             "type": task.metadata.type,
-            "metric": task.metadata.main_score,
+            "main_metric": task.metadata.main_score,
             "main_score": results.task_results[0].get_score(),
+            "scores": _means(result["scores"]),
             "seed": task.seed,
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - start, 3),
             "hardware": hardware(self.encoder.model.device),
             "versions": versions(),
             "cost": [_cost(cost) for cost in self.encoder.costs],
-            "per_query": {"metric": "ndcg_at_10", "scores": per_query},
+            "per_query": {PER_QUERY: one_level(per_query)} if per_query else {},
             "result": result,
         }
         with replacing(self._path(task, mode)) as fresh:
             fresh.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return record
+
+
+def _means(scores: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Each metric's mean over splits and subsets; without how well a score's height tells its quality (nAUC)."""
+    parts = [part for split in scores.values() for part in split]
+    names = [name for name, value in parts[0].items() if isinstance(value, float) and not name.startswith("nauc")]
+    return {
+        name: statistics.fmean(part[name] for part in parts) for name in names if all(name in part for part in parts)
+    }
 
 
 def _cost(cost: SearchCost) -> dict[str, Any]:
@@ -203,7 +227,7 @@ def _cost(cost: SearchCost) -> dict[str, Any]:
 
 def _outcome(record: dict[str, Any], state: str) -> Outcome:
     marks = [state, *(mark for mark in ("local", "partial") if record[mark])]
-    place = (record["task"], record["mode"], record["metric"])
+    place = (record["task"], record["mode"], record["main_metric"])
     return Outcome(*place, 100 * record["main_score"], record["seconds"], ", ".join(marks))
 
 
@@ -284,6 +308,20 @@ class _Scrubbing(logging.StreamHandler):  # type: ignore[type-arg]
         return scrubbed(super().format(record))
 
 
+def _run(runner: Runner, plan: Sequence[tuple[AbsTask, list[Mode]]]) -> list[Outcome]:
+    """Run the tasks, telling of each."""
+    outcomes: list[Outcome] = []
+    with tqdm(total=sum(len(modes) for _, modes in plan), desc="tasks", disable=None) as progress:
+        for task, modes in plan:
+            progress.set_description(task.metadata.name)
+            for outcome in runner.run(task, modes):
+                outcomes.append(outcome)
+                said = outcome.error or f"{outcome.score:.2f}"
+                progress.write(f"{outcome.task} {outcome.mode}: {outcome.state}: {said}", file=sys.stderr)
+                progress.update()
+    return outcomes
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tasks; 1 if one failed, 2 if nothing could be run."""
     options = parse(arguments)
@@ -297,16 +335,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"run_mteb: error: {scrubbed(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
-    plan = [(task, [mode for mode in options.mode if searches(task) or mode == options.mode[0]]) for task in tasks]
-    outcomes: list[Outcome] = []
-    with tqdm(total=sum(len(modes) for _, modes in plan), desc="tasks", disable=None) as progress:
-        for task, modes in plan:
-            progress.set_description(task.metadata.name)
-            for outcome in runner.run(task, modes):
-                outcomes.append(outcome)
-                said = outcome.error or f"{outcome.score:.2f}"
-                progress.write(f"{outcome.task} {outcome.mode}: {outcome.state}: {said}", file=sys.stderr)
-                progress.update()
+    plan = [(task, [mode for mode in options.mode if mode == MODES[0] or searches(task)]) for task in tasks]
+    if alike := [task.metadata.name for task, modes in plan if not modes]:
+        print(f"left out, as they do not search: {', '.join(alike)}", file=sys.stderr)
+    with private_cache() if options.data_dir else nullcontext():
+        outcomes = _run(runner, plan)
     show(
         COLUMNS,
         [outcome[: len(COLUMNS)] for outcome in outcomes],
