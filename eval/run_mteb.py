@@ -301,7 +301,7 @@ def prepare(options: argparse.Namespace) -> Runner:
     return Runner(subject, encoder, settings=settings, show_progress_bar=sys.stderr.isatty(), **shared)
 
 
-class _Scrubbing(logging.StreamHandler):  # type: ignore[type-arg]
+class _Scrubbing(logging.StreamHandler):
     """Messages of all libraries, without tokens and paths."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -337,7 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     plan = [(task, [mode for mode in options.mode if mode == MODES[0] or searches(task)]) for task in tasks]
     if alike := [task.metadata.name for task, modes in plan if not modes]:
-        print(f"left out, as they do not search: {', '.join(alike)}", file=sys.stderr)
+        print(f"run_mteb: left out, as they do not search: {', '.join(alike)}", file=sys.stderr)
+    if len(alike) == len(plan):
+        return 2
     with private_cache() if options.data_dir else nullcontext():
         outcomes = _run(runner, plan)
     show(

@@ -207,7 +207,7 @@ def test_limit_needs_queries(run, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "has no queries to limit" in capsys.readouterr().err
 
 
-def test_tasks_without_search_run_once(run, monkeypatch: pytest.MonkeyPatch):
+def test_tasks_without_search_run_once(run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Guards against a second, equal result under the name of a mode that does not concern the task."""
     monkeypatch.setattr(run_mteb, "find_tasks", lambda names, benchmarks: [MockSTSTask()])
     monkeypatch.setattr(run_mteb, "use_folder", lambda task, folder: None)  # it makes its own data
@@ -216,6 +216,9 @@ def test_tasks_without_search_run_once(run, monkeypatch: pytest.MonkeyPatch):
     record = found["MockSTSTask", "embedding"]
     assert record["per_query"] == {}
     assert record["cost"] == []
+    status, again = run("--mode", "two-stage")
+    assert (status, again) == (2, found)
+    assert "left out, as they do not search: MockSTSTask" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
