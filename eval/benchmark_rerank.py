@@ -13,15 +13,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from provenance import processor
 from torch.nn.functional import normalize
 
 from e2rank_st import E2Rank
@@ -83,13 +82,6 @@ def measure(model: E2Rank, turns: int) -> dict[str, list[float]]:
             if turn:
                 seconds[name].append((time.perf_counter() - start) / len(cases))
     return seconds
-
-
-def processor() -> str:
-    """The processor's name and number of cores used."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def main() -> None:

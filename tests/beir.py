@@ -1,0 +1,48 @@
+"""Toy collections on disk, in BEIR's layout as parquet: what MTEB's tasks read."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.toy import toy_rows
+
+CARD = """---
+configs:
+  - config_name: corpus
+    data_files: [{split: corpus, path: corpus.parquet}]
+  - config_name: queries
+    data_files: [{split: queries, path: queries.parquet}]
+  - config_name: default
+    data_files: [{split: test, path: qrels_test.parquet}]
+---
+"""
+
+
+def write_collection(folder: Path, number: int = 6, seed: int = 0) -> Path:
+    """Queries with their judged documents; relevant documents come first, as they often do."""
+    folder.mkdir(parents=True)
+    rows = toy_rows(number, seed=seed)
+    documents = [(f"q{query}-{place}", text) for query, row in enumerate(rows) for place, text in _placed(row)]
+    documents.sort(key=lambda document: not document[0].endswith("-0"))
+    tables = {
+        "corpus": {
+            "_id": [id_ for id_, _ in documents],
+            "title": [""] * len(documents),
+            "text": [text for _, text in documents],
+        },
+        "queries": {"_id": [f"q{query}" for query in range(number)], "text": [row["query"] for row in rows]},
+        "qrels_test": {
+            "query-id": [f"q{query}" for query in range(number)],
+            "corpus-id": [f"q{query}-0" for query in range(number)],
+            "score": [1] * number,
+        },
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    return folder
+
+
+def _placed(row: dict) -> list[tuple[int, str]]:
+    return list(enumerate(row["documents"]))
