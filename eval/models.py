@@ -1,78 +1,68 @@
-"""Name of a model → the model, and what a result file says about it."""
+"""The models that a run compares: loaded, named, and told about the task."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from loading import HUB_ID, load
 from sentence_transformers import CrossEncoder
-from sentence_transformers.base.model import BaseModel
 
 from e2rank_st.data import fingerprint
-from e2rank_st.model import BUNDLED_PACKAGE, BUNDLED_REPOSITORY, E2Rank
+from e2rank_st.model import E2Rank
 
-__all__ = ["BASE", "BUNDLED", "described", "instructed", "load_cross_encoder", "load_model"]
+__all__ = ["instructed", "load_cross_encoder", "load_encoder"]
 
-BUNDLED, BASE = "bundled", "base"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # A query prompt that has an instruction: what is before it, and what after.
 INSTRUCTED = re.compile(r"(Instruct: ).*?(\nQuery:\s*)", re.DOTALL)
 
 
-def load_model(name: str, device: str | None = None, dtype: str = "float32") -> E2Rank:
-    """Load a model.
+def load_encoder(source: str, device: str | None = None, dtype: str = "float32") -> tuple[E2Rank, dict[str, Any]]:
+    """Load an E2Rank model.
 
     Args:
-        name: Folder, Hub id, ``bundled`` for the small model that comes along, or ``base`` for its untrained base.
+        source: See :func:`loading.load`.
         device: Where it runs; by default the best there is.
         dtype: ``float32`` or ``bfloat16``.
 
+    Returns:
+        The model, and what a result says of it: never a path.
+
     Raises:
-        ValueError: The name is neither of these, or the model cannot rerank.
+        ValueError: The source is no model's name.
+        OSError: The model cannot be loaded.
         ImportError: The weights are not installed and the Hub cannot be reached.
     """
-    options: dict[str, Any] = {"device": device, "model_kwargs": {"dtype": dtype}}
-    if name == BUNDLED:
-        return E2Rank.from_bundled(**options)
-    if name == BASE:
-        spec = importlib.util.find_spec(BUNDLED_PACKAGE)
-        path = str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
-        return E2Rank.from_checkpoint(path, preset="minilm", **options)
-    _check(name)
-    return E2Rank(name, **options)
+    subject = load(source, device=device, model_kwargs={"dtype": dtype})
+    return subject.model, _described(subject.model, subject.name, subject.revision)
 
 
-def load_cross_encoder(name: str, device: str | None = None) -> CrossEncoder:
+def load_cross_encoder(source: str, device: str | None = None) -> tuple[CrossEncoder, dict[str, Any]]:
     """Load a cross-encoder from a folder or the Hub.
 
+    Returns:
+        The model, and what a result says of it.
+
     Raises:
-        ValueError: The name is no folder and no Hub id, or the model has several outputs.
+        ValueError: The source is no folder and no Hub id.
+        OSError: The model cannot be loaded.
     """
-    _check(name)
-    model: CrossEncoder = CrossEncoder(name, device=device)
-    return model
+    is_folder = Path(source).is_dir()
+    if not is_folder and not HUB_ID.fullmatch(source):
+        raise ValueError(f"Got the cross-encoder {source!r}, which is no folder here and no Hub id (org/name).")
+    model: CrossEncoder = CrossEncoder(source, device=device)
+    name = f"local/{Path(source).resolve().name}" if is_folder else source
+    commit = None if is_folder else getattr(model.config, "_commit_hash", None)
+    return model, _described(model, name, commit or f"weights-{fingerprint(model, {})[:12]}")
 
 
-def _check(name: str) -> None:
-    if not Path(name).is_dir() and not HUB_ID.fullmatch(name):
-        raise ValueError(f"Got the model {name!r}, which is no folder here and no Hub id (org/name).")
-
-
-def described(name: str, model: BaseModel) -> dict[str, Any]:
-    """What a result says of a model: name and revision, and never a path.
-
-    The revision is the Hub's commit where the weights came from there, else a hash of the weights' first values.
-    """
-    known = {BUNDLED: BUNDLED, BASE: BUNDLED_REPOSITORY}
-    shown = known.get(name) or (Path(name).resolve().name if Path(name).is_dir() else name)
-    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
+def _described(model: E2Rank | CrossEncoder, name: str, revision: str) -> dict[str, Any]:
     return {
-        "name": shown,
-        "revision": commit or f"weights-{fingerprint(model, {})[:12]}",
+        "name": name,
+        "revision": revision,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }

@@ -142,7 +142,7 @@ def comparison_table(rows: Sequence[Row], benchmark: str) -> Table:
                 (marked(row), row.system, found["against"], difference, low, high, f"{found['p']:.4f}", *counts)
             )
     header = ("task", "system", "against", "difference", "95 % from", "to", "p", "wins", "ties", "losses")
-    title = f"Differences of the main score, {benchmark}: bootstrap interval, paired randomisation test"
+    title = f"Differences of nDCG@10, {benchmark}: bootstrap interval, paired randomisation test"
     return Table(f"{benchmark}-comparisons", title, header, tuple(lines), labels=3)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from metrics import MAIN, compare
+from metrics import compare
 
 __all__ = ["Row", "check_complete", "read_rows"]
 
@@ -34,7 +34,7 @@ class Row:
         kind: What the system does.
         num_prompt_documents: K, for a listwise system.
         interval: Confidence interval of the main score, if there is one.
-        per_query: The main score by query, if it was recorded.
+        per_query: nDCG@10 by query, if it was recorded.
         latency: ``stored`` and ``fresh``: median and 95th percentile in milliseconds, if they were measured.
         tokens: Median that went through the model for a query.
         comparison: Against another system, see :class:`metrics.Comparison`.
@@ -62,7 +62,7 @@ class Row:
 
 
 def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
-    """Read result files, or all of a folder, its own folders left out.
+    """Read result files, or all of a folder and the folders in it.
 
     Rows come in the order of the paths, those of a folder in the order of the file names.
 
@@ -72,7 +72,7 @@ def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
     """
     rows: list[Row] = []
     for path in map(Path, paths):
-        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
         if not files:
             raise FileNotFoundError(f"{path} holds no result files (*.json); run an evaluation into it first.")
         for file in files:
@@ -128,19 +128,18 @@ def _from_reranking(result: Mapping[str, Any]) -> list[Row]:
 
 
 def _from_mteb(result: Mapping[str, Any]) -> list[Row]:
-    """The row of a file of ``run_mteb.py``: one task in one mode."""
-    model = result["model"]
-    per_query = result.get("per_query") or {}
+    """The row of a file of ``run_mteb.py``: one task in one mode; one metric is there by query, where any is."""
+    per_query: dict[str, float] = next(iter(result["per_query"].values()), {})
     return [
         Row(
             benchmark="mteb",
             task=result["task"],
             column=result["task"],
-            model=model if isinstance(model, str) else model["name"],
+            model=result["model"]["name"],
             system=result["mode"],
             scores={**result["scores"], "main": result["main_score"]},
             kind="listwise" if result["mode"] == "two-stage" else result["mode"],
-            per_query=per_query.get(MAIN, {}) if isinstance(next(iter(per_query.values()), 0), Mapping) else per_query,
+            per_query=per_query,
             queries=len(per_query),
             local=result["local"],
             partial=result["partial"],

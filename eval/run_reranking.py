@@ -24,9 +24,10 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads starve a busy machine
 
 from candidates import Candidates, Files, locate, own_first_stage, read_files, read_over_collection
+from loading import BASE, BUNDLED
 from measurement import Measured, measure, record
 from metrics import MAIN
-from models import BUNDLED, described, instructed, load_cross_encoder, load_model
+from models import instructed, load_cross_encoder, load_encoder
 from runs import write_run
 from systems import Embedding, FirstStage, Listwise, Pointwise, Rocchio, System, Vectors
 from tasks import Task, find_tasks
@@ -60,7 +61,7 @@ examples:
   # the model's own retrieval from a folder in BEIR's layout, then reranked
   python eval/run_reranking.py --tasks scifact --own-first-stage --data-dir data
   # files of your own: results with text, or a TREC run over a folder in BEIR's layout
-  python eval/run_reranking.py --results hits.jsonl.gz --qrels qrels.txt --model my-model --baseline base
+  python eval/run_reranking.py --results hits.jsonl.gz --qrels qrels.txt --model my-model --baseline bundled-base
   python eval/run_reranking.py --beir my-corpus --run bm25.trec --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2
   # how much the number of documents in the prompt matters
   python eval/run_reranking.py --tasks dl21 --data-dir data --num-prompt-documents 1 3 6 10 20
@@ -107,7 +108,7 @@ def _add_model_options(models: argparse._ArgumentGroup) -> None:
         "--model",
         default=BUNDLED,
         metavar="NAME",
-        help="folder, Hub id, bundled (default), or base, the bundled model untrained",
+        help=f"folder, Hub id, {BUNDLED} (default), or {BASE}: what that one was trained from",
     )
     models.add_argument("--baseline", metavar="NAME", help="a second model, side by side")
     models.add_argument("--cross-encoder", metavar="NAME", help="a Sentence-Transformers cross-encoder, side by side")
@@ -172,6 +173,22 @@ def chosen_tasks(arguments: argparse.Namespace) -> list[Task]:
         raise ValueError("Got nothing to evaluate on; give --tasks, --results or --beir.")
     name = own.resolve().name.split(".")[0] if own else ""
     return tasks or [Task(name=name, title=name)]
+
+
+def load_models(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The models by what they are here (``model``, ``baseline``, ``cross_encoder``), and what a result says of them.
+
+    Raises:
+        ValueError: A name is no model's.
+        OSError: A model cannot be loaded.
+        ImportError: The weights are not installed and the Hub cannot be reached.
+    """
+    loaded: dict[str, Any] = {"model": load_encoder(arguments.model, arguments.device, arguments.dtype)}
+    if arguments.baseline:
+        loaded["baseline"] = load_encoder(arguments.baseline, arguments.device, arguments.dtype)
+    if arguments.cross_encoder:
+        loaded["cross_encoder"] = load_cross_encoder(arguments.cross_encoder, arguments.device)
+    return {role: pair[0] for role, pair in loaded.items()}, {role: pair[1] for role, pair in loaded.items()}
 
 
 def read_candidates(arguments: argparse.Namespace, task: Task, model: E2Rank) -> tuple[Candidates, Vectors | None]:
@@ -242,6 +259,7 @@ class Evaluation:
         arguments: The command line.
         task: The task.
         models: ``model`` and, where asked for, ``baseline`` and ``cross_encoder``.
+        descriptions: What the result says of each.
 
     Raises:
         ValueError: The data or an option is wrong.
@@ -249,9 +267,11 @@ class Evaluation:
         ImportError: A package is missing.
     """
 
-    def __init__(self, arguments: argparse.Namespace, task: Task, models: dict[str, Any]) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, task: Task, models: dict[str, Any], descriptions: dict[str, dict[str, Any]]
+    ) -> None:
         start = time.perf_counter()
-        self.arguments, self.task, self.models = arguments, task, models
+        self.arguments, self.task, self.models, self.descriptions = arguments, task, models, descriptions
         self.systems = make_systems(arguments, models, task)
         self.compare_with = self._compare_with()
         self.prompts: dict[str, str] = {}  # of the queries, by model
@@ -298,7 +318,6 @@ class Evaluation:
 
     def result(self) -> dict[str, Any]:
         """The content of the result file."""
-        roles = self.models.items()
         return {
             "format": FORMAT,
             "benchmark": "reranking",
@@ -312,7 +331,7 @@ class Evaluation:
             "relevant_from": self.task.relevant_from,
             "main_metric": MAIN,
             "compare_with": self.compare_with,
-            "models": {role: described(getattr(self.arguments, role), model) for role, model in roles},
+            "models": self.descriptions,
             "query_prompts": self.prompts,
             "settings": _settings(self.arguments),
             "sources": self.candidates.sources,
@@ -321,8 +340,11 @@ class Evaluation:
             "environment": _environment(),
         }
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> dict[str, Any]:
         """Write the runs and then the result file, each whole or not at all.
+
+        Returns:
+            The content of the result file.
 
         Raises:
             ValueError: An id cannot stand in a run.
@@ -330,8 +352,10 @@ class Evaluation:
         """
         for name, found in self.measured.items():
             write_run(folder / self.rows[name]["run"], found.run, name)
+        result = self.result()
         with replacing(folder / f"{self.stem}.json") as fresh:
-            fresh.write_text(json.dumps(self.result(), indent=1) + "\n", encoding="utf-8")
+            fresh.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        return result
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -386,19 +410,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         disable_progress_bar()
     try:
         tasks = chosen_tasks(arguments)
-        models: dict[str, Any] = {"model": load_model(arguments.model, arguments.device, arguments.dtype)}
-        if arguments.baseline:
-            models["baseline"] = load_model(arguments.baseline, arguments.device, arguments.dtype)
-        if arguments.cross_encoder:
-            models["cross_encoder"] = load_cross_encoder(arguments.cross_encoder, arguments.device)
+        models, descriptions = load_models(arguments)
     except (ValueError, OSError, ImportError) as error:
         command.error(str(error))
     failed = 0
     for task in tasks:
         try:
-            evaluation = Evaluation(arguments, task, models)
-            evaluation.write(arguments.output_dir)
-            show_result(evaluation.result())
+            show_result(Evaluation(arguments, task, models, descriptions).write(arguments.output_dir))
         except (ValueError, OSError, ImportError) as error:
             failed += 1
             print(f"{task.name}: error: {error}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from metrics import evaluate, mean
-from models import described, instructed
+from models import instructed, load_encoder
 from run_reranking import main, parser
 from runs import read_run, write_run
 from tasks import HUB_REPOSITORY, TASKS
@@ -62,8 +62,8 @@ def test_result_file(written: Path, checkpoint: Path):
     assert result["compare_with"] == "baseline_embedding"
     names = ["embedding", "rocchio", "listwise_k2", "listwise_k4"]
     assert list(result["systems"]) == ["first_stage", *(f"baseline_{name}" for name in names), *names, "cross_encoder"]
-    assert result["models"]["model"]["name"] == "tiny-qwen3"
-    assert result["models"]["cross_encoder"]["name"] == "my-cross-encoder"
+    assert result["models"]["model"]["name"] == "local/tiny-qwen3"
+    assert result["models"]["cross_encoder"]["name"] == "local/my-cross-encoder"
     assert result["models"]["model"]["revision"] == result["models"]["baseline"]["revision"]
     assert result["settings"]["seed"] == 3
     assert {"torch", "sentence-transformers", "pytrec-eval-terrier"} <= result["environment"]["versions"].keys()
@@ -218,12 +218,14 @@ def test_unknown_system_to_compare_with(folder: Path, checkpoint: Path, tmp_path
     assert "--compare-with bm25, which is none of first_stage, embedding" in capsys.readouterr().err
 
 
-def test_described_names_no_path(tiny: E2Rank, checkpoint: Path):
+def test_models_are_named_and_not_located(tiny: E2Rank, checkpoint: Path):
     """Guards against a folder of somebody's machine in a published result, and against another revision each time."""
-    found = described(str(checkpoint), tiny)
-    assert found["name"] == "tiny-qwen3"
-    assert found["revision"] == described("org/model", tiny)["revision"]
-    assert found["parameters"] == sum(parameter.numel() for parameter in tiny.parameters())
+    (model, found), (_, again) = (load_encoder(str(checkpoint), "cpu") for _ in range(2))
+    assert found == again
+    assert found["name"] == "local/tiny-qwen3"
+    assert found["revision"].startswith("weights-")
+    assert (found["dtype"], found["parameters"]) == ("float32", sum(part.numel() for part in tiny.parameters()))
+    assert isinstance(model, E2Rank)
 
 
 def test_help_has_examples_that_parse():
