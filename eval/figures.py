@@ -1,7 +1,7 @@
 """Rows of results → figures that read in print, in black and white, and by the colour-blind.
 
-Colours are those of Okabe and Ito; a system's hatch, marker and line style tell it apart without them.
-
+Colours are those of Okabe and Ito; a system's hatch, marker and line style tell it apart without them. A system looks
+the same in all figures of a benchmark, and tasks carry the marks that they have in tables.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from results import Row
+from results import Row, marked
 
 __all__ = ["FIGURES", "draw"]
 
@@ -69,7 +68,7 @@ def _axes(axes: Any, title: str, x: str, y: str) -> None:
 
 def scores(rows: Sequence[Row]) -> Any:
     """The main score of each system on each task, with its confidence interval."""
-    groups, columns = _by_label(rows), list(dict.fromkeys(row.column for row in rows))
+    groups, columns = _by_label(rows), list(dict.fromkeys(marked(row) for row in rows))
     width = 0.8 / len(groups)
     figure = _figure(max(6.0, 1.5 + 0.28 * len(groups) * len(columns)), 4)
     axes = figure.subplots()
@@ -79,7 +78,7 @@ def scores(rows: Sequence[Row]) -> Any:
             height = 100 * row.scores["main"]
             reach = [[abs(height - 100 * bound)] for bound in row.interval] if row.interval else None
             axes.bar(
-                columns.index(row.column) + (place - (len(groups) - 1) / 2) * width,
+                columns.index(marked(row)) + (place - (len(groups) - 1) / 2) * width,
                 height,
                 width,
                 yerr=reach,
@@ -98,12 +97,11 @@ def scores(rows: Sequence[Row]) -> Any:
 
 def latency(rows: Sequence[Row]) -> Any:
     """The mean score over the milliseconds a query: with stored vectors filled, without them hollow."""
-    timed = [row for row in rows if any(row.latency.get(kind) for kind in ("stored", "fresh"))]
-    if not timed:
+    if not any(spread for row in rows for spread in row.latency.values()):
         return None
     figure = _figure(7, 4.2)
     axes = figure.subplots()
-    for place, (label, part) in enumerate(_by_label(timed).items()):
+    for place, (label, part) in enumerate(_by_label(rows).items()):
         style, height = _style(place), 100 * fmean(row.scores["main"] for row in part)
         times = {}
         for kind in ("stored", "fresh"):
@@ -144,7 +142,7 @@ def prompt_documents(rows: Sequence[Row]) -> Any:
     for place, ((column, model), part) in enumerate(curves.items()):
         style = _style(place)
         points = sorted((row.num_prompt_documents or 0, 100 * row.scores["main"]) for row in part)
-        label = f"{column} ({model})" if several else column
+        label = f"{marked(part[0])} ({model})" if several else marked(part[0])
         axes.plot(
             *zip(*points, strict=True),
             color=style.colour,
@@ -186,7 +184,7 @@ def gains(rows: Sequence[Row]) -> Any:
         axes.bar(places, up, 1.0, color=COLOURS[0], edgecolor="black", linewidth=0.3)
         axes.bar(places, lost, 1.0, color=COLOURS[1], edgecolor="black", linewidth=0.3, hatch="////")
         axes.axhline(0, color="black", linewidth=0.8)
-        _axes(axes, f"{row.column}: {row.system} − {against.system}", "queries, by gain", "nDCG@10 gained")
+        _axes(axes, f"{marked(row)}: {row.system} − {against.system}", "queries, by gain", "nDCG@10 gained")
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     return figure

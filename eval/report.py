@@ -15,15 +15,15 @@ from pathlib import Path
 from statistics import fmean
 
 from figures import FIGURES, draw
-from results import Row, check_complete, read_rows
+from results import LOCAL, PARTIAL, Row, check_complete, marked, read_rows
 
 from e2rank_st.atomic import replacing
 
-LOCAL, PARTIAL = "†", "‡"
 NOTES = {
     LOCAL: "on local copies of the data, no official result",
     PARTIAL: "on some of the queries only",
 }
+LEAST_P = 1e-4  # below that, a table says no more
 EXAMPLES = """
 examples:
   python eval/report.py results --output-dir report
@@ -89,6 +89,7 @@ TEX = {
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
     LOCAL: r"\dag{}",
     PARTIAL: r"\ddag{}",
+    "<": "$<$",
     "−": "$-$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -97,12 +98,6 @@ TEX = {
 
 def _tex(text: str) -> str:
     return "".join(TEX.get(character, character) for character in text)
-
-
-def marked(*rows: Row) -> str:
-    """Name of the task of rows, with the marks that any of them has."""
-    flags = ((LOCAL, any(row.local for row in rows)), (PARTIAL, any(row.partial for row in rows)))
-    return " ".join([rows[0].column, *(mark for mark, there in flags if there)])
 
 
 def main_table(rows: Sequence[Row], benchmark: str) -> Table:
@@ -139,11 +134,15 @@ def comparison_table(rows: Sequence[Row], benchmark: str) -> Table:
             counts = [str(found[name]) for name in ("wins", "ties", "losses")]
             difference = f"{100 * found['difference']:+.2f}"
             lines.append(
-                (marked(row), row.system, found["against"], difference, low, high, f"{found['p']:.4f}", *counts)
+                (marked(row), row.system, found["against"], difference, low, high, _p_value(found["p"]), *counts)
             )
     header = ("task", "system", "against", "difference", "95 % from", "to", "p", "wins", "ties", "losses")
     title = f"Differences of nDCG@10, {benchmark}: bootstrap interval, paired randomisation test"
     return Table(f"{benchmark}-comparisons", title, header, tuple(lines), labels=3)
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.4f}" if p >= LEAST_P else f"<{LEAST_P:.4f}"
 
 
 def latency_table(rows: Sequence[Row], benchmark: str) -> Table:

@@ -15,8 +15,9 @@ from typing import Any
 
 from metrics import compare
 
-__all__ = ["Row", "check_complete", "read_rows"]
+__all__ = ["LOCAL", "PARTIAL", "Row", "check_complete", "marked", "read_rows"]
 
+LOCAL, PARTIAL = "†", "‡"  # behind the name of a task
 MTEB_REFERENCE = "embedding"  # the mode that the others are compared with
 
 
@@ -160,6 +161,12 @@ def _compared(rows: Sequence[Row]) -> list[Row]:
             continue
         found.append(replace(row, comparison=compare(reference.system, row.per_query, reference.per_query)._asdict()))
     return found
+
+
+def marked(*rows: Row) -> str:
+    """Name of the task of rows, with the marks that any of them has."""
+    flags = ((LOCAL, any(row.local for row in rows)), (PARTIAL, any(row.partial for row in rows)))
+    return " ".join([rows[0].column, *(mark for mark, there in flags if there)])
 
 
 def check_complete(rows: Sequence[Row], tasks: Iterable[str] = ()) -> None:

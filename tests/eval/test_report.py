@@ -154,8 +154,10 @@ def test_characters_that_mean_something_are_escaped(tmp_path: Path):
     """Guards against a name that breaks a table."""
     odd = reranking()
     odd["models"]["model"]["name"] = "a|b & c_100% \\ ^~"
+    odd["systems"]["listwise_k6"]["comparison"]["p"] = 1e-6
     rows = read_rows([write(tmp_path, odd=odd)])
-    table = make_tables(rows)[0]
+    table, _, comparisons, _ = make_tables(rows)
+    assert "& $<$0.0001 & 6" in latex(comparisons)
     assert r"| embedding | a\|b & c_100% \ ^~ |" in markdown(table)
     assert r"embedding & a|b \& c\_100\% \textbackslash{} \textasciicircum{}\textasciitilde{} &" in latex(table)
 
