@@ -1,10 +1,10 @@
 """Reranking as the paper measures it: a first stage's candidates, reranked by several systems side by side.
 
-Systems: the first stage, the plain embedding, Rocchio feedback on the vectors, listwise reranking, and, where asked
-for, a cross-encoder and the first three of a baseline model. Every document is embedded once, and all systems of a
-model use those vectors. Written to --output-dir, each file whole or not at all: {task}-{first stage}.json with
-settings, scores by query, intervals, comparisons, latency, tokens, versions and hardware, and runs/ with a TREC run a
-system, with real scores. Results on local files are marked "local", those on some of the queries "partial".
+Systems: the first stage, the plain embedding, Rocchio feedback on the vectors, listwise reranking, and where asked for
+a cross-encoder and the same three of a baseline model. Every document is embedded once, and all systems of a model use
+those vectors. Written to --output-dir, each file whole or not at all: {task}-{first stage}.json with settings, scores
+by query, intervals, comparisons, latency, tokens, versions and hardware, and runs/ with a TREC run a system, with real
+scores. Results on local files are marked "local", those on some of the queries "partial".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,17 @@ from e2rank_st.tables import Column, show
 
 FORMAT = 1
 VECTOR_SYSTEMS = ("embedding", "rocchio", "listwise")
-COLUMNS = (
+COLUMNS = (  # of texts, since some systems have no value in some of them
     Column("system", share=1),
-    Column(MAIN, ".2f", style="green"),
-    Column("95 %", share=1),
-    Column("difference", "+.2f"),
-    Column("p", ".3f"),
-    Column("wins/ties/losses", share=1),
-    Column("ms", ".1f"),
-    Column("p95", ".1f"),
-    Column("ms, no store", ".0f"),
-    Column("tokens", ".0f"),
+    Column(MAIN, ">", style="green"),
+    Column("95 %", ">"),
+    Column("difference", ">"),
+    Column("p", ">"),
+    Column("wins/ties/losses", ">"),
+    Column("ms", ">"),
+    Column("p95", ">"),
+    Column("ms, no store", ">"),
+    Column("tokens", ">"),
 )
 EXAMPLES = """
 examples:
@@ -376,25 +376,25 @@ def show_result(result: dict[str, Any]) -> None:
     """Print a table of the systems."""
     marks = [mark for mark in ("local", "partial") if result[mark]]
     title = f"{result['title']}, {result['first_stage']} top {result['candidates']}, {result['queries']} queries"
-    rows = []
-    for name, row in result["systems"].items():
-        found, latency = row.get("comparison"), row["latency"]
-        stored, fresh = (latency[kind] or {} for kind in ("stored", "fresh"))
-        rows.append(
-            (
-                name,
-                100 * row["scores"][MAIN],
-                "{:.1f} to {:.1f}".format(*(100 * bound for bound in row["interval"])),
-                100 * found["difference"] if found else 0.0,
-                found["p"] if found else 1.0,
-                "{wins}/{ties}/{losses}".format(**found) if found else "compared with",
-                stored.get("median", 0.0),
-                stored.get("p95", 0.0),
-                fresh.get("median", 0.0),
-                (row["tokens"] or {}).get("median", 0.0),
-            )
-        )
+    title += f", compared with {result['compare_with']}"
+    rows = [(name, *_cells(row)) for name, row in result["systems"].items()]
     show(COLUMNS, rows, title=" · ".join([title, *marks]))
+
+
+def _cells(row: dict[str, Any]) -> Iterator[str]:
+    """What the table says of a system, in the order of its columns."""
+    low, high = (100 * bound for bound in row["interval"])
+    yield f"{100 * row['scores'][MAIN]:.2f}"
+    yield f"{low:.1f} to {high:.1f}"
+    found = row.get("comparison")
+    yield f"{100 * found['difference']:+.2f}" if found else ""
+    yield f"{found['p']:.4f}" if found else ""
+    yield f"{found['wins']}/{found['ties']}/{found['losses']}" if found else ""
+    stored, fresh = (row["latency"][kind] for kind in ("stored", "fresh"))
+    yield f"{stored['median']:.1f}" if stored else ""
+    yield f"{stored['p95']:.1f}" if stored else ""
+    yield f"{fresh['median']:.0f}" if fresh else ""
+    yield f"{row['tokens']['median']:.0f}" if row["tokens"] else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
