@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from e2rank_st.data import fingerprint
-from e2rank_st.model import BUNDLED_PACKAGE, BUNDLED_REPOSITORY, E2Rank
+from e2rank_st.model import BUNDLED_MODELS, BUNDLED_NAME, BUNDLED_REPOSITORY, E2Rank, load_model
 
 __all__ = ["BASE", "BUNDLED", "Subject", "load"]
 
@@ -43,14 +42,13 @@ def load(source: str, *, name: str | None = None, revision: str | None = None, *
         ValueError: The source is no folder and no Hub id.
         OSError: The model cannot be loaded.
     """
-    if source == BUNDLED:
-        model, default = E2Rank.from_bundled(**options), "e2rank-st/bundled"
-    elif source == BASE:
-        spec = importlib.util.find_spec(BUNDLED_PACKAGE)
-        path = str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
-        model, default = E2Rank.from_checkpoint(path, preset="minilm", **options), BUNDLED_REPOSITORY
+    if source in BUNDLED_MODELS:
+        model, default = (
+            load_model(source, **options),
+            f"e2rank-st/{source}" if source == BUNDLED else BUNDLED_REPOSITORY,
+        )
     elif source and Path(source).is_dir():
-        model, default = E2Rank(source, **options), f"local/{Path(source).resolve().name}"
+        model, default = load_model(source, **options), f"local/{Path(source).resolve().name}"
     elif HUB_ID.fullmatch(source):
         model, default = E2Rank(source, revision=revision, **options), source
     else:

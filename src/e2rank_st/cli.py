@@ -37,7 +37,7 @@ __all__ = ["app"]
 
 logger = logging.getLogger(__name__)
 
-BUNDLED = "bundled"
+BUNDLED, BUNDLED_BASE = "bundled", "bundled-base"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 HIT_COLUMNS = (
     Column("rank", "d", style="bold"),
@@ -167,7 +167,7 @@ def _step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]
 
 def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool = False) -> E2Rank:
     """Load the model; where it may have to be downloaded, the bars of the download are shown instead of a spinner."""
-    is_local = name == BUNDLED or Path(name).is_dir()
+    is_local = name in (BUNDLED, BUNDLED_BASE) or Path(name).is_dir()
     if not is_local and not HUB_ID.fullmatch(name):
         raise ValueError(f"Got --model {name}, which is no folder here and no Hub id (org/name).")
     # Read when torch is first imported: threads that spin while they wait made a busy 2-core machine 5 times slower.
@@ -175,12 +175,12 @@ def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool =
     with _step("loading the model", spin=is_local, tell=tell):
         from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
-        from e2rank_st.model import E2Rank
+        from e2rank_st.model import load_model
 
         if is_local or not sys.stderr.isatty():
             disable_progress_bar()
         options = _placement(device, dtype)
-        model = E2Rank.from_bundled(**options) if name == BUNDLED else E2Rank(name, **options)
+        model = load_model(name, **options)
         enable_progress_bar()  # the bars of reranking hang on the same switch
         return model
 

