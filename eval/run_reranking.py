@@ -24,10 +24,10 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads starve a busy machine
 
 from candidates import Candidates, Files, locate, own_first_stage, read_files, read_over_collection
+from encoders import instructed, load_cross_encoder, load_encoder
 from loading import BASE, BUNDLED
 from measurement import Measured, measure, record
 from metrics import MAIN
-from models import instructed, load_cross_encoder, load_encoder
 from runs import write_run
 from systems import Embedding, FirstStage, Listwise, Pointwise, Rocchio, System, Vectors
 from tasks import Task, find_tasks

@@ -9,8 +9,8 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from encoders import instructed, load_encoder
 from metrics import evaluate, mean
-from models import instructed, load_encoder
 from run_reranking import main, parser
 from runs import read_run, write_run
 from tasks import HUB_REPOSITORY, TASKS
