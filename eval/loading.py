@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from e2rank_st.data import fingerprint
 from e2rank_st.model import BUNDLED_PACKAGE, BUNDLED_REPOSITORY, E2Rank
@@ -17,8 +16,7 @@ BUNDLED, BASE = "bundled", "bundled-base"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """What is evaluated.
 
     Attributes:
@@ -51,7 +49,7 @@ def load(source: str, *, name: str | None = None, revision: str | None = None, *
         spec = importlib.util.find_spec(BUNDLED_PACKAGE)
         path = str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
         model, default = E2Rank.from_checkpoint(path, preset="minilm", **options), BUNDLED_REPOSITORY
-    elif Path(source).is_dir():
+    elif source and Path(source).is_dir():
         model, default = E2Rank(source, **options), f"local/{Path(source).resolve().name}"
     elif HUB_ID.fullmatch(source):
         model, default = E2Rank(source, revision=revision, **options), source
