@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from results import Row, marked
+from records import Row, marked
 
 __all__ = ["FIGURES", "draw"]
 

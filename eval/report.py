@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from figures import FIGURES, draw
-from results import LOCAL, PARTIAL, Row, check_complete, marked, read_rows
+from records import LOCAL, PARTIAL, Row, check_complete, marked, read_rows
 
 from e2rank_st.atomic import replacing
 

@@ -24,6 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads starve a busy machine
 
 from candidates import Candidates, Files, locate, own_first_stage, read_files, read_over_collection
+from encoders import instructed, load_cross_encoder, load_encoder
 from loading import BASE, BUNDLED
 from measurement import Measured, measure, record
 from metrics import MAIN

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from figures import FIGURES, draw
+from records import check_complete, read_rows
 from report import FORMATS, latex, main, make_tables, markdown
-from results import check_complete, read_rows
 
 pytest.importorskip("matplotlib")
 

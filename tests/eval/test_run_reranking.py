@@ -9,6 +9,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from encoders import instructed, load_encoder
 from metrics import evaluate, mean
 from run_reranking import main, parser
 from runs import read_run, write_run
