@@ -38,7 +38,6 @@ from e2rank_st.history import environment
 from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS
 from e2rank_st.tables import Column, show
-from models import instructed, load_cross_encoder, load_encoder
 
 FORMAT = 1
 VECTOR_SYSTEMS = ("embedding", "rocchio", "listwise")

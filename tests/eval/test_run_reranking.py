@@ -17,7 +17,6 @@ from tasks import HUB_REPOSITORY, TASKS
 
 from e2rank_st import E2Rank
 from e2rank_st.readers import read_qrels
-from models import instructed, load_encoder
 from tests.eval.data import write_beir, write_task
 from tests.test_teachers import tiny_cross_encoder
 
