@@ -20,7 +20,7 @@ TORCH_INDEX ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url h
 # Errors only: otherwise pip lists every package, and every index that has none of it.
 INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test check format train benchmark clean
+.PHONY: help demo test check format train eval benchmark clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,22 @@ format: $(VENV)/.dev  ## fix what check would say about imports and format
 train: $(VENV)/.dev  ## train the bundled model anew, from the data in DATA; about an hour and a half on 2 cores
 	$(VENV)/bin/python models/make_slates.py --data "$(DATA)" --output build/slates $(if $(TEACHER),--teacher "$(TEACHER)")
 	OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train models/train.yaml --output_dir build/train --resume true
+
+# What is there already is kept: a result of run_mteb.py by its identity, one of run_reranking.py if it is newer than
+# the model. Remove eval/results to measure everything anew.
+EVAL_PYTHON = OMP_WAIT_POLICY=passive $(VENV)/bin/python
+RESULTS = eval/results
+RERANKED = $(RESULTS)/dl21-bm25.json $(RESULTS)/dl21-splade.json
+
+eval: $(VENV)/.dev $(RERANKED)  ## measure the bundled model and its base on the data in DATA; then report and card
+	$(EVAL_PYTHON) eval/run_mteb.py --model bundled-base --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
+	$(EVAL_PYTHON) eval/run_mteb.py --model bundled --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
+	$(EVAL_PYTHON) eval/report.py $(RESULTS) --output-dir model_card/report
+	$(EVAL_PYTHON) model_card/render.py --results $(RESULTS) --report model_card/report
+
+$(RERANKED): $(RESULTS)/dl21-%.json: models/e2rank-minilm-l6/manifest.json | $(VENV)/.dev
+	$(EVAL_PYTHON) eval/run_reranking.py --tasks dl21 --first-stage $* --data-dir "$(DATA)" \
+		--model bundled --baseline bundled-base --output-dir $(RESULTS)
 
 benchmark: $(VENV)/.base  ## time reranking against the recipe of the public model card
 	$(VENV)/bin/python eval/benchmark_rerank.py

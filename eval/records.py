@@ -42,6 +42,7 @@ class Row:
         queries: How many there are; 0 if that is not known.
         local: Whether the data was local.
         partial: Whether some queries were left out.
+        result: All that its file says.
     """
 
     benchmark: str
@@ -60,6 +61,7 @@ class Row:
     queries: int = 0
     local: bool = False
     partial: bool = False
+    result: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
@@ -123,6 +125,7 @@ def _from_reranking(result: Mapping[str, Any]) -> list[Row]:
                 queries=result["queries"],
                 local=result["local"],
                 partial=result["partial"],
+                result=result,
             )
         )
     return rows
@@ -144,6 +147,7 @@ def _from_mteb(result: Mapping[str, Any]) -> list[Row]:
             queries=len(per_query),
             local=result["local"],
             partial=result["partial"],
+            result=result,
         )
     ]
 

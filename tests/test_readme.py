@@ -34,7 +34,7 @@ def test_file_tree_is_complete():
     """Guards against a file tree that forgot a module, or still names one."""
     tree = README.partition("src/e2rank_st/\n")[2].partition("```")[0]
     named = set(re.findall(r"\b(\w+\.py)\b", tree))
-    source = {path.name for folder in ("src/e2rank_st", "eval") for path in (ROOT / folder).glob("*.py")}
+    source = {path.name for folder in ("src/e2rank_st", "eval", "model_card") for path in (ROOT / folder).glob("*.py")}
     assert named == source - {"__init__.py"}
 
 

@@ -1,0 +1,201 @@
+"""The card: whole and the same each time, honest about where its numbers come from, and with code that runs."""
+
+import copy
+import os
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import render
+import yaml
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+from e2rank_st import E2Rank
+from tests.model_card.data import BASE, REVISION, official, reranking, toy_results, write_model, write_results
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/golden/card.md"
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+ADAPTER = ROOT / "models/e2rank-minilm-l6/adapter_config.json"
+NFCORPUS = "ec0fa4fe99da2ff19ca1214b7966684033a58814"
+
+
+def card(folder: Path, *results: dict[str, Any], **changes: Any) -> str:
+    """The card of a toy model with a figure."""
+    (folder / "report").mkdir(exist_ok=True)
+    (folder / "report/reranking-scores.png").write_bytes(b"a picture")
+    model, paths = write_model(folder, **changes), [write_results(folder / "results", *results)]
+    return render.render(model, paths, folder / "report", folder / "README.md")
+
+
+def index(text: str) -> list[dict[str, Any]]:
+    """What model-index says."""
+    return yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"]
+
+
+def test_whole_card(tmp_path: Path):
+    """Guards against any change of a card that nobody looked at; E2RANK_UPDATE_GOLDEN=1 takes the new one over."""
+    text = card(tmp_path, *toy_results())
+    if os.environ.get("E2RANK_UPDATE_GOLDEN"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_metadata_is_what_the_hub_reads(tmp_path: Path):
+    """Guards against metadata that the Hub's own client reads otherwise, or refuses."""
+    data = ModelCard(card(tmp_path, *toy_results())).data
+    assert (data.library_name, data.pipeline_tag, data.license) == (
+        "sentence-transformers",
+        "text-ranking",
+        "apache-2.0",
+    )
+    assert (data.base_model, data.base_model_relation) == ("sentence-transformers/all-MiniLM-L6-v2", "finetune")
+    assert data.datasets == ["rajpurkar/squad"]  # dl22 has no data set of its authors there
+    values = {(result.dataset_name, result.metric_name): result.metric_value for result in data.eval_results}
+    assert len(values) == len(data.eval_results) == 8  # two systems on four sets, none of the baseline's
+    assert values["DL21 bm25 (local copy)", "ndcg@10, listwise"] == 0.62
+    assert values["NFCorpus (local copy)", "ndcg_at_10, two-stage"] == 0.33
+
+
+def test_rendering_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Guards against results that pile up in the card, and against a check that passes or fails for no reason."""
+    model, results = write_model(tmp_path), write_results(tmp_path / "results", *toy_results())
+    output = tmp_path / "card/README.md"
+    arguments = ["--model", str(model), "--results", str(results), "--output", str(output)]
+    assert render.main([*arguments, "--check"]) == 1
+    assert "README.md is not there; render it anew" in capsys.readouterr().err
+    assert render.main(arguments) == 0
+    first = output.read_text(encoding="utf-8")
+    assert render.main(arguments) == 0
+    assert output.read_text(encoding="utf-8") == first
+    assert render.main([*arguments, "--check"]) == 0
+    write_results(results, *toy_results()[::-1])  # the same files by other names
+    assert render.main([*arguments, "--check"]) == 1
+    assert "differs from what the model, the results and the template make" in capsys.readouterr().err
+    assert output.read_text(encoding="utf-8") == first
+
+
+def test_local_results_are_no_official_ones(tmp_path: Path):
+    """Guards against a score on a local copy under the name, or beside a revision, of the public data."""
+    text = card(tmp_path, *toy_results())
+    for entry in index(text):
+        assert entry["dataset"]["name"].endswith("(local copy)")
+        assert set(entry["dataset"]) == {"name", "type"}
+        assert "/" not in entry["dataset"]["type"]
+        assert "source" not in entry
+    tables = text.count("| NFCorpus † |")
+    assert tables and "| NFCorpus |" not in text
+    assert text.count("† on local copies of the data, no official result.") >= 4
+
+
+def test_official_results_are_told_as_mteb_tells_them(tmp_path: Path):
+    """Guards against an official result that leaderboards cannot read, and against modes that look alike."""
+    pytest.importorskip("mteb")
+    results = [official("NFCorpus", mode, level, NFCORPUS) for mode, level in (("embedding", 0.3), ("two-stage", 0.4))]
+    text = card(tmp_path, *results)
+    (entry,) = index(text)
+    assert entry["dataset"] == {
+        "name": "NFCorpus (default)",
+        "type": "mteb/nfcorpus",
+        "config": "default",
+        "split": "test",
+        "revision": NFCORPUS,
+    }
+    assert [(metric["name"], metric["value"]) for metric in entry["metrics"]] == [
+        ("ndcg_at_10", 0.3),
+        ("ndcg_at_10, two-stage", 0.4),
+    ]
+    assert entry["source"]["name"] == "MTEB"
+    assert "†" not in text
+
+
+def test_a_run_of_our_own_on_public_data(tmp_path: Path):
+    """Guards against the paper's setting taken for a leaderboard's."""
+    levels = {"first_stage": 0.4, "embedding": 0.5, "baseline_embedding": 0.5}
+    text = card(tmp_path, reranking("bm25", levels, local=False))
+    assert [entry["dataset"] for entry in index(text)] == [{"name": "DL21 bm25 (own run)", "type": "dl21-bm25-own-run"}]
+
+
+def test_partial_results_are_refused(tmp_path: Path):
+    """Guards against a smoke run on a card."""
+    results = copy.deepcopy(toy_results())
+    results[-1]["partial"] = True
+    with pytest.raises(ValueError, match=r"no results for a card: SciFact \(two-stage\). Run them in full"):
+        card(tmp_path, *results)
+
+
+def test_results_of_other_weights_are_refused(tmp_path: Path):
+    """Guards against old scores beside new ones after training."""
+    results = toy_results()
+    results[-1]["model"]["revision"] = "weights-of-yesterday"
+    with pytest.raises(ValueError, match=f"several states of it: {REVISION}, weights-of-yesterday"):
+        card(tmp_path, *results)
+    base_alone = [row for row in toy_results() if row.get("mode") and row["model"]["name"] == BASE]
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=f"No results of e2rank-toy, but of {BASE}; evaluate it first"):
+        card(tmp_path / "other", *base_alone)
+
+
+def test_data_of_unknown_licence_is_refused(tmp_path: Path):
+    """Guards against training data that the card passes over."""
+    data = {"train": [{"path": "build/slates/webcrawl.parquet", "slates": 1, "documents": 2}], "dev": []}
+    with pytest.raises(ValueError, match="training data webcrawl, whose licence nobody wrote down; add rows"):
+        card(tmp_path, *toy_results(), data=data)
+
+
+def test_what_the_model_has_seen(tmp_path: Path):
+    """Guards against a trained-on or chosen-by task that passes for zero-shot."""
+    seen = render.Facts.read(write_model(tmp_path)).data.seen
+    assert seen("SciFact") == seen("FiQA2018") == "yes"
+    assert seen("dl22") == "no: trained on it"
+    assert seen("dl21").endswith("these very queries: a dev score")
+    assert seen("nfc") == seen("NFCorpus") == "yes; settings were chosen by its dev queries, not by these"
+    assert seen("MSMARCO") == "no: the base was trained on it"
+
+
+@pytest.fixture(scope="module")
+def published(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the card's code loads → local folders: the model as it is saved, and its weights with stock modules only."""
+    folder = tmp_path_factory.mktemp("published")
+    model = copy.deepcopy(tiny)
+    model.replace_listwise(candidate_order="similarity")  # as the shipped one: else a ranking depends on who retrieved
+    model.save(str(folder / "main"))
+    stock = SentenceTransformer(
+        modules=[model[0], Pooling(model.get_embedding_dimension(), model[1].pooling_mode), Normalize()],
+        prompts=model.prompts,
+        device="cpu",
+    )
+    stock.save(str(folder / "embedding"))
+    return {
+        '"{{repo_id}}", revision="embedding"': repr(str(folder / "embedding")),
+        '"{{repo_id}}"': repr(str(folder / "main")),
+    }
+
+
+def test_every_code_block_runs(published: dict[str, str]):
+    """Guards against code on the card that does not run as it stands there, each block alone, but for the Hub id."""
+    blocks = BLOCK.findall(render.TEMPLATE.read_text(encoding="utf-8"))
+    assert len(blocks) == 3
+    printed = []
+    for code in blocks:
+        assert "{{repo_id}}" in code
+        for placeholder, folder in published.items():
+            code = code.replace(placeholder, folder)
+        with redirect_stdout(StringIO()) as output:
+            exec(compile(code, "card", "exec"), {})
+        printed.append(output.getvalue())
+    assert printed[0] == printed[1]  # the same ranking by remote code and by the package
+    assert len(printed[0].splitlines()) == 2
+    assert printed[2].startswith("tensor([[")
+
+
+def test_the_committed_card_is_up_to_date(capsys: pytest.CaptureFixture[str]):
+    """Guards against a card that is older than the model, its results or the template."""
+    if not ADAPTER.is_file():
+        pytest.skip("models/e2rank-minilm-l6 has no trained adapter yet, so there is no card to check")
+    assert render.main(["--check"]) == 0, capsys.readouterr().err
