@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from e2rank_st.model import E2Rank
 
-__all__ = ["MODES", "E2RankMTEB", "Mode", "SearchCost", "instruction_template", "listwise_instruction"]
+__all__ = ["MODES", "E2RankMTEB", "Mode", "SearchCost", "instruction_template", "listwise_instruction", "load_e2rank"]
 
 Mode: TypeAlias = Literal["embedding", "two-stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -359,6 +359,40 @@ class E2RankMTEB(AbsEncoder):
             self._named(rows[[hit["corpus_id"] for hit in ranking]], [hit["score"] for hit in ranking])
             for rows, ranking in zip(heads, rankings, strict=True)
         ]
+
+
+def load_e2rank(
+    name: str,
+    revision: str | None = None,
+    *,
+    device: str | None = None,
+    mode: Mode = "embedding",
+    prompt_documents: int | None = None,
+    rerank_depth: int = 100,
+    dtype: str = "float32",
+    prompts: dict[str, str] | None = None,
+) -> E2RankMTEB:
+    """Load a model as MTEB's registry does: what a result's ``experiment_kwargs`` say are arguments here.
+
+    Args:
+        name: Its Hub id.
+        revision: The commit.
+        device: Where it runs; by default the best there is.
+        mode: See :class:`E2RankMTEB`.
+        prompt_documents: K, instead of the configured one.
+        rerank_depth: How many documents of a query to rerank.
+        dtype: Of the weights.
+        prompts: Texts before queries and documents, instead of the configured ones.
+
+    Raises:
+        ValueError: A value is not allowed.
+        OSError: The model cannot be loaded.
+    """
+    from e2rank_st.model import E2Rank
+
+    model = E2Rank(name, revision=revision, device=device, prompts=prompts, model_kwargs={"dtype": dtype})
+    options: Any = {"rerank_depth": rerank_depth, "num_prompt_documents": prompt_documents}
+    return E2RankMTEB(model, name=name, revision=revision or "main", mode=mode, **options)
 
 
 def instruction_template(prompt: str | None) -> str | None:

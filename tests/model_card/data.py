@@ -1,4 +1,7 @@
-"""A toy model's folder and toy results, in the form that training and evaluation write."""
+"""A toy model's folder and toy results, as training and evaluation write them.
+
+The adapter is one of zeros: loaded, the model is the real base.
+"""
 
 import json
 from pathlib import Path
@@ -70,9 +73,9 @@ def write_model(folder: Path, **changes: Any) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         content = content | changes if name == "training.json" else content
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
-    layer = "base_model.model.layer"
+    layer = "base_model.model.encoder.layer.0.attention.self.query"
     save_file(
-        {f"{layer}.lora_A.weight": torch.zeros(2, 8), f"{layer}.lora_B.weight": torch.zeros(8, 2)},
+        {f"{layer}.lora_A.weight": torch.zeros(2, 384), f"{layer}.lora_B.weight": torch.zeros(384, 2)},
         folder / "adapter_model.safetensors",
     )
     return folder
