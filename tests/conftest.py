@@ -91,6 +91,12 @@ def bundled() -> E2Rank:
 
 
 @pytest.fixture(scope="session")
+def shipped() -> E2Rank:
+    """The bundled model as users get it. Shared: a test that changes it takes a copy."""
+    return E2Rank.from_bundled(device="cpu")
+
+
+@pytest.fixture(scope="session")
 def facts() -> list[str]:
     """Ten short documents of different lengths."""
     return [

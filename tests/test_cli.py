@@ -64,11 +64,11 @@ def records(result: Result) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_rerank_prints_what_the_library_says(run, bundled: E2Rank, facts: list[str], facts_file: str):
+def test_rerank_prints_what_the_library_says(run, shipped: E2Rank, facts: list[str], facts_file: str):
     """Guards against a command that ranks otherwise than the library, and against anything but rows in a pipe."""
     expected = [
         [str(rank), f"{hit['score']:.4f}", str(hit["corpus_id"]), facts[hit["corpus_id"]]]
-        for rank, hit in enumerate(bundled.rerank(QUERY, facts), 1)
+        for rank, hit in enumerate(shipped.rerank(QUERY, facts), 1)
     ]
     assert rows(run("rerank", QUERY, facts_file)) == expected
     assert rows(run("rerank", QUERY, "--top-k", "2", stdin="\n\n".join(facts))) == expected[:2]
@@ -108,12 +108,12 @@ def test_stored_vectors_give_the_same_ranking(run, facts_file: str, tmp_path: Pa
     assert rows(stored) == rows(run("rerank", QUERY, facts_file))
 
 
-def test_embed_writes_json_lines(run, bundled: E2Rank):
+def test_embed_writes_json_lines(run, shipped: E2Rank):
     """Guards against a query embedded as a document, and against the fields of the input that are lost."""
     stdin = '{"text": "what do fleas eat", "id": 1}\n{"text": "where do fleas live", "id": 2}\n'
     found = records(run("embed", "--task", "query", stdin=stdin))
     assert [(row["id"], row["text"]) for row in found] == [(1, "what do fleas eat"), (2, "where do fleas live")]
-    expected = bundled.encode_query([row["text"] for row in found])
+    expected = shipped.encode_query([row["text"] for row in found])
     np.testing.assert_allclose([row["embedding"] for row in found], expected, atol=1e-6)
 
 

@@ -1,6 +1,7 @@
 """E2Rank: the ways of loading agree, and no way of copying or saving a model changes its results."""
 
 import copy
+import hashlib
 import json
 import logging
 import pickle
@@ -25,7 +26,7 @@ import e2rank_st.model as model_module
 from e2rank_st import E2Rank
 from e2rank_st.checkpoints import find_checkpoint
 from e2rank_st.index import Index
-from e2rank_st.model import seal_tokenizer
+from e2rank_st.model import bundled_folder, load_model, seal_tokenizer
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from tests.conftest import toy_tokenizer
 
@@ -244,14 +245,29 @@ def test_dtype_is_an_option(checkpoint: Path, facts):
     assert model.encode_document(facts, convert_to_tensor=True).dtype == torch.float32
 
 
-def test_bundled_model(caplog, facts):
-    """Guards against a bundled model that hides what it is: the log says that it is untrained."""
+def test_bundled_model(caplog, facts, bundled: E2Rank):
+    """Guards against a bundled model that is its base, is another than the manifest says, or embeds otherwise."""
+    folder = bundled_folder()
+    hashes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    for name, digest in hashes.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
     with caplog.at_level(logging.WARNING, "e2rank_st"):
         model = E2Rank.from_bundled(device="cpu")
-    assert "not trained" in caplog.text
-    assert model.max_seq_length == 256
-    assert model.listwise.max_prompt_tokens == 512
-    assert model[1].pooling_mode == "mean"
+    assert not caplog.text
+    saved = json.loads((folder / "2_ListwiseRerank" / "config.json").read_text(encoding="utf-8"))
+    assert {name: getattr(model.listwise, name) for name in saved} == saved
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    cosines = (model.encode(facts) * bundled.encode(facts)).sum(axis=1)
+    assert 0.9 < cosines.min() < 0.99999, "the plain embedding is guarded, not frozen"
+
+
+def test_models_by_name(tiny: E2Rank, tmp_path: Path, facts):
+    """Guards against a command line on which a name means another model than in the next one."""
+    tiny.save(str(tmp_path / "tiny"))
+    assert_equal(load_model(str(tmp_path / "tiny"), device="cpu"), tiny, facts, within=1e-6)
+    base, trained = (load_model(name, device="cpu") for name in ("bundled-base", "bundled"))
+    assert base.transformers_model.name_or_path == "sentence-transformers/all-MiniLM-L6-v2"
+    assert (base.encode(facts) != trained.encode(facts)).any()
 
 
 def test_bundled_model_embeds_as_published(bundled: E2Rank, facts):
@@ -265,7 +281,7 @@ def test_bundled_model_without_wheel_and_hub(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(model_module, "BUNDLED_PACKAGE", "no_such_package")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ImportError, match=r"e2rank-st\[bundled\]"):
-        E2Rank.from_bundled(device="cpu", cache_folder=str(tmp_path))
+        E2Rank.from_bundled(trained=False, device="cpu", cache_folder=str(tmp_path))
 
 
 def test_a_model_without_reranking_is_refused(tmp_path: Path):

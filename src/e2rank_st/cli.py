@@ -179,10 +179,10 @@ def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool =
 
         if is_local or not sys.stderr.isatty():
             disable_progress_bar()
-        options = _placement(device, dtype)
-        model = load_model(name, **options)
-        enable_progress_bar()  # the bars of reranking hang on the same switch
-        return model
+        try:
+            return load_model(name, **_placement(device, dtype))
+        finally:
+            enable_progress_bar()  # the bars of reranking hang on the same switch
 
 
 def _placement(device: str | None, dtype: DtypeName) -> dict[str, Any]:
