@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from records import Row, marked
+from records import Row, marked, titled
 
 __all__ = ["FIGURES", "draw"]
 
@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "++", "oo")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
+LEGEND_LETTERS, LEGEND_MARK = 12, 8  # letters of a legend to an inch, and what stands beside a label, in letters
 PANELS = 12  # tasks that get a panel in the figure of gains
 
 
@@ -44,16 +45,10 @@ def _figure(width: float, height: float) -> Any:
     return library.Figure(figsize=(width, height), layout="constrained")
 
 
-def _label(row: Row, rows: Sequence[Row]) -> str:
-    """A system's name; with its model's where several models have such a system."""
-    models = {other.model for other in rows if other.system == row.system}
-    return f"{row.system} ({row.model})" if len(models) > 1 else row.system
-
-
 def _by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(_label(row, rows), []).append(row)
+        groups.setdefault(titled(row, rows), []).append(row)
     return groups
 
 
@@ -91,7 +86,9 @@ def scores(rows: Sequence[Row]) -> Any:
             )
     axes.set_xticks(range(len(columns)), columns, rotation=30 if len(columns) > 4 else 0)
     _axes(axes, "", "", "nDCG@10" if rows[0].benchmark == "reranking" else "main score")
-    figure.legend(loc="outside upper center", ncols=min(len(groups), 4), fontsize="small", frameon=False)
+    across = int(figure.get_figwidth() * LEGEND_LETTERS / (max(map(len, groups)) + LEGEND_MARK))
+    columns_of_legend = min(len(groups), 4, max(across, 1))
+    figure.legend(loc="outside upper center", ncols=columns_of_legend, fontsize="small", frameon=False)
     return figure
 
 
@@ -161,10 +158,9 @@ def prompt_documents(rows: Sequence[Row]) -> Any:
 
 
 def gains(rows: Sequence[Row]) -> Any:
-    """What listwise reranking gains on each query against what it is compared with, a panel a task."""
-    by_name = {(row.column, row.system): row for row in rows}
+    """What listwise reranking gains on each query against what it is compared with, a panel a task and model."""
     chosen = {
-        row.column: row
+        (row.column, row.model): row
         for row in rows
         if row.kind == "listwise" and row.comparison and row.per_query and not row.system.startswith("baseline_")
     }
@@ -176,7 +172,7 @@ def gains(rows: Sequence[Row]) -> Any:
     figure = _figure(max(5.0, 3.6 * across), 3.2 * down)
     grid = figure.subplots(down, across, squeeze=False, sharey=True)
     for axes, row in zip(grid.flat, panels, strict=False):
-        against = by_name[row.column, row.comparison["against"]] if row.comparison else row
+        against = _compared_with(row, rows)
         differences = sorted((100 * (score - against.per_query[query]) for query, score in row.per_query.items()))[::-1]
         up = [max(value, 0) for value in differences]
         lost = [min(value, 0) for value in differences]
@@ -184,10 +180,20 @@ def gains(rows: Sequence[Row]) -> Any:
         axes.bar(places, up, 1.0, color=COLOURS[0], edgecolor="black", linewidth=0.3)
         axes.bar(places, lost, 1.0, color=COLOURS[1], edgecolor="black", linewidth=0.3, hatch="////")
         axes.axhline(0, color="black", linewidth=0.8)
-        _axes(axes, f"{marked(row)}: {row.system} − {against.system}", "queries, by gain", "nDCG@10 gained")
+        _axes(axes, f"{marked(row)}\n{titled(row, rows)} − {against.system}", "queries, by gain", "nDCG@10 gained")
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     return figure
+
+
+def _compared_with(row: Row, rows: Sequence[Row]) -> Row:
+    """The row that a row's comparison names: of its own model if that has such a system."""
+    named = [
+        other
+        for other in rows
+        if row.comparison and (other.column, other.system) == (row.column, row.comparison["against"])
+    ]
+    return next((other for other in named if other.model == row.model), named[0])
 
 
 FIGURES: Mapping[str, Callable[[Sequence[Row]], Any]] = {

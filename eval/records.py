@@ -15,7 +15,7 @@ from typing import Any
 
 from metrics import compare
 
-__all__ = ["LOCAL", "PARTIAL", "Row", "check_complete", "marked", "read_rows"]
+__all__ = ["LOCAL", "PARTIAL", "Row", "check_complete", "marked", "read_rows", "titled"]
 
 LOCAL, PARTIAL = "†", "‡"  # behind the name of a task
 MTEB_REFERENCE = "embedding"  # the mode that the others are compared with
@@ -171,6 +171,15 @@ def marked(*rows: Row) -> str:
     """Name of the task of rows, with the marks that any of them has."""
     flags = ((LOCAL, any(row.local for row in rows)), (PARTIAL, any(row.partial for row in rows)))
     return " ".join([rows[0].column, *(mark for mark, there in flags if there)])
+
+
+def titled(row: Row, rows: Sequence[Row]) -> str:
+    """A system's name; with its model's where several models have such a system."""
+    models = {other.model for other in rows if other.system == row.system}
+    if len(models) == 1:
+        return row.system
+    short = {model: model.rpartition("/")[2] for model in models}
+    return f"{row.system} ({short[row.model] if len(set(short.values())) == len(models) else row.model})"
 
 
 def check_complete(rows: Sequence[Row], tasks: Iterable[str] = ()) -> None:

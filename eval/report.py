@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from figures import FIGURES, draw
-from records import LOCAL, PARTIAL, Row, check_complete, marked, read_rows
+from records import LOCAL, PARTIAL, Row, check_complete, marked, read_rows, titled
 
 from e2rank_st.atomic import replacing
 
@@ -134,7 +134,7 @@ def comparison_table(rows: Sequence[Row], benchmark: str) -> Table:
             counts = [str(found[name]) for name in ("wins", "ties", "losses")]
             difference = f"{100 * found['difference']:+.2f}"
             lines.append(
-                (marked(row), row.system, found["against"], difference, low, high, _p_value(found["p"]), *counts)
+                (marked(row), titled(row, rows), found["against"], difference, low, high, _p_value(found["p"]), *counts)
             )
     header = ("task", "system", "against", "difference", "95 % from", "to", "p", "wins", "ties", "losses")
     title = f"Differences of nDCG@10, {benchmark}: bootstrap interval, paired randomisation test"

@@ -54,7 +54,7 @@ class Facts:
 
         Raises:
             OSError: A file is missing.
-            ValueError: The folder holds no plain LoRA adapter, or data without a known licence.
+            ValueError: The folder holds no plain LoRA adapter of an E2Rank model, or data without a known licence.
         """
         pooling = _module_config(folder, E2RankPooling)
         return cls(
@@ -91,9 +91,12 @@ def _read(path: Path) -> Any:
 
 def _module_config(folder: Path, cls: type) -> dict[str, Any]:
     """The configuration of a module of the model, where ``modules.json`` says that it is."""
-    rows = _read(folder / "modules.json")
-    path = next(row["path"] for row in rows if row["type"].endswith(f".{cls.__name__}"))
-    return dict(_read(folder / path / "config.json"))
+    paths = [row["path"] for row in _read(folder / "modules.json") if row["type"].endswith(f".{cls.__name__}")]
+    if len(paths) != 1:
+        raise ValueError(
+            f"modules.json in {folder} names {len(paths)} modules {cls.__name__}; an E2Rank model has one."
+        )
+    return dict(_read(folder / paths[0] / "config.json"))
 
 
 def _numbers(path: Path) -> int:

@@ -150,6 +150,26 @@ def test_mteb_results(tmp_path: Path):
     assert "mteb-latency" not in tables
 
 
+def test_two_models_of_one_system_are_told_apart(tmp_path: Path):
+    """Guards against the base's gains under the name of the model that was trained from it, in tables and figures."""
+    trained = [mteb("embedding", 0.3), mteb("two-stage", 0.4)]
+    base = [
+        result | {"model": {"name": "org/base", "revision": "0"}} for result in (trained[0], mteb("two-stage", 0.2))
+    ]
+    names = dict(zip(("a", "b", "c", "d"), (*trained, *base), strict=True))
+    rows = read_rows([write(tmp_path, **names)])
+    (table,) = [table for table in make_tables(rows) if table.name == "mteb-comparisons"]
+    assert [row[1:4] for row in table.rows] == [
+        ("two-stage (e2rank_mini)", "embedding", "+10.00"),
+        ("two-stage (base)", "embedding", "-10.00"),
+    ]
+    panels = draw(rows)["mteb-gains"].axes
+    titles = [axes.get_title() for axes in panels]
+    assert titles == [f"NFCorpus †\ntwo-stage ({name}) − embedding" for name in ("e2rank_mini", "base")]
+    for axes, gain in zip(panels, (10, -10), strict=True):
+        assert [bar.get_height() for bar in axes.patches if bar.get_height()] == pytest.approx([gain] * len(QUERIES))
+
+
 def test_characters_that_mean_something_are_escaped(tmp_path: Path):
     """Guards against a name that breaks a table."""
     odd = reranking()
