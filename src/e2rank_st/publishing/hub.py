@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-__all__ = ["HubError", "Patience", "explain", "status_of"]
+__all__ = ["CREATING", "HubError", "Patience", "explain", "status_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,9 @@ T = TypeVar("T")
 TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
 FAULTS = (OSError, RuntimeError, ValueError, TRANSPORT)  # what the client raises, some of it wrapped
 PASSING = {408, 429, 500, 502, 503, 504}
+
+
+CREATING = "creating the repository"  # a step with advice of its own
 
 
 class HubError(RuntimeError):
@@ -50,7 +53,9 @@ class Advice:
 
 # The first that fits.
 ADVICE = (
-    Advice((413,), "A file or the commit is too large for the Hub. Build with smaller shards: --shard-size 1GB."),
+    Advice(
+        (413,), "A file or the commit is too large for the Hub. Run this again with smaller shards: --shard-size 1GB."
+    ),
     Advice(
         (402, 403, 429, 507),
         "The storage or rate quota of {namespace} is used up. Free space, wait, or ask for more at "
@@ -71,7 +76,7 @@ ADVICE = (
         (404,), "There is no user or organisation {namespace} on the Hub. Create it, or correct --repo-id.", "create"
     ),
     Advice((404,), "The Hub has no {repo_id}, or hides it from this token. Correct --repo-id, or use another token."),
-    Advice((409,), "The name {repo_id} is taken. Publish into it with --exist-ok, or choose another.", "create"),
+    Advice((409,), "The name {repo_id} is taken. Publish into it with --exist-ok, or choose another.", CREATING),
     Advice((409, 412), "Somebody else changed {repo_id} meanwhile. Look at what changed, then run this again."),
     Advice((400, 422), "The Hub refuses the content. Correct what it names, then run this again."),
     Advice((429,), "The Hub asks for fewer requests. Wait some minutes, then run this again."),

@@ -16,12 +16,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import GitRefs, RepoFile
 from packaging.version import InvalidVersion, Version
 
 from e2rank_st.publishing.contents import File, describe, list_files
-from e2rank_st.publishing.hub import FAULTS, HubError, Patience, explain
+from e2rank_st.publishing.hub import CREATING, FAULTS, HubError, Patience, explain, status_of
 
 __all__ = ["Change", "Target", "plan", "publish"]
 
@@ -200,7 +200,7 @@ class _Publication:
         refs = self._call("reading the repository", self._refs)
         if refs is None:
             self._call(
-                "creating the repository",
+                CREATING,
                 lambda: str(self.api.create_repo(self.target.repo_id, private=self.target.private, exist_ok=False)),
                 lambda: self.target.repo_id if self._refs() else None,
             )
@@ -208,7 +208,7 @@ class _Publication:
             refs = self._call("reading the repository", self._refs)
         elif not self.target.exist_ok:
             raise HubError(
-                f"creating the repository: the name {self.target.repo_id} is taken. Publish into that repository with "
+                f"{CREATING}: the name {self.target.repo_id} is taken. Publish into that repository with "
                 "--exist-ok, or choose another name. Nothing was published."
             )
         if refs is None:
@@ -319,8 +319,16 @@ class _Publication:
                 continue
             if tag in tags:
                 self._call(f"moving the tag {tag}", partial(self.api.delete_tag, self.target.repo_id, tag=tag))
-            put = partial(self.api.create_tag, self.target.repo_id, tag=tag, revision=change.commit, exist_ok=True)
-            self._call(f"creating the tag {tag}", put)
+            self._call(f"creating the tag {tag}", partial(self._create_tag, tag, change.commit))
+
+    def _create_tag(self, tag: str, commit: str) -> None:
+        try:
+            self.api.create_tag(self.target.repo_id, tag=tag, revision=commit)
+        except HfHubHTTPError as error:
+            # It may be there, since the answer to an earlier try got lost; then it is at this commit.
+            tags = self.api.list_repo_refs(self.target.repo_id).tags if status_of(error) == 409 else []
+            if not any(there.name == tag and there.target_commit == commit for there in tags):
+                raise
 
 
 def _is_same(file: File, there: RepoFile | None) -> bool:
