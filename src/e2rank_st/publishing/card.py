@@ -85,6 +85,9 @@ class Card:
 
         Args:
             repo_id: The repository's Hub id.
+
+        Returns:
+            A card with the licence and base of this one, and an example of its own.
         """
         kept = {name: self.metadata[name] for name in ("license", "library_name", "base_model")}
         metadata = {**kept, "pipeline_tag": "feature-extraction", "tags": [LIBRARY, "feature-extraction"]}

@@ -133,13 +133,20 @@ def _check_text(path: Path, name: str, private: Mapping[str, str]) -> None:
 
 def _private_values(values: Any) -> list[tuple[str, str]]:
     """What a configuration says of the machine that wrote it; a card may name its author, a configuration need not."""
-    users = {getpass.getuser(): "the user's name", socket.gethostname(): "the machine's name"}
+    users = {_user(): "the user's name", socket.gethostname(): "the machine's name"}
     found = []
     for value in _strings(values):
         if ABSOLUTE.fullmatch(value):
             found.append((value, "an absolute path"))
-        found += [(value, what) for word, what in users.items() if value == word and word not in COMMON_NAMES]
+        found += [(value, what) for word, what in users.items() if word and value == word and word not in COMMON_NAMES]
     return found
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number that has no name
+        return ""
 
 
 def _strings(values: Any) -> Iterator[str]:

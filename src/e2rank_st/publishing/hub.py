@@ -53,9 +53,7 @@ class Advice:
 
 # The first that fits.
 ADVICE = (
-    Advice(
-        (413,), "A file or the commit is too large for the Hub. Run this again with smaller shards: --shard-size 1GB."
-    ),
+    Advice((413,), "A file or the commit is too large for the Hub. Run this again with --shard-size 1GB."),
     Advice(
         (402, 403, 429, 507),
         "The storage or rate quota of {namespace} is used up. Free space, wait, or ask for more at "
@@ -72,9 +70,7 @@ ADVICE = (
         "The token may not write to {repo_id}. Make one with write rights to {namespace} at "
         "https://huggingface.co/settings/tokens, or ask for write access there.",
     ),
-    Advice(
-        (404,), "There is no user or organisation {namespace} on the Hub. Create it, or correct --repo-id.", "create"
-    ),
+    Advice((404,), "There is no user or organisation {namespace}. Create it, or correct --repo-id.", CREATING),
     Advice((404,), "The Hub has no {repo_id}, or hides it from this token. Correct --repo-id, or use another token."),
     Advice((409,), "The name {repo_id} is taken. Publish into it with --exist-ok, or choose another.", CREATING),
     Advice((409, 412), "Somebody else changed {repo_id} meanwhile. Look at what changed, then run this again."),
