@@ -66,6 +66,8 @@ def test_adapter_merged_and_kept(adapter: Path, bundled: E2Rank, facts, tmp_path
     assert {path.name for path in main.glob("*.safetensors")} == {"adapter_model.safetensors"}
     assert read(main / "adapter_config.json")["base_model_name_or_path"] == BASE
     assert (kept.bases[BASE] / "config.json").is_file()
+    assert "peft" in read(main / "config_sentence_transformers.json")["requirements"]
+    assert kept.files["embedding"] == merged.files["embedding"], "whole: no branch of its base is called so"
 
 
 def test_base_by_a_local_path(adapter: Path, tmp_path: Path):

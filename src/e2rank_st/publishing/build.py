@@ -50,7 +50,7 @@ class Source:
         repo_id: The repository's Hub id, ``org/name``.
         card: The model card; by default the model's own ``README.md``.
         license: The licence's text; by default the model's own ``LICENSE``.
-        keeps_adapter: Whether an adapter is published as one, instead of merged into its base.
+        keeps_adapter: Whether ``main`` holds an adapter as one, instead of merged into its base.
         base_model: Hub id of an adapter's base, where its configuration names a local folder.
         preset: The row of :data:`~e2rank_st.checkpoints.CHECKPOINTS` to wire a plain checkpoint by.
         shard_size: Largest file of weights, as ``save_pretrained`` takes it.
@@ -76,7 +76,7 @@ class Build:
         cards: The card of each revision.
         files: The files of each revision.
         bases: Hub id → folder of the base that a published adapter needs, where that is not in the Hub's cache.
-        has_adapter: Whether the weights are an adapter.
+        has_adapter: Whether the weights of ``main`` are an adapter.
     """
 
     folder: Path
@@ -120,11 +120,11 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
     with replacing(output) as fresh:
         main, embedding = (fresh / revision for revision in REVISIONS)
         _save(model, main, source.shard_size)
-        if source.keeps_adapter:
-            _put_adapter(folder, main, base)
-        _clean(main, ADAPTER_REQUIREMENTS if source.keeps_adapter else REQUIREMENTS)
+        _clean(main)
         shutil.copyfile(_license(source, folder), main / "LICENSE")
         _derive_embedding(main, embedding)
+        if source.keeps_adapter:  # not in "embedding": transformers looks for that branch in the base's repository, too
+            _put_adapter(folder, main, base)
         _put_card(cards, fresh, (source.card or folder / "README.md").parent)
         files = {revision: check_contents(fresh / revision, private) for revision in REVISIONS}
     bases = _local_bases(folder, base) if source.keeps_adapter else {}
@@ -187,16 +187,21 @@ def _put_adapter(source: Path, folder: Path, base: str | None) -> None:
     for path in (*folder.glob("model*.safetensors*"), folder / "config.json"):
         path.unlink()
     shutil.copyfile(source / adapters.WEIGHTS, folder / adapters.WEIGHTS)
+    _require(folder, ADAPTER_REQUIREMENTS)
     config = read_json(source / adapters.CONFIG) | {"base_model_name_or_path": base, "inference_mode": True}
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])  # peft writes a set: in any order
     _write_json(folder / adapters.CONFIG, config)
 
 
-def _clean(folder: Path, requirements: Mapping[str, str]) -> None:
-    """Say what is needed to load the model, and forget how it was loaded here."""
+def _require(folder: Path, requirements: Mapping[str, str]) -> None:
     path = folder / "config_sentence_transformers.json"
     _write_json(path, read_json(path) | {"requirements": dict(requirements)})
+
+
+def _clean(folder: Path) -> None:
+    """Say what is needed to load the model, and forget how it was loaded here."""
+    _require(folder, REQUIREMENTS)
     path = folder / "tokenizer_config.json"
     _write_json(path, {name: value for name, value in read_json(path).items() if name not in LOADING_KEYS})
 
@@ -243,4 +248,5 @@ def _put_card(cards: Mapping[str, Card], folder: Path, beside: Path) -> None:
 
 
 def _write_json(path: Path, values: Any) -> None:
+    path.unlink(missing_ok=True)  # the other revision may share it
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ class _Visible(PathFinder):
     visible: frozenset[str] | None = None
 
     @classmethod
-    def find_distributions(cls, context: Any = None) -> Any:  # type: ignore[override]
+    def find_distributions(cls, context: Any = None) -> Any:
         """As below for metadata, by which some packages ask what is installed."""
         for found in PathFinder.find_distributions(context):
             if cls.visible is None or re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower() in cls.visible:

@@ -227,6 +227,10 @@ def _put_in_cache(cache: Path, repo_id: str, folders: Mapping[str, Path]) -> Non
         commit = sha1(f"{repo_id}@{revision}".encode()).hexdigest()
         (repository / "refs" / revision).write_text(commit, encoding="utf-8")
         (repository / "snapshots" / commit).symlink_to(folder.resolve())
+        if not (folder / "config.json").exists():  # an adapter's; offline, the client takes a gap for a broken download
+            absent = repository / ".no_exist" / commit / "config.json"
+            absent.parent.mkdir(parents=True)
+            absent.touch()
 
 
 def _hidden_modules(visible: set[str]) -> list[str]:
