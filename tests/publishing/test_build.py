@@ -1,0 +1,160 @@
+"""Build: the same input gives the same bytes, in two revisions that say nothing of this machine."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from sentence_transformers import SentenceTransformer
+
+import e2rank_st.modeling_e2rank
+from e2rank_st import E2Rank
+from e2rank_st.publishing.build import Source, build
+from e2rank_st.publishing.card import read_card
+from e2rank_st.publishing.contents import check_contents
+
+BASE = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture
+def source(saved: Path, card: Path) -> Source:
+    return Source(str(saved), "org/e2rank", card)
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_model_folder(source: Source, saved: Path, checkpoint: Path, tiny: E2Rank, facts, tmp_path: Path):
+    """Guards against other bytes in a second build, a changed code file, and a build that depends on the way there."""
+    built, _ = build(source, tmp_path / "one")
+    again, _ = build(replace(source, model=str(checkpoint), license=saved / "LICENSE"), tmp_path / "two")
+    assert built.files == again.files, "from the folder, and from the checkpoint that it was saved from"
+    main, embedding = built.folders.values()
+    assert (main / "modeling_e2rank.py").read_bytes() == Path(e2rank_st.modeling_e2rank.__file__).read_bytes()
+    config = read(main / "config_sentence_transformers.json")
+    assert config["requirements"] == {"sentence-transformers": ">=6.1"}
+    assert config["prompts"]["query"] == tiny.prompts["query"]
+    assert not {"is_local", "token"} & set(read(main / "tokenizer_config.json"))
+    assert (main / "figures" / "curves.png").is_file()
+    assert "{{" not in (main / "README.md").read_text()
+    assert all(row["type"].startswith("sentence_transformers.") for row in read(embedding / "modules.json"))
+    assert not list(embedding.rglob("*.py"))
+    stock = SentenceTransformer(str(embedding), device="cpu")
+    np.testing.assert_allclose(stock.encode_query(facts), tiny.encode_query(facts), atol=1e-6, rtol=0)
+
+
+def test_shards(source: Source, tiny: E2Rank, facts, tmp_path: Path):
+    """Guards against a file of weights that is too large for the Hub."""
+    built, _ = build(replace(source, shard_size="60KB"), tmp_path / "build")
+    names = [file.name for file in built.files["main"] if file.name.endswith(".safetensors")]
+    assert len(names) > 1
+    assert names[0].startswith("model-00001-of-")
+    assert (E2Rank(str(built.folders["main"]), device="cpu").encode(facts) == tiny.encode(facts)).all()
+
+
+def test_adapter_merged_and_kept(adapter: Path, bundled: E2Rank, facts, tmp_path: Path):
+    """Guards against a merged model that is the base, and an adapter that comes with merged weights as well."""
+    merged, model = build(Source(str(adapter), "org/e2rank"), tmp_path / "merged")
+    assert abs(model.encode(facts) - bundled.encode(facts)).max() > 1e-3
+    assert "adapter_config.json" not in {file.name for file in merged.files["main"]}
+    kept, _ = build(Source(str(adapter), "org/e2rank", keeps_adapter=True), tmp_path / "kept")
+    main = kept.folders["main"]
+    assert {path.name for path in main.glob("*.safetensors")} == {"adapter_model.safetensors"}
+    assert read(main / "adapter_config.json")["base_model_name_or_path"] == BASE
+    assert (kept.bases[BASE] / "config.json").is_file()
+    assert "peft" in read(main / "config_sentence_transformers.json")["requirements"]
+    assert kept.files["embedding"] == merged.files["embedding"], "whole: no branch of its base is called so"
+
+
+def test_base_by_a_local_path(adapter: Path, tmp_path: Path):
+    """Guards against an adapter whose base is on no other machine, and against a card that names another base."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    config = read(folder / "adapter_config.json")
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path)}))
+    with pytest.raises(ValueError, match=r"no Hub id .*--base-model"):
+        build(Source(str(folder), "org/e2rank"), tmp_path / "build")
+    with pytest.raises(ValueError, match=r"base is org/other, the card's base_model"):
+        build(Source(str(folder), "org/e2rank", base_model="org/other"), tmp_path / "build")
+    assert not (tmp_path / "build").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repo_id": "e2rank"}, "looks like org/name"),
+        ({"keeps_adapter": True}, "is a model, no adapter"),
+        ({"model": "nothing/here/at/all"}, "neither a folder here nor a Hub id"),
+        ({"model": "models/nothing"}, "neither a folder here nor a Hub id"),
+        ({"card": Path("nothing.md")}, "no card at nothing.md"),
+    ],
+)
+def test_what_is_asked_wrongly(source: Source, tmp_path: Path, monkeypatch, options, message):
+    """Guards against an error that comes after minutes, or from deep inside."""
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message):
+        build(replace(source, **options), tmp_path / "build")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"license": None}, "lacks license"),
+        ({"tags": "e2rank"}, "lacks tags"),
+        ({"library_name": "transformers"}, "must be sentence-transformers"),
+        ({"base_model": "/home/me/base"}, "must be a Hub id"),
+        ({"base_model": ["org/one", "two"]}, "must be a Hub id"),
+    ],
+)
+def test_card_metadata(card: Path, tmp_path: Path, change, message):
+    """Guards against a model that no one finds or may use, since its card says too little."""
+    metadata = read_card(card, "org/x").metadata | change
+    path = tmp_path / "card.md"
+    path.write_text(f"---\n{yaml.safe_dump(metadata)}---\n# A model\n")
+    with pytest.raises(ValueError, match=message):
+        read_card(path, "org/x")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# No metadata\n", "has no metadata"),
+        ("---\na: [\n---\n", "no valid YAML"),
+        ("---\n- a\n---\n", "has no metadata"),
+        ("![x](../x.png)", "no file beside or below"),
+        ("![x](x.png)", "no file beside or below"),
+    ],
+)
+def test_broken_cards(card: Path, tmp_path: Path, text, message):
+    """Guards against a card that the Hub refuses after the upload, and figures from elsewhere or missing."""
+    path = tmp_path / "card.md"
+    head = card.read_text().partition("# Tiny")[0] if text.startswith("!") else ""
+    path.write_text(head + text)
+    with pytest.raises(ValueError, match=message):
+        read_card(path, "org/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("optimizer.pt", "", "not on the list"),
+        ("checkpoint-3/config.json", "{}", "not on the list"),
+        ("config.json", '{"path": "/data/models/mine"}', "an absolute path"),
+        ("config.json", '{"path": "C:\\\\Users\\\\me\\\\x"}', "an absolute path"),
+        ("README.md", "trained in /home/me/models", "an absolute path"),
+        ("README.md", "see SECRET-FOLDER", "the folder of the model"),
+        ("README.md", f"token = hf_{'a' * 30}", "access token"),
+        ("config.json", "{", "no valid JSON"),
+    ],
+)
+def test_private_and_foreign_contents(tmp_path: Path, name, text, message):
+    """Guards against what must not be on the Hub, where it stays for good."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        check_contents(tmp_path, {"SECRET-FOLDER": "the folder of the model"})
