@@ -21,7 +21,6 @@ from tests.model_card.data import BASE, REVISION, official, reranking, toy_resul
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/card.md"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-ADAPTER = ROOT / "models/e2rank-minilm-l6/adapter_config.json"
 NFCORPUS = "ec0fa4fe99da2ff19ca1214b7966684033a58814"
 
 
@@ -196,6 +195,6 @@ def test_every_code_block_runs(published: dict[str, str]):
 
 def test_the_committed_card_is_up_to_date(capsys: pytest.CaptureFixture[str]):
     """Guards against a card that is older than the model, its results or the template."""
-    if not ADAPTER.is_file():
-        pytest.skip("models/e2rank-minilm-l6 has no trained adapter yet, so there is no card to check")
+    if not (ROOT / "model_card" / "README.md").is_file():
+        pytest.skip("no card has been rendered yet: make eval")
     assert render.main(["--check"]) == 0, capsys.readouterr().err
