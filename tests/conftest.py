@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before huggingface_hub is imported. HF_HUB_OFFLINE=0 lets the tests marked "network" reach the Hub.
@@ -12,6 +13,7 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import enable_progress_bar
 
 from e2rank_st import E2Rank
 
@@ -82,6 +84,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(checkpoint: Path) -> E2Rank:
     """The tiny Qwen3, wired as a released checkpoint. Shared: a test that changes it takes a copy."""
     return E2Rank(str(checkpoint), device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def progress_bars() -> Iterator[None]:
+    """Scripts switch the bars off for the whole process, since they are not on a terminal."""
+    yield
+    enable_progress_bar()
 
 
 @pytest.fixture(scope="session")
