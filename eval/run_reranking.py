@@ -129,9 +129,8 @@ def _add_system_options(systems: argparse._ArgumentGroup) -> None:
     systems.add_argument(
         "--query-weight",
         type=float,
-        default=0.0,
         metavar="W",
-        help="of the query's own vector in listwise (default: 0)",
+        help="share of the query's own vector in listwise; by default the model's",
     )
     systems.add_argument("--rocchio-documents", type=_natural, default=3, metavar="N", help="(default: 3)")
     systems.add_argument("--rocchio-weight", type=float, default=0.3, metavar="W", help="(default: 0.3)")

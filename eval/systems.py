@@ -37,6 +37,8 @@ __all__ = [
     "settings",
 ]
 
+CONFIGURED = ("num_prompt_documents", "candidate_order", "query_weight")  # what a model decides unless told
+
 
 class Vectors:
     """Document vectors by text.
@@ -132,8 +134,7 @@ class Listwise:
         num_prompt_documents: K; None for the model's.
         candidate_order: ``given`` or ``similarity``; None for the model's.
         passes: How often the candidates are reranked; a later pass shows the best of the one before.
-        query_weight: Weight w of the query's own vector: the score is ``(1 - w) * listwise + w * query`` cosine, which
-            orders as the cosine to the interpolated vectors does, their length being the same for all documents.
+        query_weight: Share of the query's own vector in the one that ranks; None for the model's.
         instruction: Of the prompt; None for the model's.
 
     Raises:
@@ -145,15 +146,15 @@ class Listwise:
     num_prompt_documents: int | None = None
     candidate_order: str | None = None
     passes: int = 1
-    query_weight: float = 0.0
+    query_weight: float | None = None
     instruction: str | None = None
 
     def __post_init__(self) -> None:
         """Check what ``rerank`` does not."""
         if self.passes < 1:
             raise ValueError(f"Got {self.passes} passes; give at least 1.")
-        if not 0 <= self.query_weight < 1:
-            raise ValueError(f"Got the query weight {self.query_weight}; give one from 0 to below 1.")
+        if self.query_weight is not None and not 0 <= self.query_weight <= 1:
+            raise ValueError(f"Got the query weight {self.query_weight}; give one from 0 to 1.")
         if self.candidate_order not in (None, *CANDIDATE_ORDERS):
             raise ValueError(f"Got the order {self.candidate_order!r}; give one of {', '.join(CANDIDATE_ORDERS)}.")
 
@@ -162,13 +163,7 @@ class Listwise:
         scores = self._pass(case, vectors, list(range(len(case.documents))), self.candidate_order)
         for _ in range(1, self.passes):
             scores = self._pass(case, vectors, best_first(scores), "given")
-        if not self.query_weight:
-            return scores
-        own = _cosines(_embedded_query(self.model, case), vectors).tolist()
-        return [
-            (1 - self.query_weight) * score + self.query_weight * query
-            for score, query in zip(scores, own, strict=True)
-        ]
+        return scores
 
     def _pass(self, case: Case, vectors: Tensor | None, order: list[int], candidate_order: str | None) -> list[float]:
         """Rerank the candidates in an order; the scores are in the order of the case."""
@@ -178,6 +173,7 @@ class Listwise:
             document_embeddings=_given(vectors)[order],
             num_prompt_documents=self.num_prompt_documents,
             candidate_order=candidate_order,
+            query_weight=self.query_weight,
             instruction=self.instruction,
             show_progress_bar=False,
         )
@@ -212,7 +208,7 @@ def settings(system: System) -> dict[str, Any]:
     values = {field.name: getattr(system, field.name) for field in fields(system) if field.name != "model"}
     if isinstance(system, Listwise):
         configured = system.model.listwise
-        defaults = {name: getattr(configured, name) for name in ("num_prompt_documents", "candidate_order")}
+        defaults = {name: getattr(configured, name) for name in CONFIGURED}
         values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
     return {"kind": system.kind, **values}
 

@@ -261,6 +261,16 @@ def test_bundled_model(caplog, facts, bundled: E2Rank):
     assert 0.9 < cosines.min() < 0.99999, "the plain embedding is guarded, not frozen"
 
 
+def test_saving_does_not_depend_on_earlier_calls(tiny: E2Rank, tmp_path: Path, facts):
+    """Guards against a tokenizer that writes down the padding of its last call, and so differs on every machine."""
+    model = copy.deepcopy(tiny)
+    model.save(str(tmp_path / "before"))
+    model.tokenizer(facts, padding=True, truncation=True, max_length=7)
+    model.save(str(tmp_path / "after"))
+    before, after = ((tmp_path / name / "tokenizer.json").read_bytes() for name in ("before", "after"))
+    assert before == after
+
+
 def test_models_by_name(tiny: E2Rank, tmp_path: Path, facts):
     """Guards against a command line on which a name means another model than in the next one."""
     tiny.save(str(tmp_path / "tiny"))

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,9 @@ pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Run = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost a tiny model more than they save, and let sums differ."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:

@@ -53,6 +53,7 @@ class ListwiseOptions(TypedDict, total=False):
     instruction: str | None
     num_prompt_documents: int | None
     candidate_order: str | None
+    query_weight: float | None
     batch_size: int
     show_progress_bar: bool | None
 
@@ -299,7 +300,8 @@ class E2Rank(SentenceTransformer):
         if not texts:
             return []
         _, rows = index.retrieve(self.encode_query(texts, show_progress_bar=False), num_candidates)  # (B, N)
-        # Retrieved candidates come sorted by similarity: "given" is that order, without embedding the query again.
+        # Retrieved candidates come sorted by similarity: "given" is that order, and the query need not be embedded
+        # once more to find it.
         settings: Any = {"candidate_order": "given", **options, "top_k": top_k}
         rankings: list[list[dict[str, Any]]] = self.rerank(
             texts,
@@ -315,9 +317,14 @@ class E2Rank(SentenceTransformer):
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Saves the model as a Hub repository has it; the arguments are those of ``SentenceTransformer.save``.
 
+        The same model gives the same bytes, whatever it was used for before.
+
         The folder carries its own code, so that a plain ``SentenceTransformer`` loads it with ``trust_remote_code``
         where this package is not installed, and its pooling lies where other runtimes look for it.
         """
+        # A fast tokenizer keeps the padding and truncation of its last call, and would write them down.
+        self.tokenizer.backend_tokenizer.no_padding()
+        self.tokenizer.backend_tokenizer.no_truncation()
         super().save(path, *args, **kwargs)
         if path is not None:
             _make_portable(Path(path))

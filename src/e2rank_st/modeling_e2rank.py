@@ -581,10 +581,13 @@ class ListwiseRerank(Module):
         instruction: str | None = None,
         num_prompt_documents: int | None = None,
         candidate_order: str | None = None,
+        query_weight: float | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Ranks documents by their cosine to the listwise query, as ``CrossEncoder.rank`` does by its logits.
+
+        The listwise query is the prompt's vector or, with a query weight, its mix with the retrieval query's.
 
         Every candidate is scored, also those that did not fit the prompt. Each distinct text is embedded once a call.
         Scores are cosines in float32, comparable within one ranking only: every query has a prompt of its own.
@@ -599,6 +602,7 @@ class ListwiseRerank(Module):
             instruction: Task instruction of the prompt, instead of the configured one.
             num_prompt_documents: K, instead of the configured one.
             candidate_order: ``"given"`` or ``"similarity"``, instead of the configured one.
+            query_weight: Share of the retrieval query, from 0 to 1, instead of the configured one.
             batch_size: Most texts in a forward pass. Long texts go in smaller batches.
             show_progress_bar: Whether to show progress bars, as far as those of transformers are enabled; by default if
                 this logger's level is INFO or lower.
@@ -618,6 +622,7 @@ class ListwiseRerank(Module):
         top_k = None if top_k is None else _natural("top_k", top_k)
         count = self.num_prompt_documents if num_prompt_documents is None else num_prompt_documents
         order = self.candidate_order if candidate_order is None else candidate_order
+        weight = self.query_weight if query_weight is None else query_weight
         stored = _stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
         if show_progress_bar is None:
             show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
@@ -629,6 +634,7 @@ class ListwiseRerank(Module):
             stored,
             num_prompt_documents=_natural("num_prompt_documents", count),
             candidate_order=_one_of("candidate_order", order, CANDIDATE_ORDERS),
+            query_weight=_share("query_weight", weight),
             instruction=self.instruction if instruction is None else instruction,
         )
         rankings = [
@@ -649,13 +655,14 @@ class ListwiseRerank(Module):
         *,
         num_prompt_documents: int,
         candidate_order: str,
+        query_weight: float,
         instruction: str,
     ) -> list[Tensor]:
         """The cosine of every candidate to its listwise query: B tensors of shape (N,)."""
         asked = [row for row, texts in enumerate(candidates) if texts]
         candidate_vectors = embedder.candidates(candidates) if stored is None else stored.__getitem__
         query_vectors = torch.empty(0)
-        if candidate_order == "similarity" or self.query_weight:
+        if candidate_order == "similarity" or query_weight:
             query_vectors = embedder.embed_texts("query", (queries[row] for row in asked))  # (B, D)
         if candidate_order == "similarity":
             chosen = [
@@ -667,8 +674,8 @@ class ListwiseRerank(Module):
         selected = [[candidates[row][index] for index in indices] for row, indices in zip(asked, chosen, strict=True)]
         prompts = self.prompts([queries[row] for row in asked], selected, instruction, embedder)
         vectors = embedder.embed([prompt.ids for prompt in prompts], "prompt")  # (B, D)
-        if self.query_weight:
-            vectors = interpolate(query_vectors, vectors, self.query_weight)
+        if query_weight:
+            vectors = interpolate(query_vectors, vectors, query_weight)
         scores = [torch.empty(0)] * len(queries)
         for row, vector in zip(asked, vectors, strict=True):
             scores[row] = cosine(candidate_vectors(row), vector)

@@ -96,6 +96,31 @@ def test_embeddings_equal_encode(tiny: E2Rank, bundled: E2Rank, facts):
         assert_same(model.rerank(QUERY, texts), model.rerank(QUERY, texts, document_embeddings=vectors), 1e-6)
 
 
+@pytest.mark.parametrize("order", ["given", "similarity"])
+def test_a_query_weight_mixes_two_directions(tiny: E2Rank, facts, order):
+    """Guards against a mix of other vectors or of other lengths, and against a configured weight that does nothing."""
+    query, documents = (torch.from_numpy(part) for part in (tiny.encode_query(QUERY), tiny.encode_document(facts)))
+
+    def cosines(model: E2Rank, **options) -> torch.Tensor:
+        found = scores(model.rerank(QUERY, facts, num_prompt_documents=3, candidate_order=order, **options))
+        return torch.tensor([found[index] for index in range(len(facts))])
+
+    plain, listwise, mixed = (
+        torch.cosine_similarity(documents, query[None]),
+        cosines(tiny),
+        cosines(tiny, query_weight=0.3),
+    )
+    torch.testing.assert_close(cosines(tiny, query_weight=1), plain, atol=1e-5, rtol=0)
+    # A cosine to the mix is the mix of the cosines over its length, the same for all documents, and below 1.
+    lengths = (0.7 * listwise + 0.3 * plain) / mixed
+    torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths), atol=0, rtol=1e-4)
+    assert 0.4 < lengths[0] < 1
+    configured = copy.deepcopy(tiny)
+    configured.listwise.query_weight = 0.3
+    assert torch.equal(cosines(configured), mixed)
+    torch.testing.assert_close(cosines(configured, document_embeddings=documents), mixed, atol=1e-6, rtol=0)
+
+
 def test_a_document_prompt_is_part_of_the_embedding_only(tiny: E2Rank, facts):
     """Guards against a prompt such as "passage: " that is embedded, but does not enter the listwise prompt."""
     model = copy.deepcopy(tiny)
@@ -329,6 +354,7 @@ def test_queries_and_lists_that_do_not_fit(tiny: E2Rank, query, documents, messa
         ({"top_k": 1.5}, "top_k.*got 1.5"),
         ({"top_k": True}, "top_k.*got True"),
         ({"num_prompt_documents": -2}, "num_prompt_documents.*got -2"),
+        ({"query_weight": 1.5}, r"query_weight must be a number from 0 to 1, got 1\.5"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"candidate_order": "random"}, "candidate_order must be one of.*'given'.*got 'random'"),
     ],
@@ -391,6 +417,8 @@ def test_a_row_does_not_depend_on_the_others():
         ({"max_prompt_tokens": 0}, "max_prompt_tokens.*at least 1"),
         ({"max_query_tokens": "5"}, "max_query_tokens.*got '5'"),
         ({"candidate_order": None}, "candidate_order.*got None"),
+        ({"query_weight": -0.1}, "query_weight must be a number from 0 to 1, got -0.1"),
+        ({"query_weight": True}, "query_weight.*got True"),
     ],
 )
 def test_configurations_that_are_not_allowed(options, message):

@@ -69,11 +69,10 @@ print(len(ranking))
 
 
 @pytest.fixture(scope="session")
-def saved(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder. Shared: a test that changes it takes a copy."""
     folder = tmp_path_factory.mktemp("saved") / "model"
-    # Not the shared model: a tokenizer saves the padding of whoever called it last.
-    E2Rank(str(checkpoint), device="cpu").save_pretrained(str(folder), create_model_card=False)
+    tiny.save_pretrained(str(folder), create_model_card=False)
     shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")
     return folder
 

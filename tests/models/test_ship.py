@@ -1,0 +1,52 @@
+"""From a finished run to the folder of the bundled model."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
+
+import ship
+
+SHIPPED = Path(__file__).parents[2] / "models" / "e2rank-minilm-l6"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder like a run's ``final``: what is shipped, and what is left behind."""
+    for name in ship.KEPT:
+        (tmp_path / "final" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "final" / name).write_bytes((SHIPPED / name).read_bytes())
+    (tmp_path / "final" / "tokenizer.json").write_text("{}", encoding="utf-8")
+    return tmp_path / "final"
+
+
+def test_what_is_shipped(run: Path, tmp_path: Path) -> None:
+    """Guards against a manifest of other files, a lost change, and experiments that a new model wipes out."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "EXPERIMENTS.md").write_text("tried", encoding="utf-8")
+    (folder / "old.json").write_text("{}", encoding="utf-8")
+    ship.main([str(run), str(folder), "--query-weight", "0.5"])
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {*ship.KEPT, "EXPERIMENTS.md", ship.MANIFEST}
+    hashes = json.loads((folder / ship.MANIFEST).read_text(encoding="utf-8"))["files"]
+    assert hashes == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ship.KEPT}
+    before, after = (json.loads((root / ship.LISTWISE / "config.json").read_text()) for root in (run, folder))
+    assert after == before | {"query_weight": 0.5}
+
+
+@pytest.mark.parametrize(("flags", "message"), [(["--query-weight", "2"], "0 to 1, got 2"), ([], "No such file")])
+def test_nothing_is_lost_by_a_bad_call(run: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+    """Guards against a model folder that is gone after a mistake."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "EXPERIMENTS.md").write_text("tried", encoding="utf-8")
+    if not flags:
+        (run / "curves.png").unlink()
+    with pytest.raises((ValueError, OSError), match=message):
+        ship.main([str(run), str(folder), *flags])
+    assert [path.name for path in folder.iterdir()] == ["EXPERIMENTS.md"]
