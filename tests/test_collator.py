@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from e2rank_st import E2Rank
 from e2rank_st.collator import FILLER, SlateCollator, distinct_documents, prompt_orders, sample_documents
-from e2rank_st.losses import COLUMNS, E2RankLoss, SlateLabels, text_id
+from e2rank_st.labels import SlateLabels, text_id
+from e2rank_st.losses import COLUMNS, E2RankLoss
 from e2rank_st.modeling_e2rank import Embedder
 from tests.toy import toy_rows
 

@@ -20,7 +20,8 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import Tensor
 
 from e2rank_st.index import Index
-from e2rank_st.losses import COLUMNS, PADDING, SlateLabels, text_id
+from e2rank_st.labels import PADDING, SlateLabels, text_id
+from e2rank_st.losses import COLUMNS
 from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS, Embedder, PromptBuilder, TextTokenizer, cosine
 
@@ -104,7 +105,7 @@ class SlateCollator(SentenceTransformerDataCollator):
             features: B rows.
 
         Returns:
-            ``label`` ``(B, N, 3)``, see :meth:`~e2rank_st.losses.SlateLabels.pack`; then, for each column,
+            ``label`` ``(B, N, 3)``, see :meth:`~e2rank_st.labels.SlateLabels.pack`; then, for each column,
             ``{column}_input_ids`` and ``{column}_attention_mask``: ``(B, L)`` for ``query`` and ``listwise``,
             ``(B·N, L)`` for ``documents``, slate by slate, short ones filled up with rows of :data:`FILLER`. Where
             documents are frozen, ``documents_sentence_embedding`` ``(B·N, D)`` in their place, and one document a slate

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from e2rank_st.losses import text_id
+from e2rank_st.labels import text_id
 from e2rank_st.neighbours import Matrix, Rows, Rules, nearest
 
 __all__ = ["Corpus", "Layout", "unit"]

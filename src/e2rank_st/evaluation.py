@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor
 
-from e2rank_st.losses import text_id
+from e2rank_st.labels import text_id
 from e2rank_st.modeling_e2rank import cosine
 from e2rank_st.readers import read_results
 from e2rank_st.rows import identifier, parsed

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from e2rank_st.losses import SlateLabels, positives, preferences
+from e2rank_st.labels import SlateLabels, positives, preferences
 from e2rank_st.trainer import E2RankTrainer
 
 __all__ = ["Plan", "make_plan"]
