@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple
 from e2rank_st.data import fingerprint
 from e2rank_st.model import BUNDLED_MODELS, BUNDLED_NAME, BUNDLED_REPOSITORY, E2Rank, load_model
 
-__all__ = ["BASE", "BUNDLED", "Subject", "load"]
+__all__ = ["BASE", "BUNDLED", "Subject", "load", "state"]
 
 BUNDLED, BASE = "bundled", "bundled-base"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -21,7 +23,7 @@ class Subject(NamedTuple):
     Attributes:
         model: The model.
         name: ``organisation/name``.
-        revision: The commit of a Hub repository, else a hash of the weights.
+        revision: The commit of a Hub repository, else :func:`state`.
     """
 
     model: E2Rank
@@ -53,4 +55,14 @@ def load(source: str, *, name: str | None = None, revision: str | None = None, *
         raise ValueError(f"Got the model {source!r}, which is no folder here and no Hub id (org/name).")
     # Not for a folder: it may have been trained further since it came from there.
     commit = None if Path(source).is_dir() else getattr(model.transformers_model.config, "_commit_hash", None)
-    return Subject(model, name or default, commit or revision or f"weights-{fingerprint(model, {})[:12]}")
+    return Subject(model, name or default, commit or revision or state(model))
+
+
+def state(model: E2Rank) -> str:
+    """Name what a model's results depend on: weights, prompts, lengths, and how it reranks.
+
+    Two configurations of the same weights must not pass for one: the results of one would be taken for the other's.
+    """
+    configuration = {name: getattr(model.listwise, name) for name in model.listwise.config_keys}
+    parts = json.dumps([fingerprint(model, {}), configuration], sort_keys=True)
+    return f"state-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("datasets")
 
-from loading import BASE, BUNDLED, load
+from loading import BASE, BUNDLED, load, state
 
 from e2rank_st import E2Rank
 
@@ -21,6 +21,10 @@ def test_folder(tiny: E2Rank, tmp_path: Path):
     assert load(str(tmp_path / "mine"), name="org/model", revision="v1", **OPTIONS)[1:] == ("org/model", "v1")
     again = load(str(tmp_path / "mine"), **OPTIONS)
     assert again.revision == subject.revision
+    again.model.listwise.query_weight = 0.5
+    assert state(again.model) != subject.revision, "another way to rerank"
+    again.model.listwise.query_weight = subject.model.listwise.query_weight
+    assert state(again.model) == subject.revision
     next(iter(again.model.parameters())).data.flatten()[0] += 1
     again.model.save(str(tmp_path / "trained" / "mine"))
     trained = load(str(tmp_path / "trained" / "mine"), **OPTIONS)
@@ -33,7 +37,7 @@ def test_bundled_and_its_base():
     base, bundled = load(BASE, **OPTIONS), load(BUNDLED, **OPTIONS)
     assert base.name == "sentence-transformers/all-MiniLM-L6-v2"
     assert bundled.name == "e2rank-st/e2rank-minilm-l6"
-    assert base.revision.startswith("weights-")
+    assert base.revision.startswith("state-")
 
 
 @pytest.mark.parametrize("source", ["nowhere", "no/such/folder", ""])

@@ -81,7 +81,7 @@ def test_a_result_says_what_it_is(run, data: Path, tmp_path: Path, capsys: pytes
         )
         assert (record["local"], record["partial"], record["seed"]) == (True, False, 42)
         assert record["model"]["name"] == "local/tiny"
-        assert record["model"]["revision"].startswith("weights-")
+        assert record["model"]["revision"].startswith("state-")
         local = f"local-{fingerprint(data / 'nfcorpus')}"
         assert record["datasets"] == [{"task": "NFCorpus", "path": "mteb/nfcorpus", "revision": local}]
         assert record["result"]["dataset_revision"] == local

@@ -223,7 +223,7 @@ def test_models_are_named_and_not_located(tiny: E2Rank, checkpoint: Path):
     (model, found), (_, again) = (load_encoder(str(checkpoint), "cpu") for _ in range(2))
     assert found == again
     assert found["name"] == "local/tiny-qwen3"
-    assert found["revision"].startswith("weights-")
+    assert found["revision"].startswith("state-")
     assert (found["dtype"], found["parameters"]) == ("float32", sum(part.numel() for part in tiny.parameters()))
     assert isinstance(model, E2Rank)
 

@@ -1,17 +1,13 @@
 """The slates of the bundled model's recipe."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from make_slates import Dealt, Mined, deal, draw_part, gold_first, write_first_stage
 
 from e2rank_st.collection import Collection
 from e2rank_st.slates import Slate
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
-
-from make_slates import Dealt, Mined, deal, draw_part, gold_first, write_first_stage
 
 
 def test_gold_comes_before_what_the_teacher_prefers() -> None:

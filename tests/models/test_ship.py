@@ -2,13 +2,9 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
-
 import ship
 
 SHIPPED = Path(__file__).parents[2] / "models" / "e2rank-minilm-l6"
