@@ -3,9 +3,9 @@
     python models/make_slates.py --data ../shared/data --output build/slates
 
 Questions get the passages that the untrained base finds nearest, so that a prompt made from a slate looks like one made
-from a first stage's results; a stronger embedding model orders them, behind the passage that is known to be the answer.
-A strong first stage's results and lists with many grades are few and long: each is dealt out into several slates, so
-that prompts of one question differ.
+from a first stage's results; what is known to answer them is gold, and the rest unjudged. A strong first stage's order
+and lists with many grades teach preferences. They are few and long: each is dealt out into several slates, so that
+prompts of one question differ.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sentence_transformers import SentenceTransformer
-
 from e2rank_st import E2Rank
 from e2rank_st.atomic import replacing
 from e2rank_st.collection import Collection
@@ -27,14 +25,10 @@ from e2rank_st.index import Index
 from e2rank_st.mining import MiningSettings, mine
 from e2rank_st.readers import read_beir, read_results
 from e2rank_st.slates import Manifest, Slate, write_slates
-from e2rank_st.teachers import EmbeddingTeacher, label_slates
 
 logger = logging.getLogger("make_slates")
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
-TEACHER = "sentence-transformers/all-mpnet-base-v2"
-TEACHER_TOKENS = 160
-FEEDBACK = {"feedback_documents": 4, "feedback_weight": 0.5}
 DEV_CANDIDATES = 100
 
 
@@ -46,14 +40,11 @@ class Mined:
         name: Folder of the data.
         documents: About how many documents candidates are mined from: groups are drawn until there are as many.
         queries: How many questions are drawn of those whose answer is among them.
-        is_taught: Whether the teacher orders the candidates; else the judged ones keep their grades, and the others
-            are in no pair.
     """
 
     name: str
     documents: int
     queries: int
-    is_taught: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,13 +63,14 @@ class Dealt:
 
 
 MINED = (
-    Mined("squad", 4_000, 4_500),
-    Mined("medquad", 3_000, 2_500),
+    Mined("squad", 6_000, 7_000),
+    Mined("medquad", 3_000, 3_000),
     Mined("wikiqa", 10_000, 873),
-    Mined("mediqa", 2_000, 208, is_taught=False),
+    Mined("mediqa", 2_000, 208),
 )
-DEALT = (Dealt("dl22", 24, 80), Dealt("dl23", 16, 80))
-CANDIDATES = MiningSettings(num_candidates=60, max_positive_similarity=0.98)
+DEALT = (Dealt("dl22", 36, 60), Dealt("dl23", 24, 60))
+SQUAD_DEV = Mined("squad", 2_000, 200)
+CANDIDATES = MiningSettings(num_candidates=60, max_positive_similarity=0.98, unjudged=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,36 +78,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.output.mkdir(parents=True, exist_ok=True)
-    base = E2Rank.from_bundled(trained=False)
-    teacher = None
+    base = E2Rank.from_bundled(trained=False, model_kwargs={"dtype": "bfloat16"})
     for source in MINED:
         path = options.output / f"{source.name}.parquet"
-        if path.exists():
-            continue
-        slates = _mined(source, base, options)
-        if source.is_taught:
-            teacher = teacher or _teacher(options.teacher)
-            labelled = label_slates(slates, teacher, show_progress_bar=True)
-            slates = (gold_first(slate) for slate in labelled)
-        settings = {"source": asdict(source), "mining": asdict(CANDIDATES)}
-        if source.is_taught:
-            settings["teacher"] = {"model": TEACHER, "max_seq_length": TEACHER_TOKENS, **FEEDBACK}
-        _write(path, slates, Manifest(source.name, BASE, options.seed, settings))
+        if not path.exists():
+            settings = {"source": asdict(source), "mining": asdict(CANDIDATES)}
+            _write(path, _mined(source, base, options), Manifest(source.name, BASE, options.seed, settings))
     for dealt in DEALT:
         path = options.output / f"{dealt.name}.parquet"
         if not path.exists():
             slates = (part for slate in _lists(dealt, options.data) for part in deal(slate, dealt, options.seed))
             _write(path, slates, Manifest(dealt.name, None, options.seed, asdict(dealt)))
-    path = options.output / "nfcorpus_dev.jsonl"
-    if not path.exists():
-        write_first_stage(path, base, Collection.load(options.data / "nfcorpus", "dev"))
-
-
-def gold_first(slate: Slate) -> Slate:
-    """Raise the label of what is known to answer the question above all that the teacher prefers."""
-    best = max(label for label in slate.labels if label is not None)
-    labels = ((best + 1 if gold else label) for label, gold in zip(slate.labels, slate.gold, strict=True))
-    return replace(slate, labels=tuple(labels))
+    for name, part in (("nfcorpus", None), ("squad", SQUAD_DEV)):
+        path = options.output / f"{name}_dev.jsonl"
+        if not path.exists():
+            whole = Collection.load(options.data / name, "dev")
+            write_first_stage(path, base, draw_part(whole, part, options.seed) if part else whole)
 
 
 def deal(slate: Slate, into: Dealt, seed: int) -> Iterator[Slate]:
@@ -170,21 +148,16 @@ def write_first_stage(path: Path, model: E2Rank, collection: Collection) -> None
 
 def _mined(source: Mined, model: E2Rank, options: argparse.Namespace) -> Iterator[Slate]:
     part = draw_part(Collection.load(options.data / source.name, "train"), source, options.seed)
-    settings = replace(CANDIDATES, seed=options.seed, unjudged=not source.is_taught)
+    settings = replace(CANDIDATES, seed=options.seed)
     parts = options.output / "parts" / source.name
     return mine(model, part, settings, source=source.name, parts=parts, batch_size=64, show_progress_bar=True)
-
-
-def _teacher(name: str) -> EmbeddingTeacher:
-    model = SentenceTransformer(name, model_kwargs={"dtype": "bfloat16"})
-    model.max_seq_length = TEACHER_TOKENS
-    return EmbeddingTeacher(model, **FEEDBACK)
 
 
 def _lists(source: Dealt, data: Path) -> Iterator[Slate]:
     """Graded lists, or a strong first stage's order with the passages of a weak one behind it."""
     if (data / source.name).is_dir():
-        yield from read_beir(data / source.name, gold_from=2)
+        for slate in read_beir(data / source.name):
+            yield replace(slate, gold=(False,) * len(slate))  # so many are relevant that grades say more
         return
     strong, weak = (data / "rerank" / f"{source.name}_{kind}_top100.jsonl.gz" for kind in ("splade", "bm25"))
     others = {slate.query: slate.documents for slate in read_results(weak)}
@@ -203,7 +176,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data [%(default)s]")
     parser.add_argument("--output", type=Path, default=Path("build/slates"), help="where slates go [%(default)s]")
-    parser.add_argument("--teacher", default=TEACHER, help="Hub id of the teacher, or a folder that holds it")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn [%(default)s]")
     return parser
 

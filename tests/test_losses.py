@@ -12,7 +12,7 @@ from e2rank_st import E2Rank
 from e2rank_st.labels import SlateLabels
 from e2rank_st.losses import COLUMNS, CachedE2RankLoss, E2RankLoss
 from e2rank_st.modeling_e2rank import interpolate
-from e2rank_st.objectives import LISTWISE, drift, info_nce, ranknet
+from e2rank_st.objectives import LISTWISE, drift, info_nce, localized, ranknet
 from tests.labelled import DIMENSION, INF, MIXED, NAN, fill_up, mixed_embeddings, random, slates, text_vectors, total
 
 # --- all together -----------------------------------------------------------------------------------------------------
@@ -24,8 +24,9 @@ KINDS = [*((kind, "mean") for kind in LISTWISE), ("ranknet", "sum"), ("lambda", 
 def test_gradients_against_finite_differences(kind, reduction):
     """Guards against a part of the loss that is cut off from the gradient, or a mask that leaks into it."""
     loss = E2RankLoss(
-        nn.Identity(), temperature=0.5, listwise=kind, reduction=reduction, guard_weight=1, reference=nn.Identity()
-    )
+        nn.Identity(), temperature=0.5, listwise=kind, reduction=reduction, localized_weight=1, guard_weight=1,
+        reference=nn.Identity(),
+    )  # fmt: skip
     embeddings = {name: vectors.requires_grad_() for name, vectors in mixed_embeddings().items()}
     reference = {name: random(*vectors.shape, seed=7) for name, vectors in embeddings.items()}
 
@@ -33,7 +34,7 @@ def test_gradients_against_finite_differences(kind, reduction):
         named = dict(zip(embeddings, tensors, strict=True))
         return tuple(loss.compute_loss_from_embeddings(named, MIXED, reference).values())
 
-    assert len(parts(*embeddings.values())) == 3
+    assert len(parts(*embeddings.values())) == 4
     # NDCG weights are constants of the current order: small steps do not change it.
     assert torch.autograd.gradcheck(parts, tuple(embeddings.values()), eps=1e-6, atol=1e-5)
 
@@ -41,7 +42,7 @@ def test_gradients_against_finite_differences(kind, reduction):
 @pytest.mark.parametrize(("kind", "reduction"), KINDS)
 def test_ragged_equals_padded(kind, reduction):
     """Guards against padding that counts: more of it, holding whatever, changes neither loss nor gradient."""
-    loss = E2RankLoss(nn.Identity(), temperature=2, listwise=kind, reduction=reduction)
+    loss = E2RankLoss(nn.Identity(), temperature=2, listwise=kind, reduction=reduction, localized_weight=1)
     results = []
     for extra in (0, 3):
         embeddings = {name: vectors.requires_grad_() for name, vectors in mixed_embeddings().items()}
@@ -146,6 +147,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
         {},
         {"contrastive_weight": 0, "listwise": "lambda", "reduction": "sum"},
         {"listwise_weight": 0},
+        {"localized_weight": 0.5, "query_weight": 0.3},
         {"guard_weight": 3.0},
     ],
 )
@@ -185,7 +187,14 @@ def test_cached_loss_in_evaluation(model, features):
 
 
 @pytest.mark.parametrize("kind", [E2RankLoss, CachedE2RankLoss])
-@pytest.mark.parametrize(("options", "needed"), [({"listwise_weight": 0}, (0, 2)), ({"contrastive_weight": 0}, (1, 2))])
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({"listwise_weight": 0}, (0, 2)),
+        ({"contrastive_weight": 0}, (1, 2)),
+        ({"contrastive_weight": 0, "listwise_weight": 0, "localized_weight": 1}, (1, 2)),
+    ],
+)
 def test_columns_without_a_use_may_be_left_out(model, features, kind, options, needed):
     """Guards against stage I that has to come with listwise prompts, and against embedding them in vain."""
     loss = kind(model, **options)
@@ -197,6 +206,20 @@ def test_columns_without_a_use_may_be_left_out(model, features, kind, options, n
     assert sum(calls) == 2 * (3 + 12)
     assert alone == among_all
     assert len(alone) == 1
+
+
+def test_localized_contrast_is_of_the_vector_that_ranks(model, features):
+    """Guards against contrasting the prompt alone where reranking mixes in the query, and a weight that is lost."""
+    options = {"contrastive_weight": 0, "listwise_weight": 0, "localized_scale": 5.0, "query_weight": 0.25}
+    part = E2RankLoss(model, localized_weight=0.5, **options)(features, LABELS.pack())["localized"]
+    with torch.no_grad():
+        query, listwise, documents = (model(dict(column))["sentence_embedding"] for column in features)
+        ranking = interpolate(query, listwise, 0.25)
+        scores = util.cos_sim(ranking, documents)
+    size = LABELS.labels.shape[1]
+    scores = torch.stack([row[number * size : (number + 1) * size] for number, row in enumerate(scores)])
+    torch.testing.assert_close(part.detach(), 0.5 * localized(scores, LABELS, 5.0).mean())
+    assert part > 0
 
 
 def test_guard(model, bent, features):
@@ -242,6 +265,8 @@ def test_reference_may_be_a_function(model, bent, features):
         ({"reduction": "none"}, r"reduction must be one of \('mean', 'sum'\), got 'none'"),
         ({"listwise": "listnet", "reduction": "sum"}, r"reduction must be one of \('mean',\), got 'sum'"),
         ({"contrastive_weight": 0, "listwise_weight": 0}, "nothing would be trained"),
+        ({"localized_weight": -1}, "localized_weight must be a finite number of at least 0, got -1"),
+        ({"localized_scale": 0}, "localized_scale must be above 0, got 0"),
         ({"guard_weight": 1}, "no reference"),
         ({"reference": nn.Identity()}, "give both"),
         ({"mini_batch_size": 0.5}, "mini_batch_size must be a whole number of at least 1, got 0.5"),

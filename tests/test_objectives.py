@@ -8,8 +8,60 @@ from sentence_transformers.cross_encoder.losses import LambdaLoss
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from e2rank_st.objectives import LISTWISE, Average, drift, info_nce, lambda_loss, lambda_weights, list_net, ranknet
+from e2rank_st.objectives import (
+    LISTWISE,
+    Average,
+    drift,
+    info_nce,
+    lambda_loss,
+    lambda_weights,
+    list_net,
+    localized,
+    ranknet,
+)
 from tests.labelled import DIMENSION, RAGGED, random, slates, text_vectors
+
+# --- Localized contrast -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("known", "counts"),
+    [
+        (slates([[1, 0, 0]], gold=[[1, 0, 0]]), [3]),
+        (slates([[1, None, None, None]], gold=[[1, 0, 0, 0]]), [4]),  # what is unjudged is a negative
+        (slates([[1, 1, 0], [0, 1]], gold=[[1, 1, 0], [0, 1]]), [2, 2]),  # other golds and padding are left out
+        (slates([[1, 0], [3, 0], [1, 1]], gold=[[1, 0], [0, 0], [1, 1]]), [2]),  # no gold, or nothing else: skipped
+    ],
+)
+def test_localized_of_equal_scores(known, counts):
+    """Guards against a wrong candidate in the sum: with equal scores the loss is the log of their number."""
+    loss = localized(torch.zeros(known.labels.shape), known)
+    assert loss.number == len(counts)
+    torch.testing.assert_close(loss.mean(), torch.tensor([math.log(count) for count in counts]).mean())
+
+
+def test_localized_by_hand():
+    """Guards against a wrong formula or scale, and against golds that push each other away."""
+    known = slates([[1, 1, 0], [1, 0, 0]], gold=[[1, 1, 0], [0, 1, 0]])
+    scores = torch.tensor([[0.5, 0.1, 0.3], [0.2, 0.4, 0.9]], requires_grad=True)
+    loss = localized(scores, known, scale=2)
+    first = (math.log(1 + math.exp(-0.4)) + math.log(1 + math.exp(0.4))) / 2
+    second = math.log(1 + math.exp(-0.4) + math.exp(1.0))
+    assert loss.total.item() == pytest.approx(first + second, abs=1e-6)
+    loss.total.backward()
+    assert (scores.grad[0, :2] < 0).all()
+
+
+def test_localized_gradients():
+    """Guards against gradients of what is skipped or padding, and NaN from it."""
+    known = slates([[1, None, 0, 2], [1, 0], [2, 1, 0]], gold=[[1, 0, 0, 1], [1, 0], [0, 0, 0]])
+    scores = random(3, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda values: localized(values, known).mean(), scores)
+    localized(scores, known).mean().backward()
+    assert (scores.grad[2] == 0).all() and (scores.grad[1, 2:] == 0).all()  # no gold; padding
+    nothing = slates([[1, 0]])
+    assert localized(torch.ones(1, 2), nothing).mean() == 0
+
 
 # --- InfoNCE ----------------------------------------------------------------------------------------------------------
 

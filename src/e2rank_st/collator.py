@@ -30,6 +30,7 @@ __all__ = ["SlateCollator", "distinct_documents", "prompt_orders", "sample_docum
 logger = logging.getLogger(__name__)
 
 FILLER = "."  # the document of a row that only fills up a shorter slate
+GUARDED_EVERY = 4  # slates for one guarded document, which costs two forward passes of its whole length
 Row = Mapping[str, Any]
 
 
@@ -108,8 +109,8 @@ class SlateCollator(SentenceTransformerDataCollator):
             ``label`` ``(B, N, 3)``, see :meth:`~e2rank_st.labels.SlateLabels.pack`; then, for each column,
             ``{column}_input_ids`` and ``{column}_attention_mask``: ``(B, L)`` for ``query`` and ``listwise``,
             ``(B·N, L)`` for ``documents``, slate by slate, short ones filled up with rows of :data:`FILLER`. Where
-            documents are frozen, ``documents_sentence_embedding`` ``(B·N, D)`` in their place, and one document a slate
-            as ``guarded``, ``(B, L)``. Also ``dataset_name`` where the rows have it.
+            documents are frozen, ``documents_sentence_embedding`` ``(B·N, D)`` in their place, and a document of every
+            fourth slate as ``guarded``, ``(G, L)``. Also ``dataset_name`` where the rows have it.
 
         Raises:
             KeyError: A row lacks a column, or the vector of a document is missing.
@@ -176,7 +177,7 @@ class SlateCollator(SentenceTransformerDataCollator):
         if column == "query":
             task, texts = "query", [row["query"] for row in rows]
         elif column == "guarded":
-            drawn = zip(rows, draws, strict=True)
+            drawn = list(zip(rows, draws, strict=True))[::GUARDED_EVERY]
             task, texts = "document", [row["documents"][draw.randrange(len(row["documents"]))] for row, draw in drawn]
         else:
             task, texts = "document", []

@@ -21,7 +21,7 @@ from e2rank_st.atomic import replacing
 __all__ = ["History", "check_plotting", "environment", "split_log"]
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "peft")
-PARTS = ("loss", "contrastive", "listwise", "guard")
+PARTS = ("loss", "contrastive", "listwise", "localized", "guard")
 JSON_NAME, CURVES_NAME = "training.json", "curves.png"
 
 
@@ -33,7 +33,8 @@ class History:
         settings: What the run was told, as far as it is not the default.
         loss: Options of the loss.
         data: Where the data comes from, by ``train`` and ``dev``: see :meth:`~e2rank_st.data.Source.record`.
-        log: Losses by step: ``step`` and any of ``loss, contrastive, listwise, guard, learning_rate, grad_norm``.
+        log: Losses by step: ``step`` and any of ``loss, contrastive, listwise, localized, guard, learning_rate`` and
+            ``grad_norm``.
         dev: Metrics of the evaluator by step, ``step`` and ``{set}_{system}_ndcg@10``, from 0, the model before.
         before: Metrics before training.
         after: Metrics of the result.

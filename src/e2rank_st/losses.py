@@ -1,7 +1,8 @@
 """Embeddings of queries, listwise prompts and documents → the losses that E2Rank is trained with.
 
 ``L = contrastive_weight · InfoNCE(e_q, e_d) + listwise_weight · RankNet(e_l, e_d)`` (E2Rank, arXiv 2510.22733), each
-part also alone: the first one is stage I, both together are stage II. What is computed from vectors is in
+part also alone: the first one is stage I, both together are stage II. ``localized_weight · LCE(e_l, e_d)`` can be added
+for slates that know the answer and no order. What is computed from vectors is in
 :mod:`e2rank_st.objectives`; :class:`E2RankLoss` embeds and adds up, :class:`CachedE2RankLoss` does so in memory for one
 mini-batch.
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from e2rank_st.labels import SlateLabels
 from e2rank_st.modeling_e2rank import interpolate
-from e2rank_st.objectives import LISTWISE, REDUCTIONS, Pool, drift, info_nce, one_of
+from e2rank_st.objectives import LISTWISE, REDUCTIONS, Pool, drift, info_nce, localized, one_of
 
 __all__ = ["COLUMNS", "CachedE2RankLoss", "E2RankLoss"]
 
@@ -64,6 +65,9 @@ class E2RankLoss(nn.Module):
         listwise_weight: Factor of the listwise loss, λ.
         listwise: ``"ranknet"``, ``"lambda"`` or ``"listnet"``: :func:`ranknet`, :func:`lambda_loss`, :func:`list_net`.
         listwise_scale: Factor on the cosines in the listwise loss.
+        localized_weight: Factor of :func:`localized`, which contrasts the gold documents of a slate with its others
+            under the vector that ranks.
+        localized_scale: Factor on the cosines in it.
         reduction: Of the pairs, ``"mean"`` or ``"sum"``: see :func:`ranknet`.
         query_weight: Share of the query in the vector that ranks: the listwise loss then trains the vector that
             reranking uses, see :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`.
@@ -92,6 +96,8 @@ class E2RankLoss(nn.Module):
         listwise_weight: float = 2.0,
         listwise: str = "ranknet",
         listwise_scale: float = 10.0,
+        localized_weight: float = 0.0,
+        localized_scale: float = 20.0,
         reduction: str = "mean",
         query_weight: float = 0.0,
         freeze_documents: bool = False,
@@ -106,6 +112,8 @@ class E2RankLoss(nn.Module):
         self.listwise_weight = _number("listwise_weight", listwise_weight)
         self.listwise = one_of("listwise", listwise, tuple(LISTWISE))
         self.listwise_scale = _number("listwise_scale", listwise_scale, positive=True)
+        self.localized_weight = _number("localized_weight", localized_weight)
+        self.localized_scale = _number("localized_scale", localized_scale, positive=True)
         self.reduction = one_of("reduction", reduction, ("mean",) if listwise == "listnet" else REDUCTIONS)
         self.query_weight = _number("query_weight", query_weight)
         if query_weight > 1:
@@ -113,19 +121,27 @@ class E2RankLoss(nn.Module):
         self.freeze_documents = freeze_documents
         self.gather_across_devices = gather_across_devices
         self.guard_weight = _number("guard_weight", guard_weight)
-        if not contrastive_weight and not listwise_weight:
-            raise ValueError("contrastive_weight and listwise_weight are both 0: nothing would be trained. Raise one.")
+        if not contrastive_weight and not self._ranks:
+            raise ValueError(
+                "contrastive_weight, listwise_weight and localized_weight are all 0: nothing would be trained. Raise "
+                "one."
+            )
         if bool(guard_weight) != (reference is not None):
             got = "no" if reference is None else "a"
             raise ValueError(f"Got guard_weight={guard_weight} and {got} reference; give both, or neither.")
         self.reference = _frozen(reference, model) if isinstance(reference, nn.Module) else reference
 
     @property
+    def _ranks(self) -> bool:
+        """Whether listwise prompts are trained."""
+        return bool(self.listwise_weight or self.localized_weight)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Names of the input columns that the weights call for, in their order."""
         needed = {
-            "query": self.contrastive_weight or self.guard_weight or (self.listwise_weight and self.query_weight),
-            "listwise": self.listwise_weight,
+            "query": self.contrastive_weight or self.guard_weight or (self._ranks and self.query_weight),
+            "listwise": self._ranks,
             "documents": True,
             "guarded": self.guard_weight and self.freeze_documents,
         }
@@ -167,7 +183,8 @@ class E2RankLoss(nn.Module):
             reference: For the guard, the reference's embeddings of ``query`` and ``documents``, or ``guarded``.
 
         Returns:
-            Scalars, already weighted: ``contrastive``, ``listwise`` and ``guard``, as far as their weight is not 0.
+            Scalars, already weighted: ``contrastive``, ``listwise``, ``localized`` and ``guard``, as far as their
+            weight is not 0.
 
         Raises:
             ValueError: The number of rows of a column does not fit the labels.
@@ -196,19 +213,29 @@ class E2RankLoss(nn.Module):
                 embeddings["query"], documents, slates, self.temperature, pool.gather() if across else pool
             )
             parts["contrastive"] = self.contrastive_weight * contrastive.mean(across)
-        if self.listwise_weight:
-            ranking = embeddings["listwise"]  # (B, D)
-            if self.query_weight:
-                ranking = interpolate(embeddings["query"], ranking, self.query_weight)
-            scores = F.cosine_similarity(ranking[:, None], documents, dim=-1)  # (B, N)
-            listwise = LISTWISE[self.listwise](scores, slates.labels, self.listwise_scale, self.reduction)
-            parts["listwise"] = self.listwise_weight * listwise.mean(across)
+        if self._ranks:
+            parts |= self._ranking_parts(embeddings, documents, slates)
         if self.guard_weight:
             name = self._guarded[1]
             present = slice(None) if self.freeze_documents else slates.candidates.flatten()
             queries = drift(embeddings["query"], reference["query"])
             texts = drift(embeddings[name][present], reference[name][present])
             parts["guard"] = self.guard_weight * (queries.mean(across) + texts.mean(across)) / 2
+        return parts
+
+    def _ranking_parts(
+        self, embeddings: Mapping[str, Tensor], documents: Tensor, slates: SlateLabels
+    ) -> dict[str, Tensor]:
+        parts, across = {}, self.gather_across_devices
+        ranking = embeddings["listwise"]  # (B, D)
+        if self.query_weight:
+            ranking = interpolate(embeddings["query"], ranking, self.query_weight)
+        scores = F.cosine_similarity(ranking[:, None], documents, dim=-1)  # (B, N)
+        if self.listwise_weight:
+            listwise = LISTWISE[self.listwise](scores, slates.labels, self.listwise_scale, self.reduction)
+            parts["listwise"] = self.listwise_weight * listwise.mean(across)
+        if self.localized_weight:
+            parts["localized"] = self.localized_weight * localized(scores, slates, self.localized_scale).mean(across)
         return parts
 
     def _columns(self, sentence_features: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -240,8 +267,8 @@ class E2RankLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
         names = (
-            "temperature", "contrastive_weight", "listwise_weight", "listwise", "listwise_scale", "reduction",
-            "query_weight", "freeze_documents", "gather_across_devices", "guard_weight",
+            "temperature", "contrastive_weight", "listwise_weight", "listwise", "listwise_scale", "localized_weight",
+            "localized_scale", "reduction", "query_weight", "freeze_documents", "gather_across_devices", "guard_weight",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 

@@ -30,6 +30,7 @@ __all__ = [
     "lambda_loss",
     "lambda_weights",
     "list_net",
+    "localized",
     "one_of",
     "ranknet",
 ]
@@ -229,6 +230,27 @@ def list_net(scores: Tensor, labels: Tensor, scale: float = 10.0, reduction: str
     logs = (scale * scores).masked_fill(~judged, -math.inf).log_softmax(1)
     # Not a product alone: 0 times the -inf of what is not judged would be NaN.
     return Average(-torch.where(judged, targets * logs, 0).sum(), useful.sum())
+
+
+def localized(scores: Tensor, slates: SlateLabels, scale: float = 20.0) -> Average:
+    """Contrast the gold documents of a slate with its other candidates (localized contrastive estimation, LCE).
+
+    ``-log(exp(scale · s⁺) / Σ exp(scale · s))`` over a gold document and all candidates that are not gold (Gao et al.
+    2021, Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, arXiv 2101.08751). What is unjudged
+    counts as a negative. Several golds are positives in turn, and every slate has the same weight. Slates without a
+    gold or without another document are skipped.
+
+    Args:
+        scores: ``(B, N)`` cosines to the listwise query.
+        slates: What is known of the documents.
+        scale: Factor on the cosines.
+    """
+    negative = slates.candidates & ~slates.gold
+    useful = slates.gold.any(1) & negative.any(1)
+    gold, logits = slates.gold[useful], scale * scores[useful]
+    rivals = logits.masked_fill(~negative[useful], -math.inf).logsumexp(1, keepdim=True)  # (slates, 1)
+    losses = F.softplus(rivals - logits).masked_fill(~gold, 0).sum(1) / gold.sum(1)
+    return Average(losses.sum(), useful.sum())
 
 
 def _over_pairs(scores: Tensor, labels: Tensor, weights: Tensor, scale: float, reduction: str) -> Average:

@@ -137,7 +137,7 @@ class TrainingRun:
         with arguments.main_process_first(local=False):
             if arguments.freeze_documents:
                 index = document_index(model, train, self.output / DOCUMENT_FOLDER, show_progress_bar=bar)
-            if arguments.listwise_weight:
+            if arguments.listwise_weight or arguments.localized_weight:
                 with_prompt_orders(model, train, self.output / ORDER_FILE, index, show_progress_bar=bar)
         return index
 

@@ -72,6 +72,11 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
         default="ranknet", metadata={"help": "Listwise loss: RankNet, LambdaLoss or ListNet."}
     )
     listwise_scale: float = field(default=10.0, metadata={"help": "Factor on the cosines in the listwise loss."})
+    localized_weight: float = field(
+        default=0.0,
+        metadata={"help": "Factor of a loss that contrasts a slate's known answers with its other documents."},
+    )
+    localized_scale: float = field(default=20.0, metadata={"help": "Factor on the cosines in that loss."})
     reduction: Literal["mean", "sum"] = field(
         default="mean", metadata={"help": "Of the pairs: mean over all, or sum over a slate's by its documents."}
     )
@@ -109,8 +114,8 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
     def loss_options(self) -> dict[str, Any]:
         """Keyword arguments of :class:`~e2rank_st.losses.E2RankLoss`."""
         names = (
-            "temperature", "contrastive_weight", "listwise_weight", "listwise", "listwise_scale", "reduction",
-            "freeze_documents", "guard_weight", "gather_across_devices",
+            "temperature", "contrastive_weight", "listwise_weight", "listwise", "listwise_scale", "localized_weight",
+            "localized_scale", "reduction", "freeze_documents", "guard_weight", "gather_across_devices",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
