@@ -101,6 +101,16 @@ RUNS: dict[str, tuple[Callable[[E2Rank], E2Rank], dict[str, Any]]] = {
 RESUMED = [("full", 3), ("full", 5), ("adapter, cached, guarded", 7), ("frozen documents", 4)]
 
 
+def test_nothing_is_trained_after_the_last_step(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against the host's step beyond ``max_steps`` where a run is resumed that had only to be written out."""
+    whole = toy_trainer(copy.deepcopy(tiny), tmp_path, max_steps=3)
+    whole.train()
+    resumed = toy_trainer(copy.deepcopy(tiny), tmp_path, max_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+    assert_equal_weights(resumed.model, whole.model)
+
+
 @pytest.mark.parametrize(("run", "step"), RESUMED)
 def test_resumed_run_is_the_unbroken_one(tiny: E2Rank, tmp_path: Path, run: str, step: int) -> None:
     """Guards against a resumed run with other batches, draws or dropout, in an epoch and between two; bit for bit."""
@@ -228,29 +238,32 @@ def test_overfits_one_batch(tiny: E2Rank, tmp_path: Path) -> None:
     assert {"contrastive", "listwise"} <= trainer.state.log_history[0].keys(), "the parts are logged"
 
 
+class Falling(RerankingEvaluator):
+    """Whose first measurement is the best."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: D102
+        steps = args[3] if len(args) > 3 else kwargs["steps"]
+        return {"toy_listwise_ndcg@10": 1 / steps}
+
+
+def falling_trainer(model: E2Rank, folder: Path, **options: Any) -> E2RankTrainer:
+    """A trainer that finds the first of its checkpoints the best."""
+    defaults = {
+        "evaluator": Falling.from_slates(_slates(toy_rows(6, seed=9)), name="toy"),
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "toy_listwise_ndcg@10",
+        "greater_is_better": True,
+    }
+    return toy_trainer(model, folder, **(defaults | options))
+
+
 def test_best_checkpoint_is_loaded_and_kept(tiny: E2Rank, tmp_path: Path) -> None:
     """Guards against a result that is the last checkpoint, and a best one that is deleted as an old one."""
-    rows = toy_rows(6, seed=9)
-
-    class Falling(RerankingEvaluator):
-        """Whose first measurement is the best."""
-
-        def __call__(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-            steps = args[3] if len(args) > 3 else kwargs["steps"]
-            return {"toy_listwise_ndcg@10": 1 / steps}
-
-    trainer = toy_trainer(
-        copy.deepcopy(tiny),
-        tmp_path,
-        evaluator=Falling.from_slates(_slates(rows), name="toy"),
-        eval_strategy="steps",
-        eval_steps=2,
-        save_steps=2,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="toy_listwise_ndcg@10",
-        greater_is_better=True,
-    )
+    trainer = falling_trainer(copy.deepcopy(tiny), tmp_path)
     trainer.train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-2"]
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
@@ -258,6 +271,35 @@ def test_best_checkpoint_is_loaded_and_kept(tiny: E2Rank, tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "checkpoint-2")
     with pytest.raises((OSError, ValueError)):  # the host would log this and go on with the last weights
         trainer._load_best_model()
+
+
+def test_best_checkpoint_is_found_where_the_run_is_now(
+    tiny: E2Rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a run that was moved, or is named by another path, whose best checkpoint is forgotten."""
+    broken = falling_trainer(copy.deepcopy(tiny), tmp_path / "then")
+    broken.add_callback(StopAt(4))
+    broken.train()
+    (tmp_path / "then").rename(tmp_path / "now")
+    monkeypatch.chdir(tmp_path)
+    resumed = falling_trainer(copy.deepcopy(tiny), Path("now"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "now" / "checkpoint-4"))
+    assert resumed.best_step == 2
+    assert sorted(path.name for path in Path("now").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-2"]
+    assert_equal_weights(resumed.model, E2Rank("now/checkpoint-2", device="cpu"))
+    shutil.rmtree("now/checkpoint-2")
+    with pytest.raises(ValueError, match=r"best checkpoint so far, .*checkpoint-2, is gone"):
+        falling_trainer(copy.deepcopy(tiny), Path("now")).train(resume_from_checkpoint=True)
+
+
+def test_best_step_is_that_of_a_checkpoint(tiny: E2Rank, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards against a record that names a step whose weights nobody kept: not every evaluation has a checkpoint."""
+    trainer = falling_trainer(copy.deepcopy(tiny), tmp_path, save_steps=4)
+    assert "save_steps=4 and eval_steps=2" in caplog.text
+    trainer.train()
+    assert trainer.state.best_global_step == 2, "the premise"
+    assert trainer.best_step is None
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-8"]
 
 
 def test_single_source_batches_by_default(tiny: E2Rank, tmp_path: Path) -> None:
