@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             slates = (gold_first(slate) for slate in labelled)
         settings = {"source": asdict(source), "mining": asdict(CANDIDATES)}
         if source.is_taught:
-            settings["teacher"] = {"model": TEACHER, "max_seq_length": TEACHER_TOKENS, **FEEDBACK}
+            settings["teacher"] = {"model": teacher_name(options.teacher), "max_seq_length": TEACHER_TOKENS, **FEEDBACK}
         _write(path, slates, Manifest(source.name, BASE, options.seed, settings))
     for dealt in DEALT:
         path = options.output / f"{dealt.name}.parquet"
@@ -109,6 +109,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = options.output / "nfcorpus_dev.jsonl"
     if not path.exists():
         write_first_stage(path, base, Collection.load(options.data / "nfcorpus", "dev"))
+
+
+def teacher_name(given: str) -> str:
+    """What a manifest calls the teacher: its id, and not the folder on this machine that holds the usual one."""
+    return TEACHER if Path(given).is_dir() else given
 
 
 def gold_first(slate: Slate) -> Slate:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from make_slates import Dealt, Mined, deal, draw_part, gold_first, write_first_stage
+from make_slates import TEACHER, Dealt, Mined, deal, draw_part, gold_first, teacher_name, write_first_stage
 
 from e2rank_st.collection import Collection
 from e2rank_st.slates import Slate
@@ -15,6 +15,12 @@ def test_gold_comes_before_what_the_teacher_prefers() -> None:
     slate = Slate("q", ("a", "b", "c"), (0.9, 0.2, 0.5), (False, True, False))
     labels = gold_first(slate).labels
     assert sorted(range(3), key=lambda place: -labels[place]) == [1, 0, 2]
+
+
+def test_manifest_names_the_teacher_that_taught(tmp_path: Path) -> None:
+    """Guards against another teacher's labels under the usual one's name, and paths of a machine in a manifest."""
+    assert teacher_name("org/other") == "org/other"
+    assert teacher_name(str(tmp_path)) == TEACHER
 
 
 def test_long_lists_are_dealt_out() -> None:
