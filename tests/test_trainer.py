@@ -129,6 +129,21 @@ def test_resumed_run_is_the_unbroken_one(tiny: E2Rank, tmp_path: Path, run: str,
     assert len(losses[0]) == 10
 
 
+def test_a_worker_changes_nothing(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against a worker that draws otherwise, or is ahead of the step that a run is resumed at; bit for bit."""
+    options = RUNS["full"][1] | {"num_train_epochs": 1}
+    whole = toy_trainer(with_dropout(tiny), tmp_path / "whole", **options)
+    whole.train()
+    options["dataloader_num_workers"] = 1
+    broken = toy_trainer(with_dropout(tiny), tmp_path / "broken", save_steps=2, **options)
+    broken.add_callback(StopAt(2))
+    broken.train()
+    resumed = toy_trainer(with_dropout(tiny), tmp_path / "broken", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert broken.state.global_step == 2 < resumed.state.global_step == whole.state.global_step == 5
+    assert_equal_weights(resumed.model, whole.model)
+
+
 def test_frozen_documents_need_vectors(tiny: E2Rank, tmp_path: Path) -> None:
     """Guards against a run that freezes nothing, or trains on vectors of which it knows nothing."""
     trainer = toy_trainer(copy.deepcopy(tiny), tmp_path, freeze_documents=True)
