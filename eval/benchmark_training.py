@@ -35,12 +35,11 @@ Batch = Mapping[str, Tensor]
 
 
 class Clock(TrainerCallback):
-    """Measures the training loop: from the start of its first step to the end of its last."""
+    """Measures the training loop: from before its first batch is collated to the end of its last step."""
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note when the first step begins."""
-        if state.global_step == 0:
-            self.began = time.perf_counter()
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note when the only epoch begins; at the first step two batches have been collated already."""
+        self.began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note when a step ends."""

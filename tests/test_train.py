@@ -222,9 +222,11 @@ def test_resumed_script_ends_as_an_unbroken_one(
     data = tmp_path / "first.jsonl"
     content = data.read_text(encoding="utf-8")
     data.write_text(content.replace("flea", "fly"), encoding="utf-8")
-    with pytest.raises(ValueError, match="was started with other training data"):
+    with pytest.raises(ValueError, match=r"was started with other data \(train\)"):
         main([str(settings), "--resume"])
     data.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"was started with other data \(dev\)"):  # else there is nothing to compare
+        main([str(settings), "--resume", "--dev", str(data)])
     main([str(settings), "--resume"])
     whole, resumed = history(tmp_path / "whole"), history(tmp_path / "run")
     assert resumed["resumed_from"] == 4

@@ -3,12 +3,12 @@
 import copy
 import itertools
 import os
-import pkgutil
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from e2rank_st import E2Rank
 from e2rank_st.collator import distinct_documents
 from e2rank_st.evaluation import RerankingEvaluator
 from e2rank_st.losses import CachedE2RankLoss, E2RankLoss
-from e2rank_st.trainer import UNFINISHED, E2RankTrainer, E2RankTrainingArguments, last_checkpoint
+from e2rank_st.trainer import STATE_FILE, UNFINISHED, E2RankTrainer, E2RankTrainingArguments, last_checkpoint
 from tests.toy import toy_rows
 
 datasets = pytest.importorskip("datasets")
@@ -101,6 +101,16 @@ RUNS: dict[str, tuple[Callable[[E2Rank], E2Rank], dict[str, Any]]] = {
 RESUMED = [("full", 3), ("full", 5), ("adapter, cached, guarded", 7), ("frozen documents", 4)]
 
 
+def test_nothing_is_trained_after_the_last_step(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against the host's step beyond ``max_steps`` where a run is resumed that had only to be written out."""
+    whole = toy_trainer(copy.deepcopy(tiny), tmp_path, max_steps=3)
+    whole.train()
+    resumed = toy_trainer(copy.deepcopy(tiny), tmp_path, max_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+    assert_equal_weights(resumed.model, whole.model)
+
+
 @pytest.mark.parametrize(("run", "step"), RESUMED)
 def test_resumed_run_is_the_unbroken_one(tiny: E2Rank, tmp_path: Path, run: str, step: int) -> None:
     """Guards against a resumed run with other batches, draws or dropout, in an epoch and between two; bit for bit."""
@@ -119,6 +129,21 @@ def test_resumed_run_is_the_unbroken_one(tiny: E2Rank, tmp_path: Path, run: str,
     assert len(losses[0]) == 10
 
 
+def test_a_worker_changes_nothing(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against a worker that draws otherwise, or is ahead of the step that a run is resumed at; bit for bit."""
+    options = RUNS["full"][1] | {"num_train_epochs": 1}
+    whole = toy_trainer(with_dropout(tiny), tmp_path / "whole", **options)
+    whole.train()
+    options["dataloader_num_workers"] = 1
+    broken = toy_trainer(with_dropout(tiny), tmp_path / "broken", save_steps=2, **options)
+    broken.add_callback(StopAt(2))
+    broken.train()
+    resumed = toy_trainer(with_dropout(tiny), tmp_path / "broken", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert broken.state.global_step == 2 < resumed.state.global_step == whole.state.global_step == 5
+    assert_equal_weights(resumed.model, whole.model)
+
+
 def test_frozen_documents_need_vectors(tiny: E2Rank, tmp_path: Path) -> None:
     """Guards against a run that freezes nothing, or trains on vectors of which it knows nothing."""
     trainer = toy_trainer(copy.deepcopy(tiny), tmp_path, freeze_documents=True)
@@ -131,44 +156,84 @@ class Killed(BaseException):
     """Stands for what nobody can catch."""
 
 
-# What is called for the n-th time when the run dies, and the step of the checkpoint that is left.
-MOMENTS = {
-    "weights are written": ("e2rank_st.model:E2Rank.save", 2, 2),
-    "optimizer is written": ("torch:save", 6, 2),
-    "state is written": ("transformers:TrainerState.save_to_json", 4, 2),
-    "checkpoint gets its name": ("pathlib:Path.rename", 2, 2),
-    "scratch is removed": ("shutil:rmtree", 8, 4),
-    "old checkpoint goes": ("pathlib:Path.rename", 4, 6),
-}
+# What a process does to a file system, as the interpreter tells its audit hooks. Libraries in other languages write
+# files unseen, but not under a checkpoint's name: that is given by a rename.
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_checkpoint_survives_whenever_a_run_dies(
-    tiny: E2Rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+class Death:
+    """Kills this thread at the n-th change of the file system, and again at every attempt to clean up."""
+
+    def __init__(self) -> None:
+        self.at = self.changes = 0  # 0: it lives for ever
+        self.thread = threading.get_ident()
+        sys.addaudithook(self._hook)  # it cannot be removed again, so it is one for all tests
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.at or threading.get_ident() != self.thread:
+            return
+        if event in CHANGES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)):
+            self.changes += 1
+            if self.changes >= self.at:
+                raise Killed(event)
+
+    def strikes(self, at: int, save: Callable[[], None]) -> bool:
+        """Whether saving dies at this change; it does not if there are fewer."""
+        self.at, self.changes = at, 0
+        try:
+            save()
+        except Killed:
+            return True
+        finally:
+            self.at = 0
+        return False
+
+
+@pytest.fixture(scope="module")
+def death() -> Death:
+    return Death()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a checkpoint, but what tells of paths and times: of those, the names."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        str(path.relative_to(folder)): b"" if path.name in (STATE_FILE, "README.md") else path.read_bytes()
+        for path in paths
+    }
+
+
+def test_checkpoint_survives_whenever_a_run_dies(tiny: E2Rank, tmp_path: Path, death: Death) -> None:
     """Guards against half a checkpoint under a checkpoint's name, and the last whole one deleted too early."""
-    name, call, step = MOMENTS[moment]
-    original, calls = pkgutil.resolve_name(name), itertools.count(1)
+    run, start = tmp_path / "run", tmp_path / "start"
+    trainer = toy_trainer(copy.deepcopy(tiny), run, save_steps=2, save_total_limit=2, max_steps=4)
+    trainer.train()
+    shutil.copytree(run, start)
+    trainer.state.global_step = 6
 
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == call:
-            raise Killed
-        return original(*args, **kwargs)
+    def save() -> None:
+        trainer._save_checkpoint(trainer.model, None)
 
-    trainer = toy_trainer(copy.deepcopy(tiny), tmp_path, save_steps=2, save_total_limit=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(name.replace(":", "."), dying)
-        with pytest.raises(Killed):
-            trainer.train()
-    left = last_checkpoint(tmp_path)
-    assert left == str(tmp_path / f"checkpoint-{step}")
-    resumed = toy_trainer(copy.deepcopy(tiny), tmp_path, save_steps=2, save_total_limit=2)
-    resumed.train(resume_from_checkpoint=left)
-    whole = toy_trainer(copy.deepcopy(tiny), tmp_path / "whole")
-    whole.train()
-    assert_equal_weights(resumed.model, whole.model)
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-8"]
-    assert not (tmp_path / UNFINISHED).exists()
+    save()
+    whole = {path.name: contents(path) for path in (*start.glob("checkpoint-*"), run / "checkpoint-6")}
+    assert [path.name for path in sorted(run.iterdir())] == ["checkpoint-4", "checkpoint-6"], "the premise"
+    lasts = []
+    for moment in itertools.count(1):
+        shutil.rmtree(run)
+        shutil.copytree(start, run)
+        if not death.strikes(moment, save):
+            break
+        assert all(contents(path) == whole[path.name] for path in run.glob("checkpoint-*")), moment
+        lasts.append(Path(last_checkpoint(run)).name)
+    assert lasts == sorted(lasts)
+    assert {*lasts} == {"checkpoint-4", "checkpoint-6"}
+    assert len(lasts) > 20, "the premise: a save changes many files"
+    shutil.rmtree(run)
+    shutil.copytree(start, run)
+    assert death.strikes(lasts.count("checkpoint-4"), save), "the last moment before it has its name"
+    assert (run / UNFINISHED / "checkpoint-6").exists()
+    save()  # a run that was resumed comes by here again
+    assert [path.name for path in sorted(run.iterdir())] == ["checkpoint-4", "checkpoint-6"]
 
 
 def test_kill_while_saving(tiny: E2Rank, checkpoint: Path, tmp_path: Path) -> None:
@@ -228,29 +293,32 @@ def test_overfits_one_batch(tiny: E2Rank, tmp_path: Path) -> None:
     assert {"contrastive", "listwise"} <= trainer.state.log_history[0].keys(), "the parts are logged"
 
 
+class Falling(RerankingEvaluator):
+    """Whose first measurement is the best."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: D102
+        steps = args[3] if len(args) > 3 else kwargs["steps"]
+        return {"toy_listwise_ndcg@10": 1 / steps}
+
+
+def falling_trainer(model: E2Rank, folder: Path, **options: Any) -> E2RankTrainer:
+    """A trainer that finds the first of its checkpoints the best."""
+    defaults = {
+        "evaluator": Falling.from_slates(_slates(toy_rows(6, seed=9)), name="toy"),
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "toy_listwise_ndcg@10",
+        "greater_is_better": True,
+    }
+    return toy_trainer(model, folder, **(defaults | options))
+
+
 def test_best_checkpoint_is_loaded_and_kept(tiny: E2Rank, tmp_path: Path) -> None:
     """Guards against a result that is the last checkpoint, and a best one that is deleted as an old one."""
-    rows = toy_rows(6, seed=9)
-
-    class Falling(RerankingEvaluator):
-        """Whose first measurement is the best."""
-
-        def __call__(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-            steps = args[3] if len(args) > 3 else kwargs["steps"]
-            return {"toy_listwise_ndcg@10": 1 / steps}
-
-    trainer = toy_trainer(
-        copy.deepcopy(tiny),
-        tmp_path,
-        evaluator=Falling.from_slates(_slates(rows), name="toy"),
-        eval_strategy="steps",
-        eval_steps=2,
-        save_steps=2,
-        save_total_limit=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="toy_listwise_ndcg@10",
-        greater_is_better=True,
-    )
+    trainer = falling_trainer(copy.deepcopy(tiny), tmp_path)
     trainer.train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-2"]
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
@@ -258,6 +326,35 @@ def test_best_checkpoint_is_loaded_and_kept(tiny: E2Rank, tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "checkpoint-2")
     with pytest.raises((OSError, ValueError)):  # the host would log this and go on with the last weights
         trainer._load_best_model()
+
+
+def test_best_checkpoint_is_found_where_the_run_is_now(
+    tiny: E2Rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a run that was moved, or is named by another path, whose best checkpoint is forgotten."""
+    broken = falling_trainer(copy.deepcopy(tiny), tmp_path / "then")
+    broken.add_callback(StopAt(4))
+    broken.train()
+    (tmp_path / "then").rename(tmp_path / "now")
+    monkeypatch.chdir(tmp_path)
+    resumed = falling_trainer(copy.deepcopy(tiny), Path("now"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "now" / "checkpoint-4"))
+    assert resumed.best_step == 2
+    assert sorted(path.name for path in Path("now").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-2"]
+    assert_equal_weights(resumed.model, E2Rank("now/checkpoint-2", device="cpu"))
+    shutil.rmtree("now/checkpoint-2")
+    with pytest.raises(ValueError, match=r"best checkpoint so far, .*checkpoint-2, is gone"):
+        falling_trainer(copy.deepcopy(tiny), Path("now")).train(resume_from_checkpoint=True)
+
+
+def test_best_step_is_that_of_a_checkpoint(tiny: E2Rank, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards against a record that names a step whose weights nobody kept: not every evaluation has a checkpoint."""
+    trainer = falling_trainer(copy.deepcopy(tiny), tmp_path, save_steps=4)
+    assert "save_steps=4 and eval_steps=2" in caplog.text
+    trainer.train()
+    assert trainer.state.best_global_step == 2, "the premise"
+    assert trainer.best_step is None
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-8"]
 
 
 def test_single_source_batches_by_default(tiny: E2Rank, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from e2rank_st.labels import text_id
 from e2rank_st.modeling_e2rank import cosine
-from e2rank_st.readers import read_results
+from e2rank_st.readers import read_qrels, read_results
 from e2rank_st.rows import identifier, parsed
 from e2rank_st.slates import Slate
 
@@ -209,11 +209,7 @@ class RerankingEvaluator(BaseEvaluator):
             OSError: A file cannot be read.
         """
         slates = list(read_results(path, qrels=qrels))
-        judged: dict[str, dict[str, float]] = {}
-        for line in Path(qrels).read_text(encoding="utf-8").splitlines():  # checked by the reader
-            if line.strip():
-                query, _, document, grade = line.split()
-                judged.setdefault(query, {})[document] = float(grade)
+        judged = read_qrels(qrels)
         ids = parsed(path, lambda row: identifier(row["hits"][0], "qid"))
         ideal = [list(judged[query].values()) for query in ids]
         chosen = range(len(slates)) if places is None else places

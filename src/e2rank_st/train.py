@@ -169,7 +169,7 @@ class TrainingRun:
             before=self.start["before"],
             after=after,
             p_values=self._p_values(self.start["per_query"]),
-            best_step=state.best_global_step if self.arguments.load_best_model_at_end else None,
+            best_step=self.trainer.best_step if self.arguments.load_best_model_at_end else None,
             steps=state.global_step,
             resumed_from=int(checkpoint.rpartition("-")[2]) if checkpoint else None,
             seconds=round(seconds, 1),
@@ -214,11 +214,12 @@ class TrainingRun:
     def _resumed(self) -> dict[str, Any]:
         """Read what the run was started with, and compare."""
         start: dict[str, Any] = json.loads((self.output / RUN_FILE).read_text(encoding="utf-8"))
-        if start["data"]["train"] != json.loads(json.dumps(self.data["train"], default=str)):
+        data, told = json.loads(json.dumps([self.data, self.told], default=str))
+        others = [name for name in data if data[name] != start["data"][name]]
+        if others:
             raise ValueError(
-                f"{self.output} was started with other training data; resume with the same, or start anew."
+                f"{self.output} was started with other data ({', '.join(others)}); resume with the same, or start anew."
             )
-        told = json.loads(json.dumps(self.told, default=str))
         changed = [name for name in {*told, *start["told"]} - {"resume"} if told.get(name) != start["told"].get(name)]
         if changed:
             logger.warning("Resuming with other settings than at the start: %s.", ", ".join(sorted(changed)))

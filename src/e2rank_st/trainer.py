@@ -109,6 +109,13 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
             # The host would delete the last checkpoint in the end, or the best one, and not at once.
             logger.info("save_total_limit is 2 instead of 1: the best and the last checkpoint are kept.")
             self.save_total_limit = 2
+        if self.load_best_model_at_end and self.save_strategy == "steps" and self.save_steps != self.eval_steps:
+            logger.warning(
+                "Got save_steps=%s and eval_steps=%s: the best evaluation may be at a step without a checkpoint, and "
+                "the run then ends with other weights; give both the same value.",
+                self.save_steps,
+                self.eval_steps,
+            )
 
     @property
     def loss_options(self) -> dict[str, Any]:
@@ -143,15 +150,18 @@ class E2RankTrainer(SentenceTransformerTrainer):
         self._frozen = frozen
         self._samplers = WeakSet[SourceBatchSampler]()
         self._is_saving = False
+        self._resumed_from: Path | None = None
         super().__init__(*args, **kwargs)
         if isinstance(self.data_collator, SlateCollator) and isinstance(self.loss, E2RankLoss):
             self.data_collator.columns = self.loss.columns
         if self.args.freeze_documents != (frozen is not None):
             got = "no vectors" if frozen is None else "vectors"
-            raise ValueError(f"Got freeze_documents={self.args.freeze_documents} and {got} of documents; give both.")
+            raise ValueError(
+                f"Got freeze_documents={self.args.freeze_documents} and {got} of documents; give both, or neither."
+            )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self._equal_passes()
-        self.add_callback(_Epochs(self))
+        self.add_callback(_Beginnings(self))
 
     def get_default_loss(self, model: E2Rank) -> nn.Module:  # type: ignore[override]  # as the host calls it
         """The loss that the arguments describe."""
@@ -232,7 +242,44 @@ class E2RankTrainer(SentenceTransformerTrainer):
         if self.model_wrapped is self.model and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             # An evaluation marks the model as wrapped, after which the host would let each process train for itself.
             vars(self.model).pop("_is_accelerate_prepared", None)
+        self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train for an epoch; a run that is resumed at its last step has none left, where the host would add one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def find_best(self, state: TrainerState) -> None:
+        """Find the best checkpoint of a run that is resumed, wherever its folder is now and however it is written.
+
+        Args:
+            state: The state as the host has read it: without a best checkpoint where the old path leads nowhere.
+
+        Raises:
+            ValueError: It is gone, and would be wanted in the end; the host would go on with the last weights.
+        """
+        if self._resumed_from is None or not (self._resumed_from / STATE_FILE).exists():
+            return
+        recorded = TrainerState.load_from_json(str(self._resumed_from / STATE_FILE)).best_model_checkpoint
+        if recorded is None:
+            return
+        beside = self._resumed_from.parent / Path(recorded).name
+        if beside.is_dir():
+            state.best_model_checkpoint = str(beside)
+        elif self.args.load_best_model_at_end and not Path(recorded).is_dir():
+            raise ValueError(
+                f"The best checkpoint so far, {beside}, is gone; put it back, or resume with load_best_model_at_end "
+                "false to end with the last weights."
+            )
+
+    @property
+    def best_step(self) -> int | None:
+        """Step of the best checkpoint; None without one. A better evaluation may have been at a step without any."""
+        best = self.state.best_model_checkpoint
+        return None if best is None else int(best.rpartition("-")[2])
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; arguments and result are those of ``transformers.Trainer.evaluate``."""
@@ -291,11 +338,10 @@ class E2RankTrainer(SentenceTransformerTrainer):
 
     def _rotate(self, folder: Path, scratch: Path) -> None:
         """Delete the oldest checkpoints above the limit, but for the last and the best; they vanish whole."""
-        best = self.state.best_model_checkpoint
         checkpoints = [Path(path) for path in sort_checkpoints(str(folder))]
-        kept = {folder / f"checkpoint-{self.state.global_step}", Path(best) if best else None}
+        kept = {f"checkpoint-{step}" for step in (self.state.global_step, self.best_step)}
         surplus = len(checkpoints) - (self.args.save_total_limit or len(checkpoints))
-        for checkpoint in [path for path in checkpoints if path not in kept][: max(surplus, 0)]:
+        for checkpoint in [path for path in checkpoints if path.name not in kept][: max(surplus, 0)]:
             checkpoint.rename(scratch / checkpoint.name)
         shutil.rmtree(scratch)
 
@@ -334,15 +380,20 @@ class E2RankTrainer(SentenceTransformerTrainer):
             return
         best = Path(str(self.state.best_model_checkpoint))
         logger.info("The best checkpoint is %s, with %s.", best, self.state.best_metric)
-        self.model.model_card_data.set_best_model_step(self.state.best_global_step or 0)
+        self.model.model_card_data.set_best_model_step(self.best_step or 0)
         self._load_from_checkpoint(str(best))
 
 
-class _Epochs(TrainerCallback):
-    """Tells the trainer when an epoch begins: the host tells some of its parts, not all of them on every path."""
+class _Beginnings(TrainerCallback):
+    """Tells the trainer when a run and an epoch begin: the host tells some of its parts, not all on every path."""
 
     def __init__(self, trainer: E2RankTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.find_best(state)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
