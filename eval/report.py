@@ -134,14 +134,15 @@ def comparison_table(rows: Sequence[Row], benchmark: str) -> Table:
             counts = [str(found[name]) for name in ("wins", "ties", "losses")]
             difference = f"{100 * found['difference']:+.2f}"
             lines.append(
-                (marked(row), titled(row, rows), found["against"], difference, low, high, _p_value(found["p"]), *counts)
+                (marked(row), titled(row, rows), found["against"], difference, low, high, p_value(found["p"]), *counts)
             )
     header = ("task", "system", "against", "difference", "95 % from", "to", "p", "wins", "ties", "losses")
     title = f"Differences of nDCG@10, {benchmark}: bootstrap interval, paired randomisation test"
     return Table(f"{benchmark}-comparisons", title, header, tuple(lines), labels=3)
 
 
-def _p_value(p: float) -> str:
+def p_value(p: float) -> str:
+    """A p-value, or below which one it is."""
     return f"{p:.4f}" if p >= LEAST_P else f"<{LEAST_P:.4f}"
 
 
