@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from huggingface_hub import hf_hub_download
+from provenance import fingerprint
 from runs import read_run
 from systems import Vectors
 from tasks import EXCLUSIONS_REPOSITORY, HUB_REPOSITORY, Task
 
 from e2rank_st.collection import Collection
 from e2rank_st.index import Index
+from e2rank_st.labels import text_id
 from e2rank_st.model import E2Rank
 from e2rank_st.readers import read_qrels, read_results
 from e2rank_st.rows import Row, SlateError, identifier, number, parsed
@@ -29,6 +32,7 @@ from e2rank_st.slates import listed
 __all__ = ["Candidates", "Case", "Files", "locate", "own_first_stage", "read_files", "read_over_collection"]
 
 Excluded: TypeAlias = Mapping[str, frozenset[str]]
+SAMPLE_SEED = 0  # of the queries that a task is a sample of: another one is another task
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Candidates:
         first_stage: Name of what found the candidates.
         local: Whether the data was read from files of the user's own.
         partial: Whether these are some of the queries only.
-        sources: SHA-256 of each file, by its name.
+        sources: SHA-256 of each file, or the state of a folder, by its name.
     """
 
     cases: tuple[Case, ...]
@@ -294,19 +298,35 @@ def read_over_collection(folder: Path, split: str, run: Path, top_n: int) -> Can
             )
         texts = tuple(collection.corpus[id_] for id_ in best)
         cases.append(Case(query_id, collection.queries[query_id], tuple(best), texts, tuple(best.values())))
-    return Candidates(tuple(cases), _whole_grades(collection.judgements), run.stem, sources=_hashes(run))
+    return Candidates(
+        tuple(cases), _whole_grades(collection.judgements), run.stem, sources=_collection_sources(folder, run)
+    )
+
+
+def _collection_sources(folder: Path, *files: Path) -> dict[str, str]:
+    return {folder.resolve().name: fingerprint(folder), **_hashes(*files)}
 
 
 def own_first_stage(
-    model: E2Rank, folder: Path, split: str, top_n: int, *, batch_size: int = 32, show_progress_bar: bool = False
+    model: E2Rank,
+    folder: Path,
+    split: str,
+    top_n: int,
+    *,
+    sample: int | None = None,
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
 ) -> tuple[Candidates, Vectors]:
     """Retrieve the candidates of each judged query from a folder in BEIR's layout by the model itself.
+
+    Equally near documents come in the order of a hash: that of a corpus may show which ones are relevant.
 
     Args:
         model: The model.
         folder: As :meth:`~e2rank_st.collection.Collection.load` takes it.
         split: Whose judgements.
         top_n: Candidates of a query.
+        sample: How many queries, drawn by a fixed seed; None for all.
         batch_size: Texts in a forward pass.
         show_progress_bar: Whether to show one.
 
@@ -315,12 +335,14 @@ def own_first_stage(
 
     Raises:
         SlateError: A row of a file is bad.
+        ValueError: A grade is no whole number, or there are fewer queries than the sample has.
         OSError: A file cannot be read.
     """
     collection = Collection.load(folder, split)
-    ids = list(collection.corpus)
+    judgements = _sampled(_whole_grades(collection.judgements), sample)
+    ids = sorted(collection.corpus, key=text_id)
     index = Index.build(model, [collection.corpus[id_] for id_ in ids], batch_size, show_progress_bar)
-    queries = {query: collection.queries[query] for query in collection.judgements}
+    queries = {query: collection.queries[query] for query in judgements}
     vectors = model.encode_query(list(queries.values()), batch_size=batch_size, show_progress_bar=False)
     cases = [
         Case(
@@ -332,4 +354,15 @@ def own_first_stage(
         )
         for query, scores, rows in zip(queries, *index.retrieve(vectors, top_n), strict=True)
     ]
-    return Candidates(tuple(cases), _whole_grades(collection.judgements), "own"), Vectors(index.texts, index.embeddings)
+    found = Candidates(tuple(cases), judgements, "own", sources=_collection_sources(folder))
+    return found, Vectors(index.texts, index.embeddings)
+
+
+def _sampled(judgements: dict[str, dict[str, int]], sample: int | None) -> dict[str, dict[str, int]]:
+    """The judgements of some queries, the same ones whatever the order in the file."""
+    if sample is None:
+        return judgements
+    if sample > len(judgements):
+        raise ValueError(f"The task is a sample of {sample} queries, and only {len(judgements)} are judged.")
+    drawn = set(random.Random(SAMPLE_SEED).sample(sorted(judgements), sample))
+    return {query: grades for query, grades in judgements.items() if query in drawn}

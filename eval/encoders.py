@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +11,10 @@ from loading import HUB_ID, load
 from sentence_transformers import CrossEncoder
 
 from e2rank_st.data import fingerprint
+from e2rank_st.instructions import instruction_template
 from e2rank_st.model import E2Rank
 
 __all__ = ["instructed", "load_cross_encoder", "load_encoder"]
-
-# A query prompt that has an instruction: what is before it, and what after.
-INSTRUCTED = re.compile(r"(Instruct: ).*?(\nQuery:\s*)", re.DOTALL)
 
 
 def load_encoder(source: str, device: str | None = None, dtype: str = "float32") -> tuple[E2Rank, dict[str, Any]]:
@@ -76,8 +73,9 @@ def instructed(model: E2Rank, instruction: str | None) -> Iterator[str]:
         The prompt.
     """
     before = model.prompts.get("query") or ""
-    if instruction is not None and INSTRUCTED.fullmatch(before):
-        model.prompts["query"] = INSTRUCTED.sub(lambda found: found[1] + instruction + found[2], before)
+    template = instruction_template(before)
+    if instruction is not None and template is not None:
+        model.prompts["query"] = template.replace("{instruction}", instruction)
     try:
         yield model.prompts.get("query") or ""
     finally:

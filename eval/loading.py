@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from e2rank_st.data import fingerprint
 from e2rank_st.model import BUNDLED_MODELS, BUNDLED_NAME, BUNDLED_REPOSITORY, E2Rank, load_model
 
-__all__ = ["BASE", "BUNDLED", "Subject", "load", "state"]
+__all__ = ["BASE", "BUNDLED", "Subject", "listwise_configuration", "load", "state"]
 
 BUNDLED, BASE = "bundled", "bundled-base"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -58,11 +58,15 @@ def load(source: str, *, name: str | None = None, revision: str | None = None, *
     return Subject(model, name or default, commit or revision or state(model))
 
 
+def listwise_configuration(model: E2Rank) -> dict[str, Any]:
+    """How a model is configured to rerank."""
+    return {name: getattr(model.listwise, name) for name in model.listwise.config_keys}
+
+
 def state(model: E2Rank) -> str:
     """Name what a model's results depend on: weights, prompts, lengths, and how it reranks.
 
     Two configurations of the same weights must not pass for one: the results of one would be taken for the other's.
     """
-    configuration = {name: getattr(model.listwise, name) for name in model.listwise.config_keys}
-    parts = json.dumps([fingerprint(model, {}), configuration], sort_keys=True)
+    parts = json.dumps([fingerprint(model, {}), listwise_configuration(model)], sort_keys=True)
     return f"state-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"

@@ -45,6 +45,7 @@ def measure(
     cases: Sequence[Case],
     vectors: Mapping[int, Vectors],
     *,
+    own: Mapping[int, Sequence[Case]] | None = None,
     embedding_queries: int = 10,
     batch_size: int = 32,
     show_progress_bar: bool = False,
@@ -57,27 +58,33 @@ def measure(
         systems: By name.
         cases: Queries with candidates.
         vectors: Document vectors by the ``id`` of the model that made them.
+        own: The same queries with other candidates, by the ``id`` of the model that retrieved them.
         embedding_queries: For how many queries it is timed what embedding their candidates takes.
         batch_size: Texts in a forward pass there.
         show_progress_bar: Whether to show one.
     """
     measured = {name: Measured() for name in systems}
+    cases_of = {id(system.model): (own or {}).get(id(system.model), cases) for system in systems.values()}
     with ExitStack() as stack:
         models = {id(system.model): system.model for system in systems.values()}
         counters = {key: stack.enter_context(counted_tokens(model)) for key, model in models.items()}
         for system in systems.values():
-            _timed(system, cases[0], vectors, counters)
-        for case in tqdm(cases, desc="queries", unit="query", disable=not show_progress_bar):
+            _timed(system, cases_of[id(system.model)][0], vectors, counters)
+        for place in tqdm(range(len(cases)), desc="queries", unit="query", disable=not show_progress_bar):
             for name, system in systems.items():
+                case = cases_of[id(system.model)][place]
                 scores, seconds, tokens = _timed(system, case, vectors, counters)
                 order = best_first(scores)
-                apart = separated([scores[place] for place in order])
+                apart = separated([scores[row] for row in order])
                 found = measured[name]
-                found.run[case.query_id] = dict(zip((case.ids[place] for place in order), apart, strict=True))
+                found.run[case.query_id] = dict(zip((case.ids[row] for row in order), apart, strict=True))
                 if system.model is not None:
                     found.seconds[case.query_id], found.tokens[case.query_id] = seconds, tokens
-    sample = cases[:embedding_queries]
-    times = {key: _embedding_seconds(model, sample, batch_size) for key, model in models.items() if key in vectors}
+    times = {
+        key: _embedding_seconds(model, cases_of[key][:embedding_queries], batch_size)
+        for key, model in models.items()
+        if key in vectors
+    }
     for name, system in systems.items():
         measured[name].embedding_seconds = times.get(id(system.model), {})
     return measured

@@ -101,26 +101,33 @@ def _tex(text: str) -> str:
 
 
 def main_table(rows: Sequence[Row], benchmark: str) -> Table:
-    """The main score of each system on each task, and the mean over tasks, in points."""
+    """The main score of each system on each task, and the mean over tasks, in points.
+
+    A cell is empty where a mode of MTEB makes no difference; then so is the mean, which would be one over other tasks.
+    """
     columns: dict[str, list[Row]] = {}
     for row in rows:
         columns.setdefault(row.column, []).append(row)
     values = {(row.model, row.system, row.column): row.scores["main"] for row in rows}
     lines = []
     for model, system in dict.fromkeys((row.model, row.system) for row in rows):
-        scores = [values[model, system, column] for column in columns]
-        scores += [fmean(scores)] if len(columns) > 1 else []
-        lines.append((system, model, *(f"{100 * score:.2f}" for score in scores)))
+        scores = [values.get((model, system, column)) for column in columns]
+        known = [score for score in scores if score is not None]
+        if len(columns) > 1:
+            scores.append(fmean(known) if len(known) == len(columns) else None)
+        lines.append((system, model, *("" if score is None else f"{100 * score:.2f}" for score in scores)))
     headings = [marked(*part) for part in columns.values()] + (["mean"] if len(columns) > 1 else [])
     title = f"{'nDCG@10' if benchmark == 'reranking' else 'Main score'}, {benchmark}"
     return Table(f"{benchmark}-scores", title, ("system", "model", *headings), tuple(lines), labels=2)
 
 
 def metrics_table(rows: Sequence[Row], benchmark: str) -> Table:
-    """All metrics that every row has, in points."""
+    """All metrics that every row has, in points; no lines where tasks of several kinds have none in common."""
     names = [name for name in rows[0].scores if name != "main" and all(name in row.scores for row in rows)]
     lines = tuple(
-        (marked(row), row.system, row.model, *(f"{100 * row.scores[name]:.2f}" for name in names)) for row in rows
+        (marked(row), row.system, row.model, *(f"{100 * row.scores[name]:.2f}" for name in names))
+        for row in rows
+        if names
     )
     return Table(f"{benchmark}-metrics", f"All metrics, {benchmark}", ("task", "system", "model", *names), lines, 3)
 
@@ -134,14 +141,15 @@ def comparison_table(rows: Sequence[Row], benchmark: str) -> Table:
             counts = [str(found[name]) for name in ("wins", "ties", "losses")]
             difference = f"{100 * found['difference']:+.2f}"
             lines.append(
-                (marked(row), titled(row, rows), found["against"], difference, low, high, _p_value(found["p"]), *counts)
+                (marked(row), titled(row, rows), found["against"], difference, low, high, p_value(found["p"]), *counts)
             )
     header = ("task", "system", "against", "difference", "95 % from", "to", "p", "wins", "ties", "losses")
     title = f"Differences of nDCG@10, {benchmark}: bootstrap interval, paired randomisation test"
     return Table(f"{benchmark}-comparisons", title, header, tuple(lines), labels=3)
 
 
-def _p_value(p: float) -> str:
+def p_value(p: float) -> str:
+    """A p-value, or below which one it is."""
     return f"{p:.4f}" if p >= LEAST_P else f"<{LEAST_P:.4f}"
 
 

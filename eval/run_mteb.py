@@ -32,7 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import datasets
 import mteb
-from loading import BASE, BUNDLED, Subject, load
+from loading import BASE, BUNDLED, Subject, listwise_configuration, load, state
 from local_tasks import (
     datasets_of,
     find_tasks,
@@ -189,6 +189,9 @@ class Runner:
             "main_score": results.task_results[0].get_score(),
             "scores": _means(result["scores"]),
             "seed": task.seed,
+            "batch_size": self.batch_size,
+            "prompts": dict(self.subject.model.prompts),
+            "listwise": listwise_configuration(self.subject.model) if mode == "two-stage" else None,
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - start, 3),
             "hardware": hardware(self.encoder.model.device),
@@ -296,6 +299,7 @@ def prepare(options: argparse.Namespace) -> Runner:
         "max_tokens": subject.model.max_seq_length,
         "prompt_documents": encoder.num_prompt_documents,
         "rerank_depth": encoder.rerank_depth,
+        "state": state(subject.model),  # --revision may give two of them one name
     }
     shared = {name: getattr(options, name) for name in ("output_dir", "data_dir", "limit", "batch_size", "overwrite")}
     return Runner(subject, encoder, settings=settings, show_progress_bar=sys.stderr.isatty(), **shared)

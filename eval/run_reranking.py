@@ -2,9 +2,12 @@
 
 Systems: the first stage, the plain embedding, Rocchio feedback on the vectors, listwise reranking, and where asked for
 a cross-encoder and the same three of a baseline model. Every document is embedded once, and all systems of a model use
-those vectors. Written to --output-dir, each file whole or not at all: {task}-{first stage}.json with settings, scores
-by query, intervals, comparisons, latency, tokens, versions and hardware, and runs/ with a TREC run a system, with real
-scores. Results on local files are marked "local", those on some of the queries "partial".
+those vectors. With --own-first-stage each model reranks what it retrieved itself, and the first stage shown is the
+model's, not the baseline's.
+
+Written to --output-dir, each file whole or not at all: {task}-{first stage}.json with settings, scores by query,
+intervals, comparisons, latency, tokens, versions and hardware, and runs/ with a TREC run a system, with real scores.
+Results on local files are marked "local", those on some of the queries "partial".
 """
 
 from __future__ import annotations
@@ -18,16 +21,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads starve a busy machine
 
-from candidates import Candidates, Files, locate, own_first_stage, read_files, read_over_collection
+from candidates import Candidates, Case, Files, locate, own_first_stage, read_files, read_over_collection
 from encoders import instructed, load_cross_encoder, load_encoder
-from loading import BASE, BUNDLED
 from measurement import Measured, measure, record
 from metrics import MAIN
+from options import parser
 from runs import write_run
 from systems import Embedding, FirstStage, Listwise, Pointwise, Rocchio, System, Vectors
 from tasks import Task, find_tasks
@@ -36,11 +40,9 @@ from transformers.utils.logging import disable_progress_bar
 from e2rank_st.atomic import replacing
 from e2rank_st.history import environment
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS
 from e2rank_st.tables import Column, show
 
 FORMAT = 1
-VECTOR_SYSTEMS = ("embedding", "rocchio", "listwise")
 COLUMNS = (  # of texts, since some systems have no value in some of them
     Column("system", share=1),
     Column(MAIN, ">", style="green"),
@@ -53,99 +55,6 @@ COLUMNS = (  # of texts, since some systems have no value in some of them
     Column("ms, no store", ">"),
     Column("tokens", ">"),
 )
-EXAMPLES = """
-examples:
-  # a task of the table: its files come from the Hub, or from a folder
-  python eval/run_reranking.py --tasks dl19 dl20
-  python eval/run_reranking.py --tasks dl21 --first-stage splade --data-dir data --output-dir results
-  # the model's own retrieval from a folder in BEIR's layout, then reranked
-  python eval/run_reranking.py --tasks scifact --own-first-stage --data-dir data
-  # files of your own: results with text, or a TREC run over a folder in BEIR's layout
-  python eval/run_reranking.py --results hits.jsonl.gz --qrels qrels.txt --model my-model --baseline bundled-base
-  python eval/run_reranking.py --beir my-corpus --run bm25.trec --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2
-  # how much the number of documents in the prompt matters
-  python eval/run_reranking.py --tasks dl21 --data-dir data --num-prompt-documents 1 3 6 10 20
-"""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    _add_data_options(found.add_argument_group("data"))
-    _add_model_options(found.add_argument_group("models"))
-    _add_system_options(found.add_argument_group("systems"))
-    output = found.add_argument_group("output")
-    output.add_argument("--output-dir", type=Path, default=Path("results"), metavar="DIR", help="(default: results)")
-    output.add_argument(
-        "--compare-with", metavar="SYSTEM", help="whom the others are compared with (default: the baseline's embedding)"
-    )
-    output.add_argument(
-        "--embedding-queries", type=int, default=10, metavar="N", help="queries to time without stored vectors"
-    )
-    output.add_argument("--seed", type=int, default=0, metavar="N", help="of bootstrap and randomisation test")
-    return found
-
-
-def _add_data_options(data: argparse._ArgumentGroup) -> None:
-    data.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="tasks, or dl, beir, bright")
-    data.add_argument("--first-stage", default="bm25", metavar="NAME", help="whose candidates (default: bm25)")
-    data.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with rerank/; by default the Hub is asked")
-    data.add_argument("--results", type=Path, metavar="FILE", help="first-stage results with text, JSON lines")
-    data.add_argument("--qrels", type=Path, metavar="FILE", help="their judgements in TREC's form")
-    data.add_argument("--beir", type=Path, metavar="DIR", help="corpus, queries and judgements in BEIR's layout")
-    data.add_argument("--split", default="test", metavar="NAME", help="whose judgements there (default: test)")
-    data.add_argument("--run", type=Path, metavar="FILE", help="TREC run over --beir")
-    data.add_argument("--own-first-stage", action="store_true", help="retrieve the candidates with the model itself")
-    data.add_argument("--top-n", type=_natural, default=100, metavar="N", help="candidates a query (default: 100)")
-    data.add_argument("--limit", type=_natural, metavar="N", help="first N queries only; marks the result partial")
-    data.add_argument("--judged-only", action="store_true", help="leave out queries without judgements")
-
-
-def _add_model_options(models: argparse._ArgumentGroup) -> None:
-    models.add_argument(
-        "--model",
-        default=BUNDLED,
-        metavar="NAME",
-        help=f"folder, Hub id, {BUNDLED} (default), or {BASE}: what that one was trained from",
-    )
-    models.add_argument("--baseline", metavar="NAME", help="a second model, side by side")
-    models.add_argument("--cross-encoder", metavar="NAME", help="a Sentence-Transformers cross-encoder, side by side")
-    models.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; by default the best there is")
-    models.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: float32)")
-    models.add_argument("--batch-size", type=_natural, default=32, metavar="N", help="texts in a forward pass")
-
-
-def _add_system_options(systems: argparse._ArgumentGroup) -> None:
-    systems.add_argument(
-        "--systems", nargs="+", choices=VECTOR_SYSTEMS, default=list(VECTOR_SYSTEMS), help="(default: all)"
-    )
-    systems.add_argument(
-        "--num-prompt-documents", "-k", type=int, nargs="+", metavar="K", help="one listwise system for each K"
-    )
-    systems.add_argument("--candidate-order", choices=CANDIDATE_ORDERS, help="by default the model's")
-    systems.add_argument("--passes", type=_natural, default=1, metavar="N", help="listwise passes (default: 1)")
-    systems.add_argument(
-        "--query-weight",
-        type=float,
-        metavar="W",
-        help="share of the query's own vector in listwise; by default the model's",
-    )
-    systems.add_argument("--rocchio-documents", type=_natural, default=3, metavar="N", help="(default: 3)")
-    systems.add_argument("--rocchio-weight", type=float, default=0.3, metavar="W", help="(default: 0.3)")
-    systems.add_argument(
-        "--instructions",
-        choices=("task", "model"),
-        default="task",
-        help="the task's (default) or the model's own, as published scores were taken",
-    )
-
-
-def _natural(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"got {value}; give a whole number of at least 1")
-    return int(value)
 
 
 def chosen_tasks(arguments: argparse.Namespace) -> list[Task]:
@@ -171,7 +80,14 @@ def chosen_tasks(arguments: argparse.Namespace) -> list[Task]:
     if not own and not tasks:
         raise ValueError("Got nothing to evaluate on; give --tasks, --results or --beir.")
     name = own.resolve().name.split(".")[0] if own else ""
-    return tasks or [Task(name=name, title=name)]
+    return [_of_split(task, arguments.split) for task in tasks or [Task(name=name, title=name)]]
+
+
+def _of_split(task: Task, split: str | None) -> Task:
+    """The task on another split: under another name, since it is no result of the task's own."""
+    if split in (None, task.split):
+        return task
+    return replace(task, name=f"{task.name}-{split}", title=f"{task.title} {split}", split=split, sample=None)
 
 
 def load_models(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -201,9 +117,10 @@ def read_candidates(arguments: argparse.Namespace, task: Task, model: E2Rank) ->
     if arguments.own_first_stage:
         folder = arguments.beir or arguments.data_dir / (task.folder or task.name)
         options: Any = {"batch_size": arguments.batch_size, "show_progress_bar": sys.stderr.isatty()}
-        candidates, vectors = own_first_stage(model, folder, arguments.split, arguments.top_n, **options)
+        options["sample"] = task.sample
+        candidates, vectors = own_first_stage(model, folder, task.split, arguments.top_n, **options)
     elif arguments.beir:
-        candidates = read_over_collection(arguments.beir, arguments.split, arguments.run, arguments.top_n)
+        candidates = read_over_collection(arguments.beir, task.split, arguments.run, arguments.top_n)
     elif arguments.results:
         stage = arguments.results.name.split(".")[0] if arguments.tasks else "given"
         candidates = read_files(Files(arguments.results, arguments.qrels), stage, arguments.top_n)
@@ -279,7 +196,7 @@ class Evaluation:
                 instruction = task.retrieval_instruction if arguments.instructions == "task" else None
                 self.prompts[role] = stack.enter_context(instructed(model, instruction))
             self.candidates, known = read_candidates(arguments, task, models["model"])
-            self.measured = self._measure(known)
+            self.measured = self._measure({id(models["model"]): known} if known else {})
         self.rows = record(
             self.systems,
             self.measured,
@@ -304,16 +221,22 @@ class Evaluation:
             raise ValueError(f"Got --compare-with {chosen}, which is none of {', '.join(self.systems)}.")
         return str(chosen)
 
-    def _measure(self, known: Vectors | None) -> dict[str, Measured]:
-        """Rank by all systems; documents that have no vectors yet are embedded."""
+    def _measure(self, vectors: dict[int, Vectors]) -> dict[str, Measured]:
+        """Rank by all systems; documents that have no vectors yet are embedded, and a first stage of its own is run."""
         cases = self.candidates.cases
+        own: dict[int, tuple[Case, ...]] = {}
         options: Any = {"batch_size": self.arguments.batch_size, "show_progress_bar": sys.stderr.isatty()}
-        vectors = {}
-        for role, model in self._encoders.items():
-            ready = known if role == "model" else None
-            vectors[id(model)] = ready or Vectors.embed(model, cases, **options)
+        for model in self._encoders.values():
+            if id(model) in vectors:
+                continue
+            if self.arguments.own_first_stage:
+                found, known = read_candidates(self.arguments, self.task, model)
+                assert known is not None
+                own[id(model)], vectors[id(model)] = found.cases, known
+            else:
+                vectors[id(model)] = Vectors.embed(model, cases, **options)
         queries = self.arguments.embedding_queries
-        return measure(self.systems, cases, vectors, embedding_queries=queries, **options)
+        return measure(self.systems, cases, vectors, own=own, embedding_queries=queries, **options)
 
     def result(self) -> dict[str, Any]:
         """The content of the result file."""
@@ -402,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 1 if a task failed.
     """
-    command = parser()
+    command = parser(__doc__)
     arguments = command.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     if not sys.stderr.isatty():

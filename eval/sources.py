@@ -17,7 +17,7 @@ from e2rank_st.history import JSON_NAME
 __all__ = ["SEEN_BY_BASE", "SOURCES", "Source", "TrainingData"]
 
 MS_MARCO = "MS MARCO terms, non-commercial research"
-DEV = "_dev"  # behind the name of a data set: its own dev split
+DEV, DEV_TASK = "_dev", "-dev"  # behind the name of a data set: its dev split, as training and as tasks.py call it
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,13 @@ class Source:
 
 SOURCES = (
     Source(
-        "squad", "SQuAD 1.1", "CC BY-SA 4.0", "the paragraph a question was asked about", "rajpurkar/squad", "SQuAD"
+        "squad",
+        "SQuAD 1.1",
+        "CC BY-SA 4.0",
+        "the paragraph a question was asked about",
+        "rajpurkar/squad",
+        "SQuAD",
+        ("squad-dev",),
     ),
     Source("medquad", "MedQuAD", "CC BY 4.0", "the answer to a question", mteb="MedQuAD"),
     Source(
@@ -56,7 +62,14 @@ SOURCES = (
         "microsoft/wiki_qa",
         "WikiQA",
     ),
-    Source("mediqa", "MEDIQA 2019, task 3", "research use", "answers graded by people", mteb="MEDIQA2019"),
+    Source(
+        "mediqa",
+        "MEDIQA 2019, task 3",
+        "research use",
+        "answers graded by people",
+        mteb="MEDIQA2019",
+        tasks=("mediqa-dev",),
+    ),
     *(
         Source(
             f"dl{year}",
@@ -75,7 +88,7 @@ SOURCES = (
         "links between pages",
         "mteb/nfcorpus",
         "NFCorpus",
-        ("NFCorpus", "nfc", "NanoNFCorpusRetrieval"),
+        ("NFCorpus", "nfc", "nfcorpus-dev", "NanoNFCorpusRetrieval"),
     ),
     Source(
         "scifact",
@@ -143,9 +156,10 @@ class TrainingData:
         row = next((row for row in SOURCES if task in row.tasks), None)
         if row is None:
             return "no: the base was trained on it" if task in SEEN_BY_BASE else "yes"
+        is_dev = task == row.name + DEV_TASK
         if row.name in self.train:
-            return "no: trained on it"
-        if row.name in self.dev:
+            return "no: trained on the train split of the same data" if is_dev else "no: trained on it"
+        if row.name in self.dev or (is_dev and row.name + DEV in self.dev):
             return "yes, but settings were chosen by these very queries: a dev score"
         if row.name + DEV in self.dev:
             return "yes; settings were chosen by its dev queries, not by these"

@@ -1,9 +1,9 @@
-"""The reranking benchmarks of the paper: a frozen row a task, with its instructions and where its files are.
+"""The paper's reranking benchmarks and our dev sets: a frozen row a task, with instructions and where its files are.
 
-Instructions are those that the public evaluation code of the released checkpoints has for each task, with its slips of
-the pen mended. Published scores were taken with the model's default instruction all the same (the code never set the
-others in listwise mode), so both can be asked for. Public names only; where a file has no known public place, the row
-says so.
+Instructions of the benchmarks are those that the public evaluation code of the released checkpoints has for each task,
+with its slips of the pen mended. Published scores were taken with the model's default instruction all the same (the
+code never set the others in listwise mode), so both can be asked for. Public names only; where a file has no known
+public place, the row says so.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ class Task:
         name: What ``--tasks`` calls it; local files are ``rerank/{name}_{first stage}_top100.jsonl[.gz]``,
             ``rerank/{name}_qrels.txt`` and, where documents are left out, ``rerank/{name}_excluded.jsonl``.
         title: What tables call it.
-        benchmark: ``dl``, ``beir`` or ``bright``; empty for a set of the user's own.
+        benchmark: ``dl``, ``beir``, ``bright`` or ``dev``; empty for a set of the user's own.
         retrieval_instruction: What a query is embedded with, for models whose query prompt has an instruction; None
             for the model's own.
         listwise_instruction: What a listwise prompt starts with, likewise.
         hub_name: Name of the first stage's results in :data:`HUB_REPOSITORY`; None where they are not there.
         hub_qrels: Name of the judgements there.
         folder: Name of the local folder in BEIR's layout, for ``--own-first-stage``; by default ``name``.
+        split: Whose judgements there.
+        sample: How many of its judged queries, drawn by a fixed seed, are the task; None for all.
         relevant_from: Least grade that MAP, MRR and recall count as relevant; nDCG uses the grades themselves.
         exclusions: Name in :data:`EXCLUSIONS_REPOSITORY` of documents that are left out, by query.
         note: What is not public, or not where one would look.
@@ -51,6 +53,8 @@ class Task:
     hub_name: str | None = None
     hub_qrels: str | None = None
     folder: str = ""
+    split: str = "test"
+    sample: int | None = None
     relevant_from: int = 1
     exclusions: str | None = None
     note: str = ""
@@ -105,6 +109,25 @@ def _bright(name: str, title: str, kind: str, documents: str, topic: str, *, exc
     )
 
 
+def _dev(name: str, title: str, retrieval: str, listwise: str, *, sample: int | None = None) -> Task:
+    """The dev split of a folder in BEIR's layout, which settings may be chosen by."""
+    return Task(
+        name=f"{name}-dev",
+        title=title,
+        benchmark="dev",
+        retrieval_instruction=retrieval,
+        listwise_instruction=listwise,
+        folder=name,
+        split="dev",
+        sample=sample,
+        note="No first-stage results with text: retrieve with --own-first-stage from a folder in BEIR's layout.",
+    )
+
+
+NFCORPUS = (
+    "Given a question, retrieve relevant documents that best answer the question",
+    "Given a question and some relevant documents, rerank the documents that best answer the query",
+)
 CORPUS_NOT_PUBLIC = "The documents need a licence; first-stage results with text are public, the corpus is not."
 
 _ROWS = (
@@ -121,8 +144,7 @@ _ROWS = (
         "nfc",
         "NFCorpus",
         "nfcorpus",
-        "Given a question, retrieve relevant documents that best answer the question",
-        "Given a question and some relevant documents, rerank the documents that best answer the query",
+        *NFCORPUS,
         folder="nfcorpus",
     ),
     _beir(
@@ -201,6 +223,20 @@ _ROWS = (
         "theorems",
         "a math problem",
         exclusions="theoremqa_theorems",
+    ),
+    _dev("nfcorpus", "NFCorpus dev", *NFCORPUS),
+    _dev(
+        "squad",
+        "SQuAD dev, 1000 queries",
+        "Given a question, retrieve paragraphs that answer the question",
+        "Given a question and some paragraphs, rerank the paragraphs that answer the question",
+        sample=1000,
+    ),
+    _dev(
+        "mediqa",
+        "MEDIQA dev",
+        "Given a health question, retrieve answers that a doctor would approve of",
+        "Given a health question and some answers, rerank the answers that a doctor would approve of",
     ),
 )
 TASKS: Mapping[str, Task] = MappingProxyType({row.name: row for row in _ROWS})

@@ -27,20 +27,21 @@ def own_rows(name: str, rows: Sequence[Row]) -> list[Row]:
     """The rows of the model with this name, whatever organisation results put before it.
 
     Raises:
-        ValueError: There are none, some are of a part of the queries, or they are of several states of the model.
+        ValueError: There are none; or those of any model, since a card shows all, are partial or of several states.
     """
     own = [row for row in rows if row.model.rpartition("/")[2] == name]
     if not own:
         found = ", ".join(sorted({row.model for row in rows if row.model}))
         raise ValueError(f"No results of {name}, but of {found or 'no model'}; evaluate it first, or name its results.")
-    partial = sorted({f"{row.column} ({row.system})" for row in own if row.partial})
+    partial = sorted({f"{row.column} ({row.system})" for row in rows if row.partial})
     if partial:
         raise ValueError(
             f"Results on a part of the queries are no results for a card: {', '.join(partial)}. Run them in full."
         )
-    revisions = sorted({_model_of(row)["revision"] for row in own})
-    if len(revisions) > 1:
-        raise ValueError(f"Results of {name} are of several states of it: {', '.join(revisions)}. Run them anew.")
+    for model in dict.fromkeys(row.model for row in rows if row.model):
+        revisions = sorted({_model_of(row)["revision"] for row in rows if row.model == model})
+        if len(revisions) > 1:
+            raise ValueError(f"Results of {model} are of several states of it: {', '.join(revisions)}. Run them anew.")
     return own
 
 

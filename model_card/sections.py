@@ -127,6 +127,8 @@ def where_it_hurts(rows: Sequence[Row], own: Sequence[Row]) -> str:
             and (other.kind == "first_stage" or (other.kind == "embedding" and other.model == row.model))
             and other.scores["main"] > row.scores["main"]
         ]
+        if row.column.endswith(" own"):  # its first stage is its embedding: the same score by another name
+            rivals = [other for other in rivals if other.kind != "first_stage"]
         lines += [
             f"* {marked(row)}: {row.system} {100 * row.scores['main']:.2f}, "
             f"{rival.system} {100 * rival.scores['main']:.2f}"

@@ -11,13 +11,8 @@ mteb = pytest.importorskip("mteb")
 datasets = pytest.importorskip("datasets")
 
 from e2rank_st import E2Rank  # noqa: E402
-from e2rank_st.mteb import (  # noqa: E402
-    MODES,
-    TAIL_SHIFT,
-    E2RankMTEB,
-    instruction_template,
-    listwise_instruction,
-)
+from e2rank_st.instructions import listwise_instruction  # noqa: E402
+from e2rank_st.mteb import MODES, TAIL_SHIFT, E2RankMTEB  # noqa: E402
 from tests.beir import write_collection  # noqa: E402
 
 QUIET = {"batch_size": 32, "show_progress_bar": False}
@@ -244,32 +239,6 @@ def test_models_without_instructions_get_none(bundled: E2Rank, facts: list[str])
     found = search(system, numbered(facts), {"q": "How long do fleas live?"}, task="SciFact")["q"]
     expected = bundled.rerank("How long do fleas live?", facts, candidate_order="similarity")
     assert list(found) == [f"d{hit['corpus_id']}" for hit in expected]
-
-
-@pytest.mark.parametrize(
-    ("retrieval", "listwise"),
-    [
-        (
-            "Given a web search query, retrieve relevant passages that answer the query",
-            "Given a web search query and some relevant documents, rerank the documents that answer the query",
-        ),
-        (
-            "Given a claim, retrieve documents that support or refute the claim",
-            "Given a claim and some relevant documents, rerank the documents that support or refute the claim",
-        ),
-        ("Retrieve duplicate questions from AskUbuntu forum", None),
-        ("", None),
-    ],
-)
-def test_listwise_instruction(retrieval: str, listwise: str | None):
-    """Guards against an instruction to retrieve in a prompt that is to rerank."""
-    assert listwise_instruction(retrieval) == listwise
-
-
-def test_instruction_template():
-    """Guards against a template made of a prompt that has no instruction."""
-    assert instruction_template("Instruct: Do this\nQuery:") == "Instruct: {instruction}\nQuery:"
-    assert instruction_template("query: ") is instruction_template("") is instruction_template(None) is None
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ Axes: B queries, N documents of the corpus, D dimensions.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
@@ -28,6 +27,7 @@ from transformers.utils.logging import tqdm
 
 from e2rank_st.corpus import Corpus, Layout, unit
 from e2rank_st.costs import Cost, counted
+from e2rank_st.instructions import instruction_template, listwise_instruction
 from e2rank_st.neighbours import Matrix, Rows
 
 try:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from e2rank_st.model import E2Rank
 
-__all__ = ["MODES", "E2RankMTEB", "Mode", "SearchCost", "instruction_template", "listwise_instruction", "load_e2rank"]
+__all__ = ["MODES", "E2RankMTEB", "Mode", "SearchCost", "load_e2rank"]
 
 Mode: TypeAlias = Literal["embedding", "two-stage"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -54,8 +54,6 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 TAIL_SHIFT = 3.0
 QUERIES_AT_ONCE = 64  # in one call of rerank, between two steps of the progress bar
 QUERY, DOCUMENT = PromptType("query"), PromptType("document")
-INSTRUCTED = re.compile(r"(Instruct: ).*?(\n ?Query: ?)", re.DOTALL)
-RETRIEVAL_TASK = re.compile(r"(Given .+?), retrieve .*?\bthat (.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -393,26 +391,6 @@ def load_e2rank(
     model = E2Rank(name, revision=revision, device=device, prompts=prompts, model_kwargs={"dtype": dtype})
     options: Any = {"rerank_depth": rerank_depth, "num_prompt_documents": prompt_documents}
     return E2RankMTEB(model, name=name, revision=revision or "main", mode=mode, **options)
-
-
-def instruction_template(prompt: str | None) -> str | None:
-    """The model's query prompt with the field ``{instruction}``, if it has an instruction that a task may replace."""
-    match = INSTRUCTED.fullmatch(prompt or "")
-    return f"{match[1]}{{instruction}}{match[2]}" if match else None
-
-
-def listwise_instruction(retrieval: str) -> str | None:
-    """The instruction of a retrieval task as one of a reranking task.
-
-    Args:
-        retrieval: Such as ``Given a question, retrieve passages that answer it``.
-
-    Returns:
-        ``Given a question and some relevant documents, rerank the documents that answer it``; None, for the one that
-        the model is configured with, where the instruction is not of that form.
-    """
-    match = RETRIEVAL_TASK.fullmatch(retrieval)
-    return f"{match[1]} and some relevant documents, rerank the documents that {match[2]}" if match else None
 
 
 def _listed(layout: Layout, queries: list[str], top_ranked: Any, task: str) -> list[Rows] | None:

@@ -110,6 +110,33 @@ def test_own_first_stage(tmp_path: Path, tiny: E2Rank):
     assert found.first_stage == "own"
 
 
+def test_ties_do_not_keep_the_order_of_the_corpus(tmp_path: Path, tiny: E2Rank):
+    """Guards against relevant documents that win ties because their corpus lists them first."""
+    folder = write_beir(tmp_path / "toys", number=1)
+    ids = [f"d0-{place}" for place in range(40)]  # d0-0 is relevant
+    rows = [json.dumps({"_id": id_, "title": "", "text": "one text"}) for id_ in ids]
+    (folder / "corpus.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    forward = own_first_stage(tiny, folder, "test", 10)[0].cases[0].ids
+    (folder / "corpus.jsonl").write_text("\n".join(rows[::-1]) + "\n", encoding="utf-8")
+    assert forward == own_first_stage(tiny, folder, "test", 10)[0].cases[0].ids
+    assert forward != tuple(ids[:10])
+
+
+def test_a_sample_is_the_same_whatever_the_order(tmp_path: Path, tiny: E2Rank):
+    """Guards against a task that is other queries on another day, and against one that is silently smaller."""
+    folder = write_beir(tmp_path / "toys")
+    drawn = own_first_stage(tiny, folder, "test", 4, sample=2)[0].checked()
+    assert len(drawn.cases) == 2
+    assert not drawn.partial
+    qrels = folder / "qrels" / "test.tsv"
+    head, *lines = qrels.read_text(encoding="utf-8").splitlines()
+    qrels.write_text("\n".join([head, *lines[::-1]]) + "\n", encoding="utf-8")
+    again = own_first_stage(tiny, folder, "test", 4, sample=2)[0]
+    assert {case.query_id for case in again.cases} == {case.query_id for case in drawn.cases}
+    with pytest.raises(ValueError, match="a sample of 9 queries, and only 5 are judged"):
+        own_first_stage(tiny, folder, "test", 4, sample=9)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

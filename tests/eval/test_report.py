@@ -1,6 +1,7 @@
 """Results → rows, tables and figures: golden tables, marks, gaps, and pictures that are not empty."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,26 @@ def test_what_is_missing_is_named(tmp_path: Path):
         check_complete(rows, ["dl19", "covid", "news"])
     with pytest.raises(ValueError, match="No results for listwise_k6 of e2rank_mini on DL20 bm25"):
         check_complete(rows[:-1])
+
+
+def test_tasks_without_search_are_no_gap(tmp_path: Path):
+    """Guards against a benchmark of all kinds of tasks that cannot be reported, as MTEB(eng, v2) run in both modes."""
+    sts = mteb("embedding", 0.8, "STS12") | {"per_query": {}, "scores": {"cosine_spearman": 0.8}}
+    searched = {"one": mteb("embedding", 0.3), "two": mteb("two-stage", 0.4)}
+    rows = read_rows([write(tmp_path, sts=sts, **searched)])
+    check_complete(rows)
+    tables = {table.name: table for table in make_tables(rows)}
+    assert tables["mteb-scores"].header == ("system", "model", "NFCorpus †", "STS12 †", "mean")
+    assert tables["mteb-scores"].rows == (
+        ("embedding", "e2rank_mini", "30.00", "80.00", "55.00"),
+        ("two-stage", "e2rank_mini", "40.00", "", ""),
+    )
+    assert "mteb-metrics" not in tables
+    assert draw(rows)["mteb-scores"].axes
+    with pytest.raises(ValueError, match="No results for two-stage of e2rank_mini on SciFact"):
+        check_complete(read_rows([write(tmp_path, three=mteb("embedding", 0.3, "SciFact"))]))
+    with pytest.raises(ValueError, match="No results for embedding of org/other on STS12"):
+        check_complete([*rows, replace(rows[0], model="org/other")])
 
 
 def test_bad_files_are_refused(tmp_path: Path):

@@ -1,5 +1,6 @@
 """The MTEB script: results that say what they are, kept when a run goes on, and failures that are told."""
 
+import copy
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pq = pytest.importorskip("pyarrow.parquet")
 mteb = pytest.importorskip("mteb")
@@ -22,9 +24,11 @@ from provenance import fingerprint, scrubbed  # noqa: E402
 
 from e2rank_st import E2Rank  # noqa: E402
 from e2rank_st.evaluation import ndcg  # noqa: E402
+from e2rank_st.modeling_e2rank import ListwiseRerank  # noqa: E402
 from e2rank_st.mteb import MODES  # noqa: E402
 from tests.beir import write_collection  # noqa: E402
 
+LONGEST_PROMPT = ListwiseRerank().max_prompt_tokens
 SCRIPT = Path(run_mteb.__file__)
 ROOT = SCRIPT.parents[1]
 
@@ -87,6 +91,9 @@ def test_a_result_says_what_it_is(run, data: Path, tmp_path: Path, capsys: pytes
         assert record["result"]["dataset_revision"] == local
         assert record["versions"]["mteb"] == mteb.__version__
         assert record["hardware"] and record["seconds"] > 0
+        assert record["batch_size"] == 32
+        assert record["prompts"]["query"].startswith("Instruct: ")
+        assert (record["listwise"] or {}).get("max_prompt_tokens", 0) == (0 if mode == "embedding" else LONGEST_PROMPT)
         mteb.results.TaskResult.from_dict(record["result"])
     costs = [found["NFCorpus", mode]["cost"][0]["per_query"] for mode in MODES]
     assert [cost["texts"] for cost in costs] == [1, 2]
@@ -97,6 +104,22 @@ def test_a_result_says_what_it_is(run, data: Path, tmp_path: Path, capsys: pytes
     assert str(data) not in printed.out + printed.err + written
     assert str(tmp_path) not in printed.out + printed.err + written
     assert "NFCorpus\tembedding\tndcg_at_10" in printed.out
+
+
+def test_another_model_of_the_same_name_is_not_taken_for_it(
+    data: Path, tiny: E2Rank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Guards against the old scores of a folder that was trained further, under a name and revision given by hand."""
+    again = copy.deepcopy(tiny)
+    arguments = ["--name", "org/mine", "--revision", "1", "--tasks", "NFCorpus", "--mode", "embedding"]
+    statuses = []
+    for _ in range(2):
+        again.save(str(tmp_path / "mine"))
+        statuses.append(run_mteb.main([*command(tmp_path / "mine", data, tmp_path / "out"), *arguments]))
+        with torch.no_grad():
+            next(again.parameters()).mul_(1.5).add_(0.1)
+    assert statuses == [0, 1]
+    assert "There is a result already, and it differs in settings" in capsys.readouterr().err
 
 
 def test_per_query_scores_are_those_of_the_ranking(run, model: Path, data: Path):

@@ -1,5 +1,6 @@
 """The whole script on toy sets: every source, every system, what is written, and every way to go wrong."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import torch
 from encoders import instructed, load_encoder
 from metrics import evaluate, mean
-from run_reranking import main, parser
+from options import parser
+from run_reranking import main
 from runs import read_run, write_run
 from tasks import HUB_REPOSITORY, TASKS
 
@@ -168,6 +171,40 @@ def test_own_files(tmp_path: Path, folder: Path, checkpoint: Path):
     own = read(tmp_path / "toys-own.json")
     assert own["candidates"] == 7
     assert own["systems"]["first_stage"]["per_query"] == own["systems"]["embedding"]["per_query"]
+    assert own["sources"]["toys"].startswith("sha256-"), "the texts are part of what was measured"
+
+
+def test_each_model_reranks_what_it_retrieved(tmp_path: Path, checkpoint: Path, tiny: E2Rank):
+    """Guards against a baseline that is judged on the candidates of the model that is to beat it."""
+    other = copy.deepcopy(tiny)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    other.save(str(tmp_path / "other"))
+    beir = str(write_beir(tmp_path / "toys"))
+    options = ["--beir", beir, "--own-first-stage", "--top-n", "9", "--systems", "embedding", "listwise"]
+    assert run(tmp_path, checkpoint, tmp_path / "both", *options, "--baseline", str(tmp_path / "other")) == 0
+    assert run(tmp_path, tmp_path / "other", tmp_path / "alone", *options) == 0
+    runs = {
+        name: read_run(tmp_path / "both" / "runs" / f"toys-own.{name}.trec")
+        for name in ("listwise", "baseline_listwise")
+    }
+    alone = read_run(tmp_path / "alone" / "runs" / "toys-own.listwise.trec")
+    assert runs["baseline_listwise"] == alone
+    assert any(runs["listwise"][query].keys() != alone[query].keys() for query in alone), "the models have to differ"
+
+
+def test_another_split_is_another_task(tmp_path: Path, checkpoint: Path):
+    """Guards against scores of dev queries under the name of the test set."""
+    beir = write_beir(tmp_path / "nfcorpus")
+    (beir / "qrels" / "test.tsv").rename(beir / "qrels" / "dev.tsv")
+    options = ["--model", str(checkpoint), "--own-first-stage", "--systems", "embedding", "--device", "cpu"]
+    options += ["--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "out")]
+    assert main(["--tasks", "nfc", "--split", "dev", *options]) == 0
+    assert main(["--tasks", "nfcorpus-dev", *options]) == 0
+    own, given = (read(tmp_path / "out" / f"{name}-own.json") for name in ("nfcorpus-dev", "nfc-dev"))
+    assert (own["title"], given["title"]) == ("NFCorpus dev", "NFCorpus dev")
+    assert own["systems"]["embedding"]["scores"] == given["systems"]["embedding"]["scores"]
 
 
 def test_failed_task_fails_the_run_and_the_others_still_run(tmp_path: Path, folder: Path, checkpoint: Path, capsys):
@@ -230,10 +267,10 @@ def test_models_are_named_and_not_located(tiny: E2Rank, checkpoint: Path):
 
 def test_help_has_examples_that_parse():
     """Guards against a help text that shows what does not work."""
-    lines = [line for line in parser().format_help().splitlines() if line.startswith("  python eval/")]
+    lines = [line for line in parser(None).format_help().splitlines() if line.startswith("  python eval/")]
     assert len(lines) >= 5
     for line in lines:
-        parser().parse_args(line.split()[2:])
+        parser(None).parse_args(line.split()[2:])
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from e2rank_st import E2Rank
-from tests.model_card.data import BASE, REVISION, official, reranking, toy_results, write_model, write_results
+from tests.model_card.data import BASE, REVISION, mteb, official, reranking, toy_results, write_model, write_results
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/card.md"
@@ -113,6 +113,14 @@ def test_official_results_are_told_as_mteb_tells_them(tmp_path: Path):
     assert "†" not in text
 
 
+def test_tasks_of_all_kinds(tmp_path: Path):
+    """Guards against a benchmark such as MTEB(eng, v2), run in both modes, that no card can show."""
+    searched = [mteb("NFCorpus", mode, level) for mode, level in (("embedding", 0.3), ("two-stage", 0.4))]
+    text = card(tmp_path, *searched, mteb("STS12", "embedding", 0.8, per_query={}))
+    assert "| two-stage | e2rank-st/e2rank-toy | 40.00 |  |  |" in text
+    assert "| embedding | e2rank-st/e2rank-toy | 30.00 | 80.00 | 55.00 |" in text
+
+
 def test_a_run_of_our_own_on_public_data(tmp_path: Path):
     """Guards against the paper's setting taken for a leaderboard's."""
     levels = {"first_stage": 0.4, "embedding": 0.5, "baseline_embedding": 0.5}
@@ -122,10 +130,11 @@ def test_a_run_of_our_own_on_public_data(tmp_path: Path):
 
 def test_partial_results_are_refused(tmp_path: Path):
     """Guards against a smoke run on a card."""
-    results = copy.deepcopy(toy_results())
-    results[-1]["partial"] = True
-    with pytest.raises(ValueError, match=r"no results for a card: SciFact \(two-stage\). Run them in full"):
-        card(tmp_path, *results)
+    for place, message in ((-1, r"SciFact \(two-stage\)"), (2, r"NFCorpus \(embedding\)")):  # the base's, too
+        results = copy.deepcopy(toy_results())
+        results[place]["partial"] = True
+        with pytest.raises(ValueError, match=rf"no results for a card: {message}\. Run them in full"):
+            card(tmp_path, *results)
 
 
 def test_results_of_other_weights_are_refused(tmp_path: Path):
@@ -133,6 +142,10 @@ def test_results_of_other_weights_are_refused(tmp_path: Path):
     results = toy_results()
     results[-1]["model"]["revision"] = "weights-of-yesterday"
     with pytest.raises(ValueError, match=f"several states of it: {REVISION}, weights-of-yesterday"):
+        card(tmp_path, *results)
+    results = toy_results()
+    results[2]["model"]["revision"] = "weights-of-another-base"
+    with pytest.raises(ValueError, match=f"{BASE} are of several states of it: weights-ba9876543210, weights-of-an"):
         card(tmp_path, *results)
     base_alone = [row for row in toy_results() if row.get("mode") and row["model"]["name"] == BASE]
     (tmp_path / "other").mkdir()
@@ -154,6 +167,8 @@ def test_what_the_model_has_seen(tmp_path: Path):
     assert seen("dl22") == "no: trained on it"
     assert seen("dl21").endswith("these very queries: a dev score")
     assert seen("nfc") == seen("NFCorpus") == "yes; settings were chosen by its dev queries, not by these"
+    assert seen("nfcorpus-dev") == seen("dl21")
+    assert seen("squad-dev") == "no: trained on the train split of the same data"
     assert seen("MSMARCO") == "no: the base was trained on it"
 
 

@@ -1,0 +1,55 @@
+"""The README's table: the right cells, tests of its own, and nothing that is missing or of several models."""
+
+from pathlib import Path
+
+import pytest
+from records import read_rows
+from summary import SYSTEMS, main, put_into, summary
+
+from tests.model_card.data import mteb, reranking, write_results
+
+LEVELS = {"first_stage": 0.4, "baseline_embedding": 0.5, "baseline_rocchio": 0.55, "baseline_listwise": 0.56}
+LEVELS |= {"embedding": 0.51, "rocchio": 0.3, "listwise": 0.6}
+TABLE = """| task | queries | first stage | base | base + Rocchio | base, listwise \
+| trained embedding | trained, listwise | over base, p | over base + Rocchio, p |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+| DL21 bm25 † | 6 | 40.00 | 50.00 | 55.00 | 56.00 | 51.00 | 60.00 | +10.00, 0.0312 | +5.00, 0.0312 |
+
+† on local copies of the data, no official result.
+"""
+
+
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Guards against a system under another's name, and against a README that keeps its old numbers."""
+    results = write_results(tmp_path / "results", reranking("bm25", LEVELS), mteb("NFCorpus", "embedding", 0.3))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n\n<!-- results -->\nold\n<!-- /results -->\nafter\n", encoding="utf-8")
+    for _ in range(2):
+        assert main([str(results), "--readme", str(readme)]) == 0
+        assert capsys.readouterr().out == TABLE
+        text = readme.read_text(encoding="utf-8")
+        assert text == f"before\n\n<!-- results -->\n{TABLE}<!-- /results -->\nafter\n"
+    readme.write_text("no marks", encoding="utf-8")
+    with pytest.raises(ValueError, match="has 0 places"):
+        put_into(readme, TABLE)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_what_is_missing_is_named(tmp_path: Path, name: str):
+    """Guards against an empty cell."""
+    levels = {other: level for other, level in LEVELS.items() if other != name}
+    complete, other = reranking("bm25", LEVELS), reranking("splade", LEVELS)
+    del other["systems"][name]
+    with pytest.raises(ValueError, match=f"No results for {name} of"):
+        summary(read_rows([write_results(tmp_path / "one", complete, other)]))
+    if name != "baseline_embedding":  # what the toy results are compared with
+        with pytest.raises(ValueError, match=f"For {name} there are no results"):
+            summary(read_rows([write_results(tmp_path / "none", reranking("bm25", levels))]))
+
+
+def test_several_models_are_refused(tmp_path: Path):
+    """Guards against rows of two models in one table."""
+    other = reranking("splade", LEVELS)
+    other["models"]["model"]["name"] = "org/other"
+    with pytest.raises(ValueError, match=r"For embedding there are results of several models: .*org/other"):
+        summary(read_rows([write_results(tmp_path, reranking("bm25", LEVELS), other)]))
