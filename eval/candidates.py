@@ -11,6 +11,7 @@ import importlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
@@ -314,6 +315,7 @@ def own_first_stage(
     top_n: int,
     *,
     sample: int | None = None,
+    judged_groups: bool = False,
     batch_size: int = 32,
     show_progress_bar: bool = False,
 ) -> tuple[Candidates, Vectors]:
@@ -327,6 +329,7 @@ def own_first_stage(
         split: Whose judgements.
         top_n: Candidates of a query.
         sample: How many queries, drawn by a fixed seed; None for all.
+        judged_groups: Whether only documents of groups with a judged one are retrieved from: see ``Task``.
         batch_size: Texts in a forward pass.
         show_progress_bar: Whether to show one.
 
@@ -340,8 +343,9 @@ def own_first_stage(
     """
     collection = Collection.load(folder, split)
     judgements = _sampled(_whole_grades(collection.judgements), sample)
-    ids = sorted(collection.corpus, key=text_id)
-    index = Index.build(model, [collection.corpus[id_] for id_ in ids], batch_size, show_progress_bar)
+    corpus = _judged_groups(collection) if judged_groups else collection.corpus
+    ids = sorted(corpus, key=text_id)
+    index = _index(model, tuple(corpus[id_] for id_ in ids), batch_size, show_progress_bar)
     queries = {query: collection.queries[query] for query in judgements}
     vectors = model.encode_query(list(queries.values()), batch_size=batch_size, show_progress_bar=False)
     cases = [
@@ -356,6 +360,21 @@ def own_first_stage(
     ]
     found = Candidates(tuple(cases), judgements, "own", sources=_collection_sources(folder))
     return found, Vectors(index.texts, index.embeddings)
+
+
+@lru_cache(maxsize=2)  # two models, whose corpus often serves several splits
+def _index(model: E2Rank, documents: tuple[str, ...], batch_size: int, show_progress_bar: bool) -> Index:
+    return Index.build(model, documents, batch_size, show_progress_bar)
+
+
+def _judged_groups(collection: Collection) -> dict[str, str]:
+    """The documents of the groups, the id before ``#``, in which one is judged for some query."""
+    groups = {_group(id_) for grades in collection.judgements.values() for id_ in grades}
+    return {id_: text for id_, text in collection.corpus.items() if _group(id_) in groups}
+
+
+def _group(id_: str) -> str:
+    return id_.partition("#")[0]
 
 
 def _sampled(judgements: dict[str, dict[str, int]], sample: int | None) -> dict[str, dict[str, int]]:

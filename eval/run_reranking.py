@@ -117,7 +117,7 @@ def read_candidates(arguments: argparse.Namespace, task: Task, model: E2Rank) ->
     if arguments.own_first_stage:
         folder = arguments.beir or arguments.data_dir / (task.folder or task.name)
         options: Any = {"batch_size": arguments.batch_size, "show_progress_bar": sys.stderr.isatty()}
-        options["sample"] = task.sample
+        options |= {"sample": task.sample, "judged_groups": task.judged_groups}
         candidates, vectors = own_first_stage(model, folder, task.split, arguments.top_n, **options)
     elif arguments.beir:
         candidates = read_over_collection(arguments.beir, task.split, arguments.run, arguments.top_n)

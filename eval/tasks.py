@@ -40,6 +40,8 @@ class Task:
         folder: Name of the local folder in BEIR's layout, for ``--own-first-stage``; by default ``name``.
         split: Whose judgements there.
         sample: How many of its judged queries, drawn by a fixed seed, are the task; None for all.
+        judged_groups: Whether the corpus is only the groups of documents, the id before ``#``, that a judged one of the
+            split is of: the articles of a split, where the folder holds those of all splits.
         relevant_from: Least grade that MAP, MRR and recall count as relevant; nDCG uses the grades themselves.
         exclusions: Name in :data:`EXCLUSIONS_REPOSITORY` of documents that are left out, by query.
         note: What is not public, or not where one would look.
@@ -55,6 +57,7 @@ class Task:
     folder: str = ""
     split: str = "test"
     sample: int | None = None
+    judged_groups: bool = False
     relevant_from: int = 1
     exclusions: str | None = None
     note: str = ""
@@ -109,7 +112,9 @@ def _bright(name: str, title: str, kind: str, documents: str, topic: str, *, exc
     )
 
 
-def _dev(name: str, title: str, retrieval: str, listwise: str, *, sample: int | None = None) -> Task:
+def _dev(
+    name: str, title: str, retrieval: str, listwise: str, *, sample: int | None = None, judged_groups: bool = False
+) -> Task:
     """The dev split of a folder in BEIR's layout, which settings may be chosen by."""
     return Task(
         name=f"{name}-dev",
@@ -120,6 +125,7 @@ def _dev(name: str, title: str, retrieval: str, listwise: str, *, sample: int | 
         folder=name,
         split="dev",
         sample=sample,
+        judged_groups=judged_groups,
         note="No first-stage results with text: retrieve with --own-first-stage from a folder in BEIR's layout.",
     )
 
@@ -231,6 +237,7 @@ _ROWS = (
         "Given a question, retrieve paragraphs that answer the question",
         "Given a question and some paragraphs, rerank the paragraphs that answer the question",
         sample=1000,
+        judged_groups=True,
     ),
     _dev(
         "mediqa",

@@ -122,6 +122,25 @@ def test_ties_do_not_keep_the_order_of_the_corpus(tmp_path: Path, tiny: E2Rank):
     assert forward != tuple(ids[:10])
 
 
+def test_corpus_of_a_split_is_its_groups(tmp_path: Path, tiny: E2Rank):
+    """Guards against candidates from the articles of other splits, and hard negatives that are lost with them."""
+    folder = write_beir(tmp_path / "toys", number=2)
+    judged = {line.split("\t")[1] for line in (folder / "qrels" / "test.tsv").read_text("utf-8").splitlines()[1:]}
+    rows = [
+        json.dumps({"_id": f"{id_}#{place}", "title": "", "text": f"{id_} {place}"})
+        for id_ in (*judged, "other")
+        for place in range(3)
+    ]
+    (folder / "corpus.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    text = (folder / "qrels" / "test.tsv").read_text("utf-8")
+    for id_ in judged:
+        text = text.replace(f"\t{id_}\t", f"\t{id_}#0\t")
+    (folder / "qrels" / "test.tsv").write_text(text, encoding="utf-8")
+    found = own_first_stage(tiny, folder, "test", 100, judged_groups=True)[0]
+    assert set(found.cases[0].ids) == {f"{id_}#{place}" for id_ in judged for place in range(3)}
+    assert "other#0" in own_first_stage(tiny, folder, "test", 100)[0].cases[0].ids
+
+
 def test_a_sample_is_the_same_whatever_the_order(tmp_path: Path, tiny: E2Rank):
     """Guards against a task that is other queries on another day, and against one that is silently smaller."""
     folder = write_beir(tmp_path / "toys")
