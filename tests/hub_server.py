@@ -135,6 +135,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: HubServer
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body leave together; apart, each answer waits 40 ms for the client's acknowledgement
 
     def log_message(self, *_: Any) -> None:
         """Requests are kept, not printed."""
