@@ -340,8 +340,10 @@ class Handler(BaseHTTPRequestHandler):
     def _on_delete_tag(self, repo_id: str, name: str) -> None:
         repository = self._repository(repo_id)
         if repository is not None and self._may_write():
-            del repository.tags[name]
+            if repository.tags.pop(name, None) is None:
+                return self._error(404, "RevisionNotFound", f"Invalid rev id: {name}")
             self._json({})
+        return None
 
     def _on_info(self, repo_id: str, revision: str | None = None) -> None:
         repository = self._repository(repo_id)
