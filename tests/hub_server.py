@@ -135,6 +135,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: HubServer
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body leave together; apart, each answer waits 40 ms for the client's acknowledgement
 
     def log_message(self, *_: Any) -> None:
         """Requests are kept, not printed."""
@@ -339,8 +340,10 @@ class Handler(BaseHTTPRequestHandler):
     def _on_delete_tag(self, repo_id: str, name: str) -> None:
         repository = self._repository(repo_id)
         if repository is not None and self._may_write():
-            del repository.tags[name]
+            if repository.tags.pop(name, None) is None:
+                return self._error(404, "RevisionNotFound", f"Invalid rev id: {name}")
             self._json({})
+        return None
 
     def _on_info(self, repo_id: str, revision: str | None = None) -> None:
         repository = self._repository(repo_id)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 import e2rank_st.modeling_e2rank
@@ -91,6 +92,7 @@ def test_base_by_a_local_path(adapter: Path, tmp_path: Path):
         ({"model": "nothing/here/at/all"}, "neither a folder here nor a Hub id"),
         ({"model": "models/nothing"}, "neither a folder here nor a Hub id"),
         ({"card": Path("nothing.md")}, "no card at nothing.md"),
+        ({"license": Path("nothing.txt")}, "no licence at nothing.txt"),
     ],
 )
 def test_what_is_asked_wrongly(source: Source, tmp_path: Path, monkeypatch, options, message):
@@ -128,6 +130,8 @@ def test_card_metadata(card: Path, tmp_path: Path, change, message):
         ("---\n- a\n---\n", "has no metadata"),
         ("![x](../x.png)", "no file beside or below"),
         ("![x](x.png)", "no file beside or below"),
+        ("![x](card.md)", "a figure is one of"),
+        ("x" * 11 * 2**20, "has 11 MiB; allowed are 10"),
     ],
 )
 def test_broken_cards(card: Path, tmp_path: Path, text, message):
@@ -150,11 +154,65 @@ def test_broken_cards(card: Path, tmp_path: Path, text, message):
         ("README.md", "see SECRET-FOLDER", "the folder of the model"),
         ("README.md", f"token = hf_{'a' * 30}", "access token"),
         ("config.json", "{", "no valid JSON"),
+        ("LICENSE", "\udca9", "LICENSE is no text in UTF-8"),
     ],
 )
 def test_private_and_foreign_contents(tmp_path: Path, name, text, message):
     """Guards against what must not be on the Hub, where it stays for good."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         check_contents(tmp_path, {"SECRET-FOLDER": "the folder of the model"})
+
+
+@pytest.mark.parametrize("text", ["/data/models/mine", "SECRET-FOLDER", f"hf_{'a' * 30}"])
+def test_private_notes_in_the_weights(tmp_path: Path, text):
+    """Guards against what a safetensors file says beside its tensors: an adapter's is published as it came."""
+    save_file({}, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    assert check_contents(tmp_path, {}), "the premise"
+    save_file({}, tmp_path / "adapter_model.safetensors", {"source": text})
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors holds"):
+        check_contents(tmp_path, {"SECRET-FOLDER": "the folder of the model"})
+
+
+def test_the_output_replaces_an_earlier_build_only(source: Source, saved: Path, tmp_path: Path):
+    """Guards against --output with somebody's folder, which would be deleted for the build."""
+    (tmp_path / "diary.txt").write_text("dear diary")
+    with pytest.raises(ValueError, match=r"exists and is no earlier build.*--output"):
+        build(source, tmp_path)
+    assert (tmp_path / "diary.txt").is_file()
+    output = tmp_path / "out"
+    shutil.copytree(saved, output / "main")
+    for folder in (output / "main", output):
+        with pytest.raises(ValueError, match=r"would replace .*, which holds the model .*--output"):
+            build(replace(source, model=str(output / "main")), folder)
+    assert (output / "main" / "modules.json").is_file()
+    built, _ = build(source, output)
+    assert sorted(path.name for path in output.iterdir()) == sorted(built.folders)
+
+
+def test_a_model_with_gaps(source: Source, saved: Path, tmp_path: Path):
+    """Guards against weights that loading makes up: random ones, which every check finds equal to themselves."""
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("mlp.up_proj.weight"))
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"lacks 1 weights of its model, {name}"):
+        build(replace(source, model=str(folder)), tmp_path / "build")
+
+
+def test_a_base_that_could_do_harm(adapter: Path, tmp_path: Path):
+    """Guards against a base beside an adapter that nobody looked at before it is loaded."""
+    folder, base = tmp_path / "adapter", tmp_path / "base"
+    shutil.copytree(adapter, folder)
+    base.mkdir()
+    (base / "pytorch_model.bin").write_bytes(b"x")
+    config = read(folder / "adapter_config.json")
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is a pickle"):
+        build(Source(str(folder), "org/e2rank", base_model=BASE), tmp_path / "build")
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    with pytest.raises(ValueError, match="names no base_model_name_or_path"):
+        build(Source(str(folder), "org/e2rank", base_model=BASE), tmp_path / "build")

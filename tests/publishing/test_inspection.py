@@ -74,6 +74,11 @@ def link(name: str, target: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "tokenizer.json").unlink(), r"needs tokenizer\.json, too"),
         (lambda folder: shutil.rmtree(folder / "2_ListwiseRerank"), r"2_ListwiseRerank/config\.json is missing"),
         (put("model.safetensors.index.json", b'{"weight_map": {"a": "../../x"}}'), r"'\.\./\.\./x', which is no file"),
+        (put("model.safetensors.index.json", b"{}"), "has no weight_map"),
+        (put("config.json", b"[]"), r"config\.json must hold a JSON object, got list"),
+        (put("notes.json", b"[" * 200_000), r"notes\.json is no valid JSON"),
+        (edit("modules.json", lambda rows: rows[1].pop("name")), "module without a name, at '1_Pooling'"),
+        (lambda folder: os.truncate(folder / "chat_template.jinja", 200 * 2**20), "jinja has 200 MiB"),
         (weights(float("nan")), "NaN or infinite weights in '"),
         (weights(float("inf")), "NaN or infinite weights in '"),
         (lambda folder: os.truncate(folder / "README.md", 200 * 2**20), r"README\.md has 200 MiB; allowed are 10"),
@@ -100,3 +105,16 @@ def test_links_within_the_hubs_cache(saved: Path, tmp_path: Path):
     assert inspect(snapshot, snapshot.parents[1]) == "model"
     with pytest.raises(ValueError, match="out of the folder"):
         inspect(snapshot)
+
+
+def test_weights_that_begin_as_a_pickle(saved: Path, tmp_path: Path):
+    """Guards against a refusal of sound weights: some lengths of a header are the first bytes of a pickle."""
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    content = (folder / "model.safetensors").read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    lengths = (number.to_bytes(8, "little") for number in range(end - 8, end + 2**17))
+    length = next(length for length in lengths if length[:2] == b"\x80\x02")
+    header = content[8:end].ljust(int.from_bytes(length, "little"))
+    (folder / "model.safetensors").write_bytes(length + header + content[end:])
+    assert inspect(folder) == "model"

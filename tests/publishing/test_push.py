@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+import typer
 
 import e2rank_st
+import push_to_hub
 from e2rank_st import E2Rank
 from e2rank_st.publishing import Source, build, verify
 from tests.hub_server import HubServer
@@ -90,8 +93,10 @@ def test_failed_checks_say_what_differs(saved: Path, card: Path, tmp_path: Path)
     assert "Python block 3 of the card of main" in again.problem
 
 
-def test_the_bundled_model_is_not_there_yet(saved: Path):
+def test_no_such_folder(capsys: pytest.CaptureFixture):
     """Guards against a traceback where a folder is missing; the message says so."""
-    done = push("models/no-such-model", "--repo-id", "org/e2rank", "--dry-run", HF_HUB_OFFLINE="1")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "models/no-such-model is neither a folder here nor a Hub id" in done.stderr
+    with pytest.raises(typer.Exit), push_to_hub._one_line_errors():
+        build(Source("models/no-such-model", "org/e2rank"), Path("unused"))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "push_to_hub: error: models/no-such-model is neither a folder here nor a Hub id" in printed.err

@@ -86,6 +86,21 @@ def test_pull_requests_leave_the_branches_alone(server: HubServer, api: HfApi, f
     assert server.files("org/e2rank", "main") == before
 
 
+def test_proposing_to_somebody_else(server: HubServer, api: HfApi, folders):
+    """Guards against a pull request that only members could open, although it is meant for others."""
+    publish(folders, TARGET, api)
+    server.organisations.clear()
+    (folders["main"] / "README.md").write_text(CARD + "Better.\n")
+    change, _ = publish(folders, replace(AGAIN, create_pr=True), api)
+    assert change.pull_request
+
+
+def test_a_version_that_is_none():
+    """Guards against a tag that the Hub refuses after everything was uploaded."""
+    with pytest.raises(ValueError, match=r"Got the version 'a b'; .*1\.2\.3"):
+        replace(TARGET, version="a b")
+
+
 @pytest.mark.parametrize(
     ("prepare", "target", "message"),
     [
@@ -165,8 +180,13 @@ def test_lasting_faults(server: HubServer, api: HfApi, folders, endpoint):
             case,
             message,
         )
-        assert any(word in message for word in ("Nothing was", "still empty", "so far", "must not be")), (case, message)
+        assert any(word in message for word in ("Nothing was", "still empty", "so far", "not confirmed")), (
+            case,
+            message,
+        )
         if "org/e2rank" in server.repositories:
+            there = [name for name in folders if is_on_the_hub(server, name)]
+            assert all(name in message for name in there), (case, message)
             for revision in set(folders) & set(server.repositories["org/e2rank"].history):
                 there = server.files("org/e2rank", revision)
                 assert there in ({}, content(folders[revision])), case
@@ -186,6 +206,11 @@ def test_passing_faults(server: HubServer, api: HfApi, folders, endpoint, status
     assert waits in ([[7], [8]] if status == 429 else [[1]]) or (endpoint == "head" and not waits), waits
 
 
+def is_on_the_hub(server: HubServer, revision: str) -> bool:
+    """Whether a commit was made, whatever it holds."""
+    return len(server.repositories["org/e2rank"].history.get(revision, ())) > 1
+
+
 @pytest.mark.parametrize("endpoint", ["create", "commit", "branch", "tag"])
 def test_lost_answers(server: HubServer, api: HfApi, folders, endpoint):
     """Guards against doing twice what was done: the Hub acted, and its answer never came."""
@@ -193,6 +218,35 @@ def test_lost_answers(server: HubServer, api: HfApi, folders, endpoint):
     server.faults.append(Fault(method, path, times=1, acts=True))
     publish(folders, TARGET, api)
     assert all(is_published(server, folders, revision) for revision in folders)
+    assert len(server.repositories["org/e2rank"].commits) == 3
+
+
+def test_moving_a_tag(server: HubServer, api: HfApi, folders):
+    """Guards against a tag that is lost or stays behind, whatever happens when it is deleted to be set anew."""
+    publish(folders, TARGET, api)
+    repository = server.repositories["org/e2rank"]
+    faults = [Fault("DELETE", "/tag/", status) for status in STATUSES]
+    faults += [Fault("DELETE", "/tag/", status, times=1) for status in PASSING]
+    faults += [Fault("DELETE", "/tag/", times=1, acts=True)]
+    for number, fault in enumerate(faults):
+        (folders["main"] / "README.md").write_text(f"{CARD}{number}\n")
+        server.faults[:] = [fault]
+        if fault.times > 1:
+            with pytest.raises(HubError, match=r"moving the tag v1\.0\.0: .*so far: main"):
+                publish(folders, replace(AGAIN, overwrite=True), api, Patience(tries=2))
+            server.faults.clear()
+        publish(folders, replace(AGAIN, overwrite=True), api)
+        assert repository.tags["v1.0.0"] == repository.resolve("main"), fault
+
+
+def test_a_lost_answer_and_then_no_hub(server: HubServer, api: HfApi, folders):
+    """Guards against "nothing was published" where the commit was made and nobody can be asked any more."""
+    server.faults[:] = [Fault("POST", "/commit/", acts=True), Fault("GET", "/refs$", after=2)]
+    with pytest.raises(HubError, match=r"for main may be on the Hub already, but .*--exist-ok"):
+        publish(folders, TARGET, api, Patience(tries=1))
+    assert is_published(server, folders, "main")
+    server.faults.clear()
+    publish(folders, AGAIN, api)
     assert len(server.repositories["org/e2rank"].commits) == 3
 
 
@@ -211,7 +265,15 @@ def test_a_wrong_download_is_no_success(server: HubServer, api: HfApi, folders):
     server.faults.append(Fault("GET", "/resolve/.*/model.safetensors", corrupts=True))
     with pytest.raises(HubError, match=r"model\.safetensors came back with another content.*must not be trusted"):
         publish(folders, TARGET, api)
+    for again in range(2):  # its listing says that all is there
+        with pytest.raises(HubError, match="must not be trusted"):
+            publish(folders, replace(AGAIN, overwrite=bool(again)), api)
     assert not server.repositories["org/e2rank"].tags
+    server.faults.clear()
+    publish(folders, AGAIN, api)
+    downloads = server.sent("GET", "/resolve/")
+    publish(folders, AGAIN, api)
+    assert server.sent("GET", "/resolve/") == downloads, "what was tagged was confirmed"
 
 
 def test_somebody_else_commits_meanwhile(server: HubServer, api: HfApi, folders, monkeypatch):

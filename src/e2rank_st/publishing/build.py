@@ -24,7 +24,7 @@ from e2rank_st.checkpoints import CHECKPOINTS
 from e2rank_st.model import BUNDLED_REPOSITORY, E2Rank, bundled_base
 from e2rank_st.publishing.card import HUB_ID, Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
-from e2rank_st.publishing.inspection import Kind, inspect, read_json
+from e2rank_st.publishing.inspection import Kind, check_size, inspect, read_json, weight_names
 
 __all__ = ["REVISIONS", "Build", "Source", "build"]
 
@@ -109,19 +109,23 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
     if not HUB_ID.fullmatch(source.repo_id):
         raise ValueError(f"Got the repository {source.repo_id!r}; a Hub id looks like org/name.")
     folder, root, preset = _find(source)
+    _check_output(output, folder)
     kind = inspect(folder, root)
     if source.keeps_adapter and kind != "adapter":
         raise ValueError(f"{source.model} is a {kind}, no adapter. Publish it without --adapter.")
     card = read_card(source.card or folder / "README.md", source.repo_id)
     cards = {"main": card, "embedding": card.embedding(source.repo_id)}
     base = _base_model(folder, source, card) if kind == "adapter" else None
+    license_file = _license(source, folder)
     model = _load(kind, folder, preset)
     private = {str(folder.resolve()): "the folder of the model", str(output.resolve()): "the folder of the build"}
     with replacing(output) as fresh:
         main, embedding = (fresh / revision for revision in REVISIONS)
         _save(model, main, source.shard_size)
+        if kind != "adapter":  # an adapter's base is not read from here
+            _check_complete(folder, main)
         _clean(main)
-        shutil.copyfile(_license(source, folder), main / "LICENSE")
+        shutil.copyfile(license_file, main / "LICENSE")
         _derive_embedding(main, embedding)
         if source.keeps_adapter:  # not in "embedding": transformers looks for that branch in the base's repository, too
             _put_adapter(folder, main, base)
@@ -143,17 +147,42 @@ def _find(source: Source) -> tuple[Path, Path | None, str | None]:
     return snapshot, snapshot.parents[1], source.preset or known
 
 
+def _check_output(output: Path, model: Path) -> None:
+    """The build takes the place of what is there, which must be no more than an earlier build."""
+    if model.resolve().is_relative_to(output.resolve()):
+        raise ValueError(f"The build would replace {output}, which holds the model {model}. Name another --output.")
+    if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= set(REVISIONS)):
+        raise ValueError(f"{output} exists and is no earlier build, so it is not replaced. Name another --output.")
+
+
 def _base_model(folder: Path, source: Source, card: Card) -> str:
     named = adapters.read_adapter_config(folder).get("base_model_name_or_path")
+    if not isinstance(named, str):
+        raise ValueError(
+            f"{adapters.CONFIG} names no base_model_name_or_path. Train the adapter again, or write it in."
+        )
     base = source.base_model or named
-    if not isinstance(base, str) or not HUB_ID.fullmatch(base):
+    if not HUB_ID.fullmatch(base):
         raise ValueError(
             f"The adapter's base is {base!r}, which is no Hub id (org/name): nobody else could load it. "
             "Say with --base-model which model of the Hub that is."
         )
     if base not in card.base_models:
         raise ValueError(f"The adapter's base is {base}, the card's base_model {card.base_models}. Correct the card.")
+    if Path(named).is_dir():
+        inspect(Path(named))
     return base
+
+
+def _check_complete(folder: Path, main: Path) -> None:
+    """Refuse a model with gaps: loading fills them with random weights, and says so in a log at most."""
+    names = weight_names(folder)
+    names |= {name.partition(".")[2] for name in names}  # a causal model's names begin with that of its backbone
+    missing = sorted(weight_names(main) - names)
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights of its model, {missing[0]} among them. Copy the whole model again."
+        )
 
 
 def _local_bases(folder: Path, base: str | None) -> dict[str, Path]:
@@ -207,10 +236,11 @@ def _clean(folder: Path) -> None:
 
 
 def _license(source: Source, folder: Path) -> Path:
-    for path in (source.license, folder / "LICENSE"):
-        if path and path.is_file():
-            return path
-    raise FileNotFoundError(f"{folder} holds no LICENSE. Name the licence's text with --license.")
+    path = source.license or folder / "LICENSE"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no licence at {path}. Name the licence's text with --license.")
+    check_size(path)
+    return path
 
 
 def _derive_embedding(main: Path, folder: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from e2rank_st.publishing.inspection import check_size
+
 __all__ = ["HUB_ID", "Card", "read_card"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -27,6 +29,7 @@ LIBRARY = "sentence-transformers"
 FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 PYTHON = re.compile(r"^```(?:python|py)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FIGURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)[^)]*\)|<img[^>]+src=[\"']([^\"']+)")
+FIGURES = {".jpg", ".png", ".svg"}
 # What stands for the repository's own id: ours, and that of the cards which Sentence-Transformers writes.
 PLACEHOLDERS = ("{{repo_id}}", "sentence_transformers_model_id")
 EMBEDDING = """---
@@ -89,7 +92,8 @@ class Card:
         Returns:
             A card with the licence and base of this one, and an example of its own.
         """
-        kept = {name: self.metadata[name] for name in ("license", "library_name", "base_model")}
+        names = ("license", "license_name", "license_link", "library_name", "base_model")
+        kept = {name: self.metadata[name] for name in names if name in self.metadata}
         metadata = {**kept, "pipeline_tag": "feature-extraction", "tags": [LIBRARY, "feature-extraction"]}
         text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
         return Card(
@@ -107,10 +111,11 @@ def read_card(path: Path, repo_id: str) -> Card:
 
     Raises:
         FileNotFoundError: There is no card.
-        ValueError: Its metadata is no YAML, incomplete or wrong, or a figure lies elsewhere.
+        ValueError: It is too large, its metadata is no YAML, incomplete or wrong, or a figure is elsewhere or none.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no card at {path}. Write one, or name one with --card.")
+    check_size(path)
     text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
     for placeholder in PLACEHOLDERS:
         text = text.replace(placeholder, repo_id)
@@ -119,6 +124,8 @@ def read_card(path: Path, repo_id: str) -> Card:
         parts = PurePosixPath(figure)
         if parts.is_absolute() or ".." in parts.parts or not (path.parent / figure).is_file():
             raise ValueError(f"The card {path} shows {figure!r}, which is no file beside or below it. Put it there.")
+        if parts.suffix not in FIGURES:  # else it could take the place of a configuration
+            raise ValueError(f"The card {path} shows {figure!r}; a figure is one of {', '.join(sorted(FIGURES))}.")
     return card
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
+from safetensors import safe_open
 
-from e2rank_st.publishing.inspection import VOCABULARIES, read_json
+from e2rank_st.publishing.inspection import TEXTS, VOCABULARIES, read_json
 
 __all__ = ["File", "check_contents", "describe", "list_files"]
 
@@ -33,7 +34,6 @@ ALLOWED = (
     "1_Pooling/config.json", "2_ListwiseRerank/config.json",
     "*.png", "*.svg", "*.jpg",
 )  # fmt: skip
-TEXTS = {".json", ".md", ".jinja", ".py", ".svg", ""}
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 HOMES = re.compile(r"(?:/home/|/Users/|/root/|/tmp/|[A-Z]:\\{1,2}Users\\)[\w.-]+")
 ABSOLUTE = re.compile(r"(?:/|~/|[A-Za-z]:[\\/])[\w.-]+[\\/].*")
@@ -89,8 +89,8 @@ def check_contents(folder: Path, private: Mapping[str, str]) -> list[File]:
         path = folder / file.name
         if path.suffix == ".json":
             read_json(path)
-        if path.suffix in TEXTS and path.name not in VOCABULARIES:
-            _check_text(path, file.name, {**_of_this_machine(), **private})
+        if path.suffix == ".safetensors" or (path.suffix in TEXTS and path.name not in VOCABULARIES):
+            _check_text(_text(path), file.name, {**_of_this_machine(), **private})
     return files
 
 
@@ -118,14 +118,23 @@ def _of_this_machine() -> dict[str, str]:
     return {text: what for text, what in texts.items() if len(text) > 1}
 
 
-def _check_text(path: Path, name: str, private: Mapping[str, str]) -> None:
-    text = path.read_text(encoding="utf-8")
+def _text(path: Path) -> str:
+    if path.suffix == ".safetensors":  # an adapter's is copied as it is, with whatever its writer noted down
+        with safe_open(path, framework="pt") as file:
+            return json.dumps(file.metadata(), ensure_ascii=False)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is no text in UTF-8: {error}. Write it again.") from error
+
+
+def _check_text(text: str, name: str, private: Mapping[str, str]) -> None:
     token = get_token()
     if SECRET.search(text) or (token and token in text):
         raise ValueError(f"{name} holds an access token. Remove it, and revoke it if it was ever shared.")
     found = [(word, what) for word, what in private.items() if re.search(re.escape(word) + r"(?![\w-])", text)]
     found += [(match[0], "an absolute path") for match in HOMES.finditer(text)]
-    if path.suffix == ".json":
+    if name.endswith((".json", ".safetensors")):
         found += _private_values(json.loads(text))
     for word, what in found:
         raise ValueError(f"{name} holds {word!r}, {what}. Nobody else has it: name a Hub id, or take it out.")

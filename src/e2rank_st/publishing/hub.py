@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-__all__ = ["CREATING", "HubError", "Patience", "explain", "status_of"]
+__all__ = ["CREATING", "HubError", "Patience", "explain", "is_passing", "status_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Patience:
             try:
                 return do()
             except FAULTS as error:
-                if not _is_passing(error):
+                if not is_passing(error):
                     raise
                 if done and (result := _ask(done)) is not None:
                     return result
@@ -187,7 +187,12 @@ def status_of(error: Exception) -> int | None:
     return None if response is None else int(response.status_code)
 
 
-def _is_passing(error: Exception) -> bool:
+def is_passing(error: Exception) -> bool:
+    """Whether another try may do; then the Hub may also have acted, and only its answer got lost.
+
+    Args:
+        error: What the client raised.
+    """
     cause = _root(error)
     if isinstance(cause, (OfflineModeIsEnabled, LocalTokenNotFoundError)):
         return False

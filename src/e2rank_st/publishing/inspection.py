@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from e2rank_st import adapters
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 
-__all__ = ["Kind", "inspect", "read_json"]
+__all__ = ["Kind", "check_size", "inspect", "read_json", "read_object", "weight_names"]
 
 Kind: TypeAlias = Literal["adapter", "model", "checkpoint"]
 
@@ -38,6 +38,7 @@ MIB = 2**20
 # The Hub takes no larger text without LFS; only vocabularies may be larger.
 MAX_TEXT_BYTES, MAX_VOCABULARY_BYTES = 10 * MIB, 100 * MIB
 VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}
+TEXTS = {".json", ".md", ".txt", ".jinja", ".py", ".svg", ""}
 
 
 def inspect(folder: Path, root: Path | None = None) -> Kind:
@@ -81,8 +82,50 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path.name} is no valid JSON: {error}. Write it again.") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object, as all configurations do.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: It is no JSON, or holds something else; the message names it.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} must hold a JSON object, got {type(values).__name__}. Save the model again.")
+    return values
+
+
+def check_size(path: Path) -> None:
+    """Refuse a text that is larger than the Hub takes.
+
+    Args:
+        path: The file; only vocabularies may be larger.
+
+    Raises:
+        ValueError: It is too large.
+    """
+    allowed, size = MAX_VOCABULARY_BYTES if path.name in VOCABULARIES else MAX_TEXT_BYTES, path.stat().st_size
+    if size > allowed:
+        raise ValueError(f"{path.name} has {size / MIB:.0f} MiB; allowed are {allowed // MIB}. Shorten it.")
+
+
+def weight_names(folder: Path) -> set[str]:
+    """The names of the tensors in a folder's safetensors files.
+
+    Args:
+        folder: A folder that was inspected.
+    """
+    names: set[str] = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
 
 
 def _files(folder: Path, root: Path) -> Iterator[Path]:
@@ -97,17 +140,21 @@ def _files(folder: Path, root: Path) -> Iterator[Path]:
 
 
 def _check_file(path: Path, name: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(2)
-    # A pickle of protocol 2 or later begins with this pair, whatever the file is called.
-    if path.suffix in PICKLES or (head[:1] == b"\x80" and head[1:] in b"\x02\x03\x04\x05"):
+    if path.suffix in PICKLES or _begins_as_pickle(path):
         raise ValueError(f"{name} is a pickle, which can run code when loaded. Save as safetensors and remove it.")
-    if path.suffix in {".json", ".md", ".txt"}:
-        allowed, size = MAX_VOCABULARY_BYTES if path.name in VOCABULARIES else MAX_TEXT_BYTES, path.stat().st_size
-        if size > allowed:
-            raise ValueError(f"{name} has {size / MIB:.0f} MiB; allowed are {allowed // MIB}. Shorten it.")
-        if path.suffix == ".json":
-            read_json(path)
+    if path.suffix and path.suffix in TEXTS:
+        check_size(path)
+    if path.suffix == ".json":
+        read_json(path)
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    # safetensors: the length of a JSON object, then the object. Some lengths have a pickle's first two bytes.
+    if head[8:] == b"{" and 8 + int.from_bytes(head[:8], "little") <= path.stat().st_size:
+        return False
+    return head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}  # protocol 2 or later
 
 
 def _kind(folder: Path) -> Kind:
@@ -127,6 +174,8 @@ def _check_modules(folder: Path) -> None:
         raise ValueError("modules.json must be a list of modules. Save the model again.")
     for row in rows:
         path, kind = row.get("path"), row.get("type")
+        if not isinstance(row.get("name"), str):
+            raise ValueError(f"modules.json has a module without a name, at {path!r}. Save the model again.")
         if not isinstance(path, str) or not _is_inside(folder, path):
             raise ValueError(f"modules.json names the path {path!r}, out of the folder. Use a folder's plain name.")
         if not isinstance(kind, str) or not (kind in OWN_TYPES or kind.startswith("sentence_transformers.")):
@@ -145,7 +194,7 @@ def _is_inside(folder: Path, path: str) -> bool:
 
 
 def _check_config(folder: Path) -> None:
-    if read_json(folder / "config.json").get("auto_map"):
+    if read_object(folder / "config.json").get("auto_map"):
         raise ValueError("config.json has an auto_map, which runs code of its own. Only known architectures are taken.")
 
 
@@ -154,8 +203,10 @@ def _check_shards(folder: Path) -> None:
         if not (folder / "model.safetensors").is_file():
             raise ValueError(f"{folder} holds no weights: neither model.safetensors nor {INDEX}. Save the model again.")
         return
-    names = set(read_json(folder / INDEX).get("weight_map", {}).values())
-    for name in sorted(map(str, names)):
+    places = read_object(folder / INDEX).get("weight_map")
+    if not places or not isinstance(places, dict):
+        raise ValueError(f"{INDEX} has no weight_map, so there are no weights. Copy the whole model again.")
+    for name in sorted(set(map(str, places.values()))):
         if Path(name).name != name or not (folder / name).is_file():
             raise ValueError(f"{INDEX} names {name!r}, which is no file of the folder. Copy the whole model again.")
 

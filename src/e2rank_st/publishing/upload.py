@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import GitRefs, RepoFile
+from huggingface_hub.hf_api import GitRefInfo, GitRefs, RepoFile
 from packaging.version import InvalidVersion, Version
 
 from e2rank_st.publishing.contents import File, describe, list_files
-from e2rank_st.publishing.hub import CREATING, FAULTS, HubError, Patience, explain, status_of
+from e2rank_st.publishing.hub import CREATING, FAULTS, HubError, Patience, explain, is_passing, status_of
 
 __all__ = ["Change", "Target", "plan", "publish"]
 
@@ -52,6 +52,10 @@ class Target:
     overwrite: bool = False
     create_pr: bool = False
 
+    def __post_init__(self) -> None:
+        if _version(self.version) is None:
+            raise ValueError(f"Got the version {self.version!r}; it must be one as of a Python package, such as 1.2.3.")
+
     def tag(self, revision: str) -> str:
         """The tag of a revision."""
         return f"v{self.version}" if revision == "main" else f"v{self.version}-{revision}"
@@ -69,6 +73,7 @@ class Change:
         replaces: Names of files that are there with other content, or would be deleted.
         commit: What the revision is at afterwards; empty until it is confirmed.
         pull_request: Its address, where one was opened.
+        is_open: Whether a commit may be on the Hub that is not confirmed.
     """
 
     revision: str
@@ -78,6 +83,7 @@ class Change:
     replaces: list[str] = field(default_factory=list)
     commit: str = ""
     pull_request: str = ""
+    is_open: bool = False
 
 
 def plan(folders: Mapping[str, Path], target: Target, api: HfApi | None = None) -> list[Change]:
@@ -139,9 +145,11 @@ class _Publication:
         for change in changes:
             if change.added or change.deleted:
                 self._upload(change)
-            else:
-                change.commit = change.head
-                logger.info("%s is up to date at %.12s; no commit.", change.revision, change.head)
+                continue
+            if self.target.tag(change.revision) not in {tag.name for tag in refs.tags}:
+                self._confirm(change, change.head)  # an earlier run may have ended before it did
+            change.commit = change.head
+            logger.info("%s is up to date at %.12s; no commit.", change.revision, change.head)
         if not self.target.create_pr:
             self._tag(changes, refs)
         return changes
@@ -161,6 +169,14 @@ class _Publication:
 
     def _state(self) -> str:
         """What of all this is on the Hub by now."""
+        doubtful = ", ".join(change.revision for change in self.changes if change.is_open)
+        if doubtful and self.target.create_pr:
+            return f"A pull request to {doubtful} may have been opened: look before you run this again."
+        if doubtful:
+            return (
+                f"What was built for {doubtful} may be on the Hub already, but that was not confirmed. "
+                "The same command with --exist-ok looks, and goes on from there."
+            )
         there = [change for change in self.changes if change.commit and (change.added or change.deleted)]
         if there:
             done = ", ".join(f"{change.revision} ({change.commit:.12})" for change in there)
@@ -180,7 +196,7 @@ class _Publication:
                 "https://huggingface.co/settings/tokens, then: hf auth login. Nothing was published."
             )
         members = [account.get("name"), *(organisation.get("name") for organisation in account.get("orgs", []))]
-        if namespace not in members:
+        if namespace not in members and not self.target.create_pr:  # anybody may propose
             raise HubError(
                 f"checking the token: it belongs to {account.get('name')}, who is no member of {namespace}. Create or "
                 "join that organisation, correct --repo-id, or use another token. Nothing was published."
@@ -255,7 +271,7 @@ class _Publication:
         step = f"committing {change.revision}"
         commit, pull_request = self._call(step, lambda: self._commit(change), lambda: self._committed(change))
         self._confirm(change, commit)
-        change.commit, change.pull_request = commit, pull_request
+        change.commit, change.pull_request, change.is_open = commit, pull_request, False
         logger.info("%s is published at %.12s and was confirmed by a download.", change.revision, commit)
 
     def _branch(self, revision: str) -> str:
@@ -268,14 +284,19 @@ class _Publication:
         folder = self.folders[change.revision]
         operations: list[Any] = [CommitOperationAdd(file.name, folder / file.name) for file in change.added]
         operations += [CommitOperationDelete(name) for name in change.deleted]
-        info = self.api.create_commit(
-            self.target.repo_id,
-            operations,
-            commit_message=f"Version {self.target.version}, {change.revision}",
-            revision=change.revision,
-            parent_commit=change.head,  # whoever commits meanwhile is not overwritten
-            create_pr=self.target.create_pr,
-        )
+        try:
+            info = self.api.create_commit(
+                self.target.repo_id,
+                operations,
+                commit_message=f"Version {self.target.version}, {change.revision}",
+                revision=change.revision,
+                parent_commit=change.head,  # whoever commits meanwhile is not overwritten
+                create_pr=self.target.create_pr,
+            )
+        except FAULTS as error:
+            change.is_open = is_passing(error)
+            raise
+        change.is_open = True
         return info.oid, info.pr_url or ""
 
     def _committed(self, change: Change) -> tuple[str, str] | None:
@@ -283,7 +304,10 @@ class _Publication:
         refs = self._refs()
         heads = {branch.name: branch.target_commit for branch in refs.branches} if refs else {}
         head = heads.get(change.revision, change.head)
-        if self.target.create_pr or head == change.head:
+        if self.target.create_pr:
+            return None
+        if head == change.head:
+            change.is_open = False
             return None
         remote = self._remote_files(head)
         files = {file.name: file for file in list_files(self.folders[change.revision])}
@@ -303,7 +327,7 @@ class _Publication:
             raise HubError(
                 f"{step}: {', '.join(wrong)} came back with another content than was built. The commit {commit:.12} is "
                 f"on the Hub and must not be trusted. Run this again with --exist-ok --overwrite; if it stays, revert "
-                f"the commit at https://huggingface.co/{self.target.repo_id}/commits/{change.revision}. {self._state()}"
+                f"the commit at https://huggingface.co/{self.target.repo_id}/commits/{change.revision}."
             )
 
     def _download(self, name: str, commit: str) -> File:
@@ -318,17 +342,28 @@ class _Publication:
             if tags.get(tag) == change.commit:
                 continue
             if tag in tags:
-                self._call(f"moving the tag {tag}", partial(self.api.delete_tag, self.target.repo_id, tag=tag))
+                self._call(f"moving the tag {tag}", partial(self._delete_tag, tag))
             self._call(f"creating the tag {tag}", partial(self._create_tag, tag, change.commit))
+
+    def _delete_tag(self, tag: str) -> None:
+        try:
+            self.api.delete_tag(self.target.repo_id, tag=tag)
+        except HfHubHTTPError as error:
+            # It may be gone, since the answer to an earlier try got lost.
+            if status_of(error) != 404 or any(there.name == tag for there in self._tags()):
+                raise
 
     def _create_tag(self, tag: str, commit: str) -> None:
         try:
             self.api.create_tag(self.target.repo_id, tag=tag, revision=commit)
         except HfHubHTTPError as error:
             # It may be there, since the answer to an earlier try got lost; then it is at this commit.
-            tags = self.api.list_repo_refs(self.target.repo_id).tags if status_of(error) == 409 else []
+            tags = self._tags() if status_of(error) == 409 else []
             if not any(there.name == tag and there.target_commit == commit for there in tags):
                 raise
+
+    def _tags(self) -> list[GitRefInfo]:
+        return self.api.list_repo_refs(self.target.repo_id).tags
 
 
 def _is_same(file: File, there: RepoFile | None) -> bool:
