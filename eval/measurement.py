@@ -147,10 +147,7 @@ def record(
             "interval": _rounded(bootstrap_interval(main, samples=samples, seed=seed)),
             "latency": _latency(measured[name], system),
             "tokens": _spread(list(measured[name].tokens.values())),
-            "per_query": {
-                metric: {query: round(score, DIGITS) for query, score in values.items()}
-                for metric, values in per_query.items()
-            },
+            "per_query": {MAIN: {query: round(score, DIGITS) for query, score in per_query[MAIN].items()}},
         }
         if name != compare_with:
             others = scores[compare_with][MAIN]
