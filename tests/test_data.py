@@ -57,6 +57,29 @@ def test_name_limit_and_reader_options(tmp_path: Path, slates: Path) -> None:
     assert data["s"][0]["gold"] == [False, True]
 
 
+def test_bad_rows_are_skipped_where_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards against a flag that no reader gets, rows that vanish in silence, and one entry that cannot differ."""
+    rows = toy_rows(3)
+    path = write(tmp_path / "slates.jsonl", [rows[0], rows[1] | {"query": ""}, rows[2]])
+    with pytest.raises(ValueError, match=r"slates.jsonl.*2.*query"):
+        load_training_data([str(path)])
+    data, records = load_training_data([str(path)], skip_bad_rows=True)
+    assert [len(part) for part in data.values()] == [2]
+    assert records[0]["options"] == {"skip_bad_rows": True}
+    assert "Skipped 1 of 3 rows" in caplog.text
+    with pytest.raises(ValueError, match="query"):
+        load_training_data([entry(path, skip_bad_rows=False)], skip_bad_rows=True)
+
+
+def test_dev_results_may_not_lose_rows(tmp_path: Path) -> None:
+    """Guards against judgements that slip to the next query when a row is left out."""
+    hits = [{"content": "d", "qid": "1", "docid": "a", "rank": 1, "score": 1.0}]
+    results = write(tmp_path / "results.jsonl", [{"query": "q", "hits": hits}])
+    (tmp_path / "qrels").write_text("1 0 a 1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="mend its bad rows"):
+        load_evaluator([entry(results, qrels=str(tmp_path / "qrels"), skip_bad_rows=True)])
+
+
 def test_repeated_documents_are_one(tmp_path: Path) -> None:
     """Guards against a passage that is preferred to itself."""
     row = {"query": "q", "documents": ["x", "y", "x"], "labels": [0.0, 1.0, 2.0], "gold": [False, False, True]}

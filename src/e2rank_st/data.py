@@ -107,12 +107,15 @@ class Source:
         return record | {"manifest": {name: value for name, value in asdict(manifest).items() if value}}
 
 
-def load_training_data(entries: Iterable[str], seed: int = 0) -> tuple[DatasetDict, list[dict[str, Any]]]:
+def load_training_data(
+    entries: Iterable[str], seed: int = 0, skip_bad_rows: bool = False
+) -> tuple[DatasetDict, list[dict[str, Any]]]:
     """Read what to train on.
 
     Args:
         entries: See :meth:`Source.parse`.
         seed: Of what is drawn.
+        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing a file.
 
     Returns:
         A data set for each name of a source, with the columns ``query, documents, labels, gold``; and a record of each
@@ -130,6 +133,8 @@ def load_training_data(entries: Iterable[str], seed: int = 0) -> tuple[DatasetDi
     by_name: dict[str, list[Slate]] = {}
     records = []
     for source in map(Source.parse, entries):
+        if skip_bad_rows:
+            source = replace(source, options={"skip_bad_rows": True, **source.options})
         slates = source.slates(seed)
         records.append(source.record(slates))
         for slate in slates:
@@ -191,6 +196,10 @@ def _evaluator(source: Source, slates: list[Slate], places: list[int], options: 
     own = qrels is None if source.own_first_stage is None else source.own_first_stage
     if qrels is None:
         return RerankingEvaluator.from_slates(slates, own_first_stage=own, **options)
+    if source.options.get("skip_bad_rows"):
+        raise ValueError(
+            f"{source.path} is evaluated with judgements, row by row; mend its bad rows, or leave them out."
+        )
     # Not from the slates: the judgements also count what the run has not found.
     return RerankingEvaluator.from_results(source.path, qrels, places=places, own_first_stage=own, **options)
 

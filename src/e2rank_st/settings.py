@@ -73,6 +73,10 @@ class Settings:
             "name, limit (slates drawn), and the options of its reader, such as split or qrels."
         },
     )
+    skip_bad_rows: bool = field(
+        default=False,
+        metadata={"help": "Leave bad rows of the training data out and report how many, instead of refusing a file."},
+    )
     dev: list[str] = field(
         default_factory=list,
         metadata={

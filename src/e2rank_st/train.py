@@ -116,7 +116,7 @@ class TrainingRun:
         self._check_output()
         set_seed(arguments.seed)
         model = load_base(settings, arguments)
-        train, train_records = load_training_data(settings.train, arguments.seed)
+        train, train_records = load_training_data(settings.train, arguments.seed, settings.skip_bad_rows)
         self.evaluator, dev_records = load_evaluator(settings.dev, arguments.seed)
         self.data = {"train": train_records, "dev": dev_records}
         frozen = self._prepare(model, train)
