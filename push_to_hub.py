@@ -74,8 +74,10 @@ def main(
 
 
 def _run(source: Source, target: Target, folder: Path, dry_run: bool) -> None:
-    from e2rank_st.publishing import build, publish, verify
+    from e2rank_st.publishing import build, check_account, publish, verify
 
+    if not dry_run:
+        check_account(target)
     built, model = build(source, folder)
     for revision, files in built.files.items():
         total = sum(file.size for file in files)

@@ -14,7 +14,7 @@ import typer
 import e2rank_st
 import push_to_hub
 from e2rank_st import E2Rank
-from e2rank_st.publishing import Source, build, verify
+from e2rank_st.publishing import Source, Target, build, verify
 from tests.hub_server import HubServer
 from tests.publishing.conftest import ROOT
 
@@ -100,3 +100,11 @@ def test_no_such_folder(capsys: pytest.CaptureFixture):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "push_to_hub: error: models/no-such-model is neither a folder here nor a Hub id" in printed.err
+
+
+def test_account_comes_before_the_build(capsys: pytest.CaptureFixture):
+    """Guards against minutes of building for somebody who cannot publish; here the Hub is out of reach."""
+    target = Target("org/e2rank", "1.2.3")
+    with pytest.raises(typer.Exit), push_to_hub._one_line_errors():
+        push_to_hub._run(Source("models/no-such-model", "org/e2rank"), target, Path("unused"), dry_run=False)
+    assert "checking the token" in capsys.readouterr().err

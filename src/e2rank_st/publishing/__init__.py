@@ -2,7 +2,7 @@
 
 from e2rank_st.publishing.build import Build, Source, build
 from e2rank_st.publishing.hub import HubError
-from e2rank_st.publishing.upload import Target, publish
+from e2rank_st.publishing.upload import Target, check_account, publish
 from e2rank_st.publishing.verification import Check, verify
 
-__all__ = ["Build", "Check", "HubError", "Source", "Target", "build", "publish", "verify"]
+__all__ = ["Build", "Check", "HubError", "Source", "Target", "build", "check_account", "publish", "verify"]

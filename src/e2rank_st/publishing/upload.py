@@ -23,7 +23,7 @@ from packaging.version import InvalidVersion, Version
 from e2rank_st.publishing.contents import File, describe, list_files
 from e2rank_st.publishing.hub import CREATING, FAULTS, HubError, Patience, explain, is_passing, status_of
 
-__all__ = ["Change", "Target", "plan", "publish"]
+__all__ = ["Change", "Target", "check_account", "plan", "publish"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,15 @@ def plan(folders: Mapping[str, Path], target: Target, api: HfApi | None = None) 
     return _Publication(folders, target, api or HfApi(), Patience()).plan()
 
 
+def check_account(target: Target, api: HfApi | None = None) -> None:
+    """Find out, before anything is built, whether this user can publish there at all.
+
+    Raises:
+        HubError: There is no token, it has not the rights, or the Hub cannot be asked.
+    """
+    _Publication({}, target, api or HfApi(), Patience()).check_account()
+
+
 def publish(
     folders: Mapping[str, Path], target: Target, api: HfApi | None = None, patience: Patience | None = None
 ) -> list[Change]:
@@ -137,7 +146,7 @@ class _Publication:
         return [self._change(revision, refs) for revision in self.folders]
 
     def publish(self) -> list[Change]:
-        self._check_account()
+        self.check_account()
         refs = self._repository()
         changes = [self._change(revision, refs) for revision in self.folders]
         self._refuse_overwriting(changes, refs)
@@ -185,8 +194,8 @@ class _Publication:
             return "The new repository is still empty. The same command with --exist-ok goes on from here."
         return "Nothing was published."
 
-    def _check_account(self) -> None:
-        """Find out before gigabytes are hashed whether this token can publish there at all."""
+    def check_account(self) -> None:
+        """See :func:`check_account`."""
         account: dict[str, Any] = self._call("checking the token", self.api.whoami)
         role = account.get("auth", {}).get("accessToken", {}).get("role")
         namespace = self.target.repo_id.partition("/")[0]
