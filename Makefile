@@ -39,7 +39,7 @@ format: $(VENV)/.dev  ## fix what check would say about imports and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-train: $(VENV)/.dev  ## train the bundled model anew, from the data in DATA; about an hour and a half on 2 cores
+train: $(VENV)/.dev  ## train the bundled model anew, from the data in DATA; about an hour on 2 cores
 	$(VENV)/bin/python models/make_slates.py --data "$(DATA)" --output build/slates
 	OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train models/train.yaml --output_dir build/train --resume true
 
