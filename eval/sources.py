@@ -141,12 +141,6 @@ class TrainingData:
         """The rows of the training sets, in the order of the table."""
         return [row for row in SOURCES if row.name in self.train]
 
-    @property
-    def teachers(self) -> list[str]:
-        """The models that made labels."""
-        settings = [record.get("manifest", {}).get("settings", {}) for record in self.train.values()]
-        return sorted({part["teacher"]["model"] for part in settings if "teacher" in part})
-
     def seen(self, task: str) -> str:
         """Say what of a task the model has seen.
 

@@ -50,7 +50,6 @@ def render(model: Path, results: Sequence[Path], report: Path, output: Path) -> 
     values = {
         "name": facts.name,
         "base": facts.base,
-        "teachers": " and ".join(f"`{teacher}`" for teacher in facts.data.teachers) or "no model",
         "max_tokens": str(facts.max_tokens),
         "max_prompt_tokens": str(facts.listwise.max_prompt_tokens),
         "context": str(facts.context),
