@@ -106,6 +106,10 @@ def plan(folders: Mapping[str, Path], target: Target, api: HfApi | None = None) 
 def check_account(target: Target, api: HfApi | None = None) -> None:
     """Find out, before anything is built, whether this user can publish there at all.
 
+    Args:
+        target: Where to publish.
+        api: The Hub's client; by default one with the token of this user.
+
     Raises:
         HubError: There is no token, it has not the rights, or the Hub cannot be asked.
     """
