@@ -1,0 +1,102 @@
+"""What goes through the model for a ranking: which texts, how often, in which batches, cut where."""
+
+import copy
+
+import pytest
+import torch
+
+from e2rank_st import E2Rank
+from e2rank_st.modeling_e2rank import MAX_BATCH_TOKENS, TextTokenizer, cosine, token_batches
+from tests.modeling_e2rank.rankings import QUERY, assert_same, scores
+
+
+def test_embeddings_equal_encode(tiny: E2Rank, bundled: E2Rank, facts):
+    """Guards against a second way of embedding: stored vectors of encode_document give what rerank itself embeds."""
+    texts = [*facts, "", "   ", "long " * 3000, "[SEP] <|im_end|> <think>", "ärger 🎉"]
+    for model in (tiny, bundled):
+        vectors = model.encode_document(texts)
+        assert_same(model.rerank(QUERY, texts), model.rerank(QUERY, texts, document_embeddings=vectors), 1e-6)
+
+
+def test_a_document_prompt_is_part_of_the_embedding_only(tiny: E2Rank, facts):
+    """Guards against a prompt such as "passage: " that is embedded, but does not enter the listwise prompt."""
+    model = copy.deepcopy(tiny)
+    model.prompts["document"] = "passage: "
+    stored = model.rerank(QUERY, facts, document_embeddings=model.encode_document(facts))
+    assert_same(model.rerank(QUERY, facts), stored)
+    assert scores(stored) != scores(tiny.rerank(QUERY, facts)), "the premise: the prompt changes the vectors"
+
+
+@pytest.mark.parametrize("prompt", ["", "passage: ", "passage:\n"])
+def test_tokens_behind_a_prompt(tiny: E2Rank, facts, prompt):
+    """Guards against cutting a text at the places of the prompt before it: the starts are the text's own."""
+    tokens = TextTokenizer(tiny.tokenizer).texts(facts, prompt)
+    for text in facts:
+        assert tokens[text].starts[0] == 0
+        assert all(text.startswith(tokens[text].head(count)) for count in range(20))
+        assert tokens[text].head(3) == " ".join(text.split()[:3])[: tokens[text].starts[3]].rstrip()
+        whole = tiny.tokenizer(prompt + text, add_special_tokens=False)["input_ids"]
+        assert tokens[text].ids.tolist() == whole
+
+
+def test_stored_vectors_cost_one_forward_pass(tiny: E2Rank, facts, spy):
+    """Guards against embedding what is stored: one query, one pass; and only the prompt's documents are tokenised."""
+    vectors = tiny.encode_document(facts)
+    spy.shapes.clear()
+    spy.texts.clear()
+    tiny.rerank(QUERY, facts, document_embeddings=vectors, candidate_order="given", num_prompt_documents=3)
+    assert len(spy.shapes) == 1
+    assert spy.shapes[0][0] == 1
+    assert [text for text in spy.texts if text in facts] == facts[:3]
+
+
+def test_each_distinct_text_once(tiny: E2Rank, facts, spy):
+    """Guards against paying twice: repeated documents and queries are tokenised and embedded once a call."""
+    tiny.rerank([QUERY, QUERY, "x"], [facts, facts[::-1], facts[:5] * 2], candidate_order="similarity")
+    distinct_prompts = 3  # the third query's candidates are other ones, and the second's come in another order
+    assert sum(rows for rows, _ in spy.shapes) <= len(facts) + 2 + distinct_prompts
+    assert sorted(text for text in spy.texts if text in facts) == sorted(facts)
+
+
+def test_passes_are_bounded_in_tokens(tiny: E2Rank, spy):
+    """Guards against one long text that pads a whole batch: like lengths go together, prompts apart from documents."""
+    documents = [f"word{number} " * (300 if number % 10 == 0 else 2) for number in range(60)]
+    tiny.rerank(QUERY, documents, num_prompt_documents=5)
+    assert all(rows * width <= MAX_BATCH_TOKENS and rows <= 32 for rows, width in spy.shapes)
+    *document_shapes, prompt_shape = spy.shapes
+    assert prompt_shape[0] == 1
+    assert min(width for _, width in document_shapes) < 40, "short documents are not padded to the long ones"
+
+
+def test_token_batches():
+    """Guards against losing or repeating a text, and against batches above their bounds."""
+    lengths = [5, MAX_BATCH_TOKENS + 1, 1, MAX_BATCH_TOKENS // 2, 5, 5]
+    batches = list(token_batches(lengths, batch_size=2))
+    assert batches == [[1], [3, 0], [4, 5], [2]]
+    assert list(token_batches([], 3)) == []
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_truncation_side(tiny: E2Rank, side):
+    """Guards against embedding the other end of a long text than ``encode`` does."""
+    model = copy.deepcopy(tiny)
+    model.tokenizer.truncation_side = side
+    model.max_seq_length = 12
+    texts = [f"{start} {'filler words ' * 20} {start} end" for start in ("one", "two", "three")]
+    stored = model.rerank(QUERY, texts, document_embeddings=model.encode_document(texts))
+    assert_same(model.rerank(QUERY, texts), stored, 1e-6)
+
+
+def test_what_is_cut_for_embedding_is_logged(tiny: E2Rank, caplog):
+    """Guards against silent truncation: a document longer than the model embeds is reported."""
+    with caplog.at_level("INFO", "e2rank_st"):
+        tiny.rerank(QUERY, ["word " * 3000], show_progress_bar=False)
+    assert "at most 1024 tokens of a document" in caplog.text
+
+
+def test_a_row_does_not_depend_on_the_others():
+    """Guards against matrix products, whose blocks round a row by its place: equal rows tie exactly."""
+    torch.manual_seed(0)
+    row, query = torch.randn(384), torch.randn(384)
+    for count in (1, 7, 64, 1001):
+        assert cosine(row.expand(count, -1).clone(), query).unique().tolist() == [cosine(row[None], query).item()]
