@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +40,9 @@ def plain_recipe(model: E2Rank, query: str, documents: list[str]) -> list[int]:
     batch = model.tokenizer(
         texts, padding=True, truncation=True, max_length=listwise.max_prompt_tokens, return_tensors="pt"
     )
+    backbone: Any = model.transformers_model
     with torch.inference_mode():
-        hidden = model.transformers_model(**batch.to(model.device)).last_hidden_state  # (1 + N, L, D)
+        hidden = backbone(**batch.to(model.device)).last_hidden_state  # (1 + N, L, D)
     mask = batch["attention_mask"].unsqueeze(-1)
     vectors = normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)  # (1 + N, D)
     order: list[int] = (vectors[1:] @ vectors[0]).argsort(descending=True).tolist()

@@ -54,7 +54,7 @@ def load(source: str, *, name: str | None = None, revision: str | None = None, *
     else:
         raise ValueError(f"Got the model {source!r}, which is no folder here and no Hub id (org/name).")
     # Not for a folder: it may have been trained further since it came from there.
-    commit = None if Path(source).is_dir() else getattr(model.transformers_model.config, "_commit_hash", None)
+    commit = None if Path(source).is_dir() else getattr(model.config, "_commit_hash", None)
     return Subject(model, name or default, commit or revision or state(model))
 
 

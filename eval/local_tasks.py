@@ -140,6 +140,7 @@ def limit_queries(task: AbsTask, limit: int) -> None:
     if not searches(task):
         raise ValueError(f"{task.metadata.name} has no queries to limit; leave out --limit, or the task.")
     for leaf in leaves(task):
+        assert isinstance(leaf, AbsTaskRetrieval)
         leaf.load_data()
         leaf.convert_v1_dataset_format_to_v2(num_proc=None)
         for splits in leaf.dataset.values():
@@ -170,7 +171,8 @@ def record_queries(task: AbsTask) -> PerQuery:
     recorded: PerQuery = {}
     for leaf in leaves(task):
         if isinstance(leaf, AbsTaskRetrieval):
-            leaf.task_specific_scores = _recorder(leaf, type(leaf).task_specific_scores, recorded)
+            recording = _recorder(leaf, type(leaf).task_specific_scores, recorded)
+            leaf.task_specific_scores = recording  # type: ignore[method-assign]
     return recorded
 
 

@@ -177,7 +177,7 @@ class Runner:
             leaf.load_data()  # here, so that MTEB leaves it loaded for the other mode
         per_query = record_queries(task)
         # Without MTEB's own cache: it writes in place, and takes a local or partial result for an official one.
-        options = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
+        options: Any = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
         results = mteb.evaluate(
             self.encoder, task, cache=None, co2_tracker=False, encode_kwargs=options, show_progress_bar=False
         )
@@ -305,7 +305,7 @@ def prepare(options: argparse.Namespace) -> Runner:
     return Runner(subject, encoder, settings=settings, show_progress_bar=sys.stderr.isatty(), **shared)
 
 
-class _Scrubbing(logging.StreamHandler):
+class _Scrubbing(logging.StreamHandler[Any]):
     """Messages of all libraries, without tokens and paths."""
 
     def format(self, record: logging.LogRecord) -> str:

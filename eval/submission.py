@@ -205,7 +205,7 @@ def make_meta(
     Raises:
         ValidationError: A value is not allowed.
     """
-    assert model.transformers_model is not None
+    backbone: Any = model.transformers_model
     parameters = list(model.parameters())
     return ModelMeta(
         loader=load_e2rank,
@@ -215,7 +215,7 @@ def make_meta(
         release_date=release_date,
         languages=["eng-Latn"],
         n_parameters=sum(parameter.numel() for parameter in parameters),
-        n_embedding_parameters=model.transformers_model.get_input_embeddings().weight.numel(),
+        n_embedding_parameters=backbone.get_input_embeddings().weight.numel(),
         memory_usage_mb=round(sum(parameter.nbytes for parameter in parameters) / 2**20),
         max_tokens=model.max_seq_length,
         embed_dim=model.get_embedding_dimension(),
@@ -225,7 +225,7 @@ def make_meta(
         public_training_data=None,  # public sources, but no data set of ours
         framework=["Sentence Transformers", "PyTorch", "safetensors", "Transformers"],
         reference=f"https://huggingface.co/{name}",
-        similarity_fn_name=ScoringFunction.COSINE,
+        similarity_fn_name=ScoringFunction("cosine"),
         use_instructions=any(model.prompts.values()),
         training_datasets={row.mteb for row in data.sources},
         adapted_from=base,
@@ -306,9 +306,9 @@ class _Repository(ResultCache):
         super().__init__(folder)
         self.address = address
 
-    def download_from_remote(self, remote: str | None = None, **options: Any) -> Path:
+    def download_from_remote(self, remote: str = "", *arguments: Any, **options: Any) -> Path:
         """Clone or update the repository; the argument is not used."""
-        return super().download_from_remote(self.address, **options)
+        return super().download_from_remote(self.address, *arguments, **options)
 
 
 def commit(metas: Sequence[ModelMeta], folder: Path, repository: str) -> Path | None:

@@ -104,9 +104,8 @@ def deal(slate: Slate, into: Dealt, seed: int) -> Iterator[Slate]:
     draw = random.Random(f"{seed}\n{slate.query}")
     for _ in range(into.slates):
         places = sorted(draw.sample(range(len(slate)), into.size))
-        documents, labels, gold = (
-            tuple(values[place] for place in places) for values in (slate.documents, slate.labels, slate.gold)
-        )
+        rows = list(zip(slate.documents, slate.labels, slate.gold, strict=True))
+        documents, labels, gold = zip(*(rows[place] for place in places), strict=True)
         yield Slate(slate.query, documents, labels, gold, slate.source)
 
 
