@@ -51,13 +51,14 @@ RESULTS = eval/results
 GIVEN = $(RESULTS)/dl21-bm25.json $(RESULTS)/dl21-splade.json
 OWN = nfcorpus-dev nfc squad-dev mediqa-dev scifact
 LAST = $(RESULTS)/$(lastword $(OWN))-own.json
-RERANK = $(EVAL_PYTHON) eval/run_reranking.py --data-dir "$(DATA)" --model bundled --baseline bundled-base \
-	--output-dir $(RESULTS)
+SIZES = eval/prompt_size/dl21-bm25.json
+RERANK = $(EVAL_PYTHON) eval/run_reranking.py --data-dir "$(DATA)" --model bundled --baseline bundled-base
 
-eval: $(VENV)/.dev $(GIVEN) $(LAST)  ## measure the bundled model and its base on the data in DATA; then report, card, table
+eval: $(VENV)/.dev $(GIVEN) $(LAST) $(SIZES)  ## measure the bundled model and its base on the data in DATA; then report, card, table
 	$(EVAL_PYTHON) eval/run_mteb.py --model bundled-base --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
 	$(EVAL_PYTHON) eval/run_mteb.py --model bundled --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
 	$(EVAL_PYTHON) eval/report.py $(RESULTS) --output-dir model_card/report
+	$(EVAL_PYTHON) eval/report.py $(dir $(SIZES)) --output-dir model_card/report --only prompt-documents
 	$(EVAL_PYTHON) model_card/render.py --results $(RESULTS) --report model_card/report
 	$(EVAL_PYTHON) eval/summary.py $(RESULTS) --readme README.md
 
@@ -65,11 +66,15 @@ table: $(VENV)/.dev  ## print the results that are there, and put them into READ
 	$(EVAL_PYTHON) eval/summary.py $(RESULTS) --readme README.md
 
 $(GIVEN): $(RESULTS)/dl21-%.json: | $(VENV)/.dev
-	$(RERANK) --tasks dl21 --first-stage $*
+	$(RERANK) --tasks dl21 --first-stage $* --output-dir $(RESULTS)
 
 # One command, because the splits of a corpus then share its vectors; the last file tells that all are there.
 $(LAST): | $(VENV)/.dev
-	$(RERANK) --tasks $(OWN) --own-first-stage
+	$(RERANK) --tasks $(OWN) --own-first-stage --output-dir $(RESULTS)
+
+# Beside the other results: it has systems that they have not.
+$(SIZES): | $(VENV)/.dev
+	$(RERANK) --tasks dl21 --systems embedding listwise --num-prompt-documents 1 2 3 4 5 6 8 --output-dir $(@D)
 
 benchmark: $(VENV)/.base  ## time reranking against the recipe of the public model card
 	$(VENV)/bin/python eval/benchmark_rerank.py

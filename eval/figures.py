@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -204,8 +204,12 @@ FIGURES: Mapping[str, Callable[[Sequence[Row]], Any]] = {
 }
 
 
-def draw(rows: Sequence[Row]) -> dict[str, Any]:
-    """Draw all figures that there is data for.
+def draw(rows: Sequence[Row], only: Container[str] = FIGURES) -> dict[str, Any]:
+    """Draw the figures that there is data for.
+
+    Args:
+        rows: What they show.
+        only: Names of those to draw.
 
     Returns:
         Figures by name: ``{benchmark}-{figure}``.
@@ -217,6 +221,6 @@ def draw(rows: Sequence[Row]) -> dict[str, Any]:
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         part = [row for row in rows if row.benchmark == benchmark]
         for name, make in FIGURES.items():
-            if (figure := make(part)) is not None:
+            if name in only and (figure := make(part)) is not None:
                 found[f"{benchmark}-{name}"] = figure
     return found

@@ -28,6 +28,7 @@ EXAMPLES = """
 examples:
   python eval/report.py results --output-dir report
   python eval/report.py results --output-dir report --tasks dl19 dl20 covid --figure-format pdf
+  python eval/report.py results-by-k --output-dir report --only prompt-documents
 """
 
 
@@ -167,20 +168,35 @@ def latency_table(rows: Sequence[Row], benchmark: str) -> Table:
     return Table(f"{benchmark}-latency", title, header, tuple(lines), labels=3)
 
 
-TABLES = (main_table, metrics_table, comparison_table, latency_table)
+TABLES: Mapping[str, Callable[[Sequence[Row], str], Table]] = {
+    "scores": main_table,
+    "metrics": metrics_table,
+    "comparisons": comparison_table,
+    "latency": latency_table,
+}
+PARTS = tuple(dict.fromkeys((*TABLES, *FIGURES)))  # a table and a figure may have the same name
 
 
-def make_tables(rows: Sequence[Row]) -> list[Table]:
-    """All tables that there are rows for."""
+def make_tables(rows: Sequence[Row], only: Sequence[str] = PARTS) -> list[Table]:
+    """Those of the tables that there are rows for."""
+    makers = [make for name, make in TABLES.items() if name in only]
     tables = []
     for benchmark in dict.fromkeys(row.benchmark for row in rows):
         part = [row for row in rows if row.benchmark == benchmark]
-        tables += [table for make in TABLES if (table := make(part, benchmark)).rows]
+        tables += [table for make in makers if (table := make(part, benchmark)).rows]
     return tables
 
 
-def write_report(rows: Sequence[Row], folder: Path, figure_formats: Sequence[str]) -> list[Path]:
-    """Write all tables and figures, each whole or not at all.
+def write_report(
+    rows: Sequence[Row], folder: Path, figure_formats: Sequence[str], only: Sequence[str] = PARTS
+) -> list[Path]:
+    """Write tables and figures, each whole or not at all.
+
+    Args:
+        rows: What they show.
+        folder: Where they go.
+        figure_formats: Endings of the figures' files.
+        only: Names of those to make, of :data:`PARTS`.
 
     Returns:
         What was written.
@@ -190,12 +206,12 @@ def write_report(rows: Sequence[Row], folder: Path, figure_formats: Sequence[str
         OSError: A file cannot be written.
     """
     written = []
-    for table in make_tables(rows):
+    for table in make_tables(rows, only):
         for ending, form in FORMATS.items():
             written.append(folder / f"{table.name}.{ending}")
             with replacing(written[-1]) as fresh:
                 fresh.write_text(form(table), encoding="utf-8")
-    for name, figure in draw(rows).items():
+    for name, figure in draw(rows, only).items():
         for ending in figure_formats:
             written.append(folder / f"{name}.{ending}")
             with replacing(written[-1]) as fresh:
@@ -218,16 +234,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--figure-format", nargs="+", choices=("png", "pdf", "svg"), default=["png"], help="(default: png)"
     )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="tables and figures (default: all)")
     arguments = parser.parse_args(argv)
     try:
         rows = read_rows(arguments.results)
         check_complete(rows, arguments.tasks)
-        written = write_report(rows, arguments.output_dir, arguments.figure_format)
+        written = write_report(rows, arguments.output_dir, arguments.figure_format, arguments.only)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     drawn = {path.stem for path in written if path.suffix[1:] in arguments.figure_format}
-    left_out = [name for name in FIGURES if not any(stem.endswith(f"-{name}") for stem in drawn)]
+    wanted = [name for name in FIGURES if name in arguments.only]
+    left_out = [name for name in wanted if not any(stem.endswith(f"-{name}") for stem in drawn)]
     if left_out:
         print(f"no data for the figures {', '.join(left_out)}", file=sys.stderr)
     print("\n".join(map(str, written)))

@@ -248,6 +248,15 @@ def test_report_is_written_whole(tmp_path: Path, capsys):
         assert ink(tmp_path / "report" / name) > 0.02, name
 
 
+def test_only_some_parts(tmp_path: Path, capsys):
+    """Guards against a figure that is added to a report and replaces the rest of it by that of other results."""
+    folder = write(tmp_path / "results", dl19=reranking())
+    assert main([str(folder), "--output-dir", str(tmp_path / "report"), "--only", "prompt-documents", "metrics"]) == 0
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert written == {"reranking-prompt-documents.png", *(f"reranking-metrics.{form}" for form in ("md", "tex", "csv"))}
+    assert not capsys.readouterr().err
+
+
 def test_figures_without_data_are_left_out_and_said_so(tmp_path: Path, capsys):
     """Guards against a curve of one point."""
     result = reranking()
