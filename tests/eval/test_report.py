@@ -253,7 +253,10 @@ def test_only_some_parts(tmp_path: Path, capsys):
     folder = write(tmp_path / "results", dl19=reranking())
     assert main([str(folder), "--output-dir", str(tmp_path / "report"), "--only", "prompt-documents", "metrics"]) == 0
     written = {path.name for path in (tmp_path / "report").iterdir()}
-    assert written == {"reranking-prompt-documents.png", *(f"reranking-metrics.{form}" for form in ("md", "tex", "csv"))}
+    assert written == {
+        "reranking-prompt-documents.png",
+        *(f"reranking-metrics.{form}" for form in ("md", "tex", "csv")),
+    }
     assert not capsys.readouterr().err
 
 
