@@ -127,7 +127,7 @@ def check_plotting() -> None:
 def _draw(history: History, path: Path) -> None:
     """Losses on the left, nDCG@10 on the right, over the steps."""
     check_plotting()
-    figure = importlib.import_module("matplotlib.figure").Figure(figsize=(11, 4), layout="constrained")
+    figure = importlib.import_module("matplotlib.figure").Figure(figsize=(13, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in PARTS:
         points = [(row["step"], row[name]) for row in history.log if name in row]
@@ -145,8 +145,9 @@ def _draw(history: History, path: Path) -> None:
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        if axes.get_lines():
-            axes.legend(fontsize="small")
+        if axes.get_lines():  # three lines a data set soon cover each other's legend, so that one is outside
+            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if axes is right else {}
+            axes.legend(fontsize="small", **place)
     figure.savefig(path, format="png", dpi=120)
 
 
