@@ -156,20 +156,14 @@ def tuning(facts: Facts) -> str:
     loss = {name: value for name, value in run["loss"].items() if name.endswith("_weight") and value}
     parts = ", ".join(f"{name.removesuffix('_weight')} {value:g}" for name, value in loss.items())
     frozen = "document vectors stayed as they were" if run["loss"].get("freeze_documents") else "all vectors trained"
-    head = f"{run['steps']:,} steps{_kept(run)}; weights of the loss: {parts}; {frozen}. On the dev data, in points:"
+    kept = f", of which the checkpoint of step {run['best_step']} was kept" if run["best_step"] is not None else ""
+    head = f"{run['steps']:,} steps{kept}; weights of the loss: {parts}; {frozen}. On the dev data, in points:"
     rows = [
         (name.removesuffix("_ndcg@10"), f"{100 * run['before'][name]:.2f}", f"{100 * score:.2f}", _p(run, name))
         for name, score in run["after"].items()
         if name.endswith("_ndcg@10")
     ]
     return f"{head}\n\n{_table(('nDCG@10', 'before', 'after', 'p'), rows)}"
-
-
-def _kept(run: Any) -> str:
-    """Which weights of the run the model has, unless it is the last."""
-    if steps := run.get("averaged"):
-        return f", and the mean of the weights at {', '.join(map(str, steps))} was kept"
-    return f", of which the checkpoint of step {run['best_step']} was kept" if run["best_step"] is not None else ""
 
 
 def _p(run: Any, name: str) -> str:

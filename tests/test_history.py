@@ -48,9 +48,7 @@ def test_log_is_split() -> None:
     assert dev == [{"step": 0, "toy_listwise_ndcg@10": 0.4}, {"step": 2, "toy_listwise_ndcg@10": 0.6}]
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"dev": [], "best_step": None, "before": {}, "after": {}}, {"log": []}, {"averaged": [1, 2]}]
-)
+@pytest.mark.parametrize("changes", [{}, {"dev": [], "best_step": None, "before": {}, "after": {}}, {"log": []}])
 def test_files(tmp_path: Path, changes: dict[str, Any]) -> None:
     """Guards against a run without data to evaluate on, or of one step, that ends in an error after hours."""
     pytest.importorskip("matplotlib")

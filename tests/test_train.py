@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 
 from e2rank_st import E2Rank
 from e2rank_st.adapters import read_adapter_config
-from e2rank_st.averaging import mean_weights, read_weights
 from e2rank_st.cli import app
 from e2rank_st.index import Index
-from e2rank_st.train import TrainingRun, main
+from e2rank_st.train import main
 from e2rank_st.trainer import E2RankTrainer
 from tests.toy import toy_rows
 
@@ -145,49 +144,6 @@ def test_stage_one_and_no_data_to_evaluate_on(settings: Path, tmp_path: Path, ch
     assert record["dev"] == []
     assert record["best_step"] is None
     assert record["loss"]["mini_batch_size"] == 8
-
-
-@pytest.mark.parametrize("lora", [[], ["--lora_rank", "2"]], ids=["whole", "adapter"])
-@pytest.mark.parametrize("better", [True, False])
-def test_mean_of_checkpoints(
-    settings: Path, tmp_path: Path, lora: list[str], better: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Guards against a mean that is kept although it is worse, or is recorded and not what was saved."""
-    seen: list[float] = []
-
-    def is_best(run: TrainingRun, found: dict[str, float]) -> bool:
-        seen.append(found["eval_dev_listwise_ndcg@10"])
-        return better
-
-    monkeypatch.setattr(TrainingRun, "_is_best", is_best)
-    main([str(settings), "--average_checkpoints", "true", "--save_total_limit", "3", *lora])
-    folder, record = tmp_path / "run", history(tmp_path / "run")
-    steps = [4, 8, 12]
-    assert record["averaged"] == (steps if better else [])
-    assert (record["best_step"] is None) == better
-    result = read_weights(folder / "final")
-    of_step = {step: read_weights(folder / f"checkpoint-{step}") for step in steps}
-    expected = mean_weights(of_step.values()) if better else of_step[record["best_step"]]
-    for name, values in result.items():
-        torch.testing.assert_close(values.float(), expected[name].float(), rtol=0, atol=1e-6)
-    best = max(row["dev_listwise_ndcg@10"] for row in record["dev"] if row["step"])
-    assert record["after"]["dev_listwise_ndcg@10"] == (seen[0] if better else best)
-
-
-def test_mean_is_kept_if_it_is_better(settings: Path, tmp_path: Path) -> None:
-    """Guards against a comparison of other metrics, or the wrong way round."""
-    main([str(settings), "--average_checkpoints", "true", "--save_total_limit", "3"])
-    record = history(tmp_path / "run")
-    best = max(row["dev_listwise_ndcg@10"] for row in record["dev"] if row["step"])
-    if record["averaged"]:
-        assert record["after"]["dev_listwise_ndcg@10"] > best
-    else:
-        assert record["after"]["dev_listwise_ndcg@10"] == best
-
-
-def test_mean_needs_dev_data(settings: Path) -> None:
-    with pytest.raises(ValueError, match="on dev data"):
-        main([str(settings), "--average_checkpoints", "true", "--load_best_model_at_end", "false"])
 
 
 def test_adapter_is_saved_and_goes_on(settings: Path, tmp_path: Path) -> None:

@@ -39,8 +39,7 @@ class History:
         before: Metrics before training.
         after: Metrics of the result.
         p_values: Of the differences between after and before, by metric: paired randomisation tests over queries.
-        best_step: Step of the checkpoint that was kept; None for the last one, or a mean.
-        averaged: Steps of the checkpoints whose mean weights were kept, if it was a mean.
+        best_step: Step of the checkpoint that was kept; None for the last one.
         steps: Steps trained.
         resumed_from: Step that the run went on from, if it was resumed.
         seconds: Wall time of training since then, evaluation included.
@@ -59,7 +58,6 @@ class History:
     steps: int
     resumed_from: int | None
     seconds: float
-    averaged: Sequence[int] = ()
     environment: Mapping[str, Any] = field(default_factory=lambda: environment())
 
     def write(self, folder: Path) -> None:
@@ -137,10 +135,8 @@ def _draw(history: History, path: Path) -> None:
     for name in names:
         points = [(row["step"], row[name]) for row in history.dev if name in row]
         right.plot(*zip(*points, strict=True), marker=".", label=name, linestyle="-" if "listwise" in name else "--")
-    steps = history.averaged or ([] if history.best_step is None else [history.best_step])
-    for step in steps if names else ():
-        label = ("mean of these kept" if history.averaged else "kept") if step == steps[0] else None
-        right.axvline(step, color="grey", linewidth=0.8, linestyle=":", label=label)
+    if history.best_step is not None and names:
+        right.axvline(history.best_step, color="grey", linewidth=0.8, linestyle=":", label="kept")
     for axes, title in ((left, "training loss"), (right, "nDCG@10 on dev data")):
         axes.set_title(title)
         axes.set_xlabel("step")

@@ -159,7 +159,7 @@ class TrainingRun:
         seconds = time.perf_counter() - began
         state = self.trainer.state
         losses, dev = split_log(state.log_history, self._metric_names())
-        after, averaged = self._result()
+        after = self._metrics(self.trainer.evaluate()) if self.evaluator else {}
         history = History(
             settings=self.told,
             loss=cast("Any", self.trainer.loss).get_config_dict(),
@@ -169,37 +169,13 @@ class TrainingRun:
             before=self.start["before"],
             after=after,
             p_values=self._p_values(self.start["per_query"]),
-            best_step=self.trainer.best_step if self.arguments.load_best_model_at_end and not averaged else None,
-            averaged=averaged,
+            best_step=self.trainer.best_step if self.arguments.load_best_model_at_end else None,
             steps=state.global_step,
             resumed_from=int(checkpoint.rpartition("-")[2]) if checkpoint else None,
             seconds=round(seconds, 1),
         )
         self._save(history)
         return history
-
-    def _result(self) -> tuple[dict[str, float], list[int]]:
-        """Measure what training ended with, or the mean of its checkpoints where that is wanted and better.
-
-        Returns:
-            The metrics, and the steps of the checkpoints whose mean the model now is, if it is one.
-        """
-        if not self.evaluator:
-            return {}, []
-        if self.arguments.average_checkpoints:
-            steps = self.trainer.load_mean()
-            found = self.trainer.evaluate()
-            if self._is_best(found):
-                return self._metrics(found), steps
-            self.trainer._load_best_model()
-        return self._metrics(self.trainer.evaluate()), []
-
-    def _is_best(self, found: Mapping[str, float]) -> bool:
-        """Whether an evaluation is better than that of the best checkpoint."""
-        name, best = str(self.arguments.metric_for_best_model).removeprefix("eval_"), self.trainer.state.best_metric
-        score = found[f"eval_{name}"]
-        logger.info("The mean of the checkpoints has %s %.4g, the best of them %s.", name, score, best)
-        return best is None or (score > best if self.arguments.greater_is_better else score < best)
 
     def _check_output(self) -> None:
         if self.settings.dry_run or self.settings.resume:

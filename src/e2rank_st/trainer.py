@@ -19,6 +19,7 @@ from typing import Any, Literal
 from weakref import WeakSet
 
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers, MultiDatasetBatchSamplers
 from torch import nn
@@ -28,7 +29,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
 from e2rank_st.adapters import PREFIX
-from e2rank_st.averaging import mean_weights, read_weights
+from e2rank_st.adapters import WEIGHTS as ADAPTER
 from e2rank_st.collator import SlateCollator
 from e2rank_st.index import Index
 from e2rank_st.losses import CachedE2RankLoss, E2RankLoss
@@ -100,19 +101,10 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
     mini_batch_num_tokens: int | None = field(
         default=None, metadata={"help": "Tokens in a forward pass: gradient caching, bounded by tokens."}
     )
-    average_checkpoints: bool = field(
-        default=False,
-        metadata={"help": "End with the mean of the weights of all kept checkpoints, if it is better on dev data."},
-    )
 
     def __post_init__(self) -> None:
         """Check the values that nothing else does."""
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.average_checkpoints and (self.deepspeed or not self.load_best_model_at_end):
-            why = (
-                "DeepSpeed has parts of them only" if self.deepspeed else "it is compared with the best one on dev data"
-            )
-            raise ValueError(f"Got average_checkpoints, which cannot be: {why}. Leave it out, or change that.")
         if self.save_total_limit == 1:
             # The host would delete the last checkpoint in the end, or the best one, and not at once.
             logger.info("save_total_limit is 2 instead of 1: the best and the last checkpoint are kept.")
@@ -358,20 +350,13 @@ class E2RankTrainer(SentenceTransformerTrainer):
         if model is not None:  # sharded: each process has its own part
             Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
             return
-        self._take(read_weights(Path(resume_from_checkpoint), merged=self.is_fsdp_enabled))
-
-    def load_mean(self) -> list[int]:
-        """Take the mean of the weights of all checkpoints in the output folder; the result is their steps."""
-        folders = [Path(path) for path in sort_checkpoints(str(self.args.output_dir))]
-        self._take(mean_weights(read_weights(folder, merged=self.is_fsdp_enabled) for folder in folders))
-        return [int(folder.name.rpartition("-")[2]) for folder in folders]
-
-    def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take weights as a checkpoint has them: of the whole model, or of the adapter that is being trained."""
-        if any(name.startswith(PREFIX) for name in weights):
-            self._load_adapter(weights)
-        elif self.is_fsdp_enabled:
-            set_model_state_dict(self.model, dict(weights), options=StateDictOptions(full_state_dict=True))
+        folder = Path(resume_from_checkpoint)
+        if (folder / ADAPTER).exists() and not self.is_fsdp_enabled:
+            self._load_adapter(load_file(folder / ADAPTER))
+            return
+        weights = E2Rank(resume_from_checkpoint, device="cpu").state_dict()
+        if self.is_fsdp_enabled:
+            set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
         else:
             self.model.load_state_dict(weights)
 
