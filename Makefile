@@ -45,7 +45,7 @@ train: $(VENV)/.dev  ## train the bundled model anew, from the data in DATA; abo
 
 # What is there already is kept, since a clone's file times say nothing: a result of run_mteb.py if it is of the same
 # model and data, else that is an error; one of run_reranking.py as it is, but the card refuses results of several states
-# of a model. Remove eval/results to measure everything anew.
+# of a model. Remove eval/results and eval/prompt_size to measure everything anew.
 EVAL_PYTHON = OMP_WAIT_POLICY=passive $(VENV)/bin/python
 RESULTS = eval/results
 GIVEN = $(RESULTS)/dl21-bm25.json $(RESULTS)/dl21-splade.json
@@ -70,7 +70,7 @@ $(GIVEN): $(RESULTS)/dl21-%.json: | $(VENV)/.dev
 
 # One command, because the splits of a corpus then share its vectors; the last file tells that all are there.
 $(LAST): | $(VENV)/.dev
-	$(RERANK) --tasks $(OWN) --own-first-stage --output-dir $(RESULTS)
+	$(RERANK) --tasks $(OWN) --own-first-stage --embedding-queries 3 --output-dir $(RESULTS)
 
 # Beside the other results: it has systems that they have not.
 $(SIZES): | $(VENV)/.dev

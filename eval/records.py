@@ -63,6 +63,12 @@ class Row:
     partial: bool = False
     result: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def revision(self) -> str:
+        """Which state of the model this is; empty for the first stage."""
+        described = [self.result["model"]] if self.benchmark == "mteb" else self.result["models"].values()
+        return next((str(model["revision"]) for model in described if model["name"] == self.model), "")
+
 
 def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
     """Read result files, or all of a folder and the folders in it.

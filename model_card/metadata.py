@@ -39,16 +39,10 @@ def own_rows(name: str, rows: Sequence[Row]) -> list[Row]:
             f"Results on a part of the queries are no results for a card: {', '.join(partial)}. Run them in full."
         )
     for model in dict.fromkeys(row.model for row in rows if row.model):
-        revisions = sorted({_model_of(row)["revision"] for row in rows if row.model == model})
+        revisions = sorted({row.revision for row in rows if row.model == model})
         if len(revisions) > 1:
             raise ValueError(f"Results of {model} are of several states of it: {', '.join(revisions)}. Run them anew.")
     return own
-
-
-def _model_of(row: Row) -> dict[str, str]:
-    if row.benchmark == "mteb":
-        return dict(row.result["model"])
-    return next(dict(model) for model in row.result["models"].values() if model["name"] == row.model)
 
 
 def card_data(facts: Facts, own: Sequence[Row]) -> ModelCardData:

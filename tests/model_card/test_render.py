@@ -12,6 +12,7 @@ import pytest
 import render
 import yaml
 from huggingface_hub import ModelCard
+from records import read_rows
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
@@ -213,3 +214,10 @@ def test_the_committed_card_is_up_to_date(capsys: pytest.CaptureFixture[str]):
     if not (ROOT / "model_card" / "README.md").is_file():
         pytest.skip("no card has been rendered yet: make eval")
     assert render.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_the_curve_over_k_is_of_the_model_that_the_results_are_of():
+    """Guards against a figure of a former model beside the results of a new one."""
+    folders = [ROOT / "eval/results", ROOT / "eval/prompt_size"]
+    revisions = [{(row.model, row.revision) for row in read_rows([folder]) if row.model} for folder in folders]
+    assert revisions[0] == revisions[1]
