@@ -3,7 +3,9 @@
     python models/make_slates.py --data ../shared/data --output build/slates
 
 Questions get the passages that the untrained base finds nearest, so that a prompt made from a slate looks like one made
-from a first stage's results; what is known to answer them is gold, and the rest unjudged. A strong first stage's order
+from a first stage's results; what is known to answer them is gold, and the rest unjudged. Claims are queries that are
+no questions: a sentence, without some of its words, asks for the document that it was taken out of (inverse cloze task,
+Lee et al. 2019, arXiv 1906.00300). A strong first stage's order
 and lists with many grades teach preferences. They are few and long: each is dealt out into several slates, so that
 prompts of one question differ.
 """
@@ -14,6 +16,7 @@ import argparse
 import json
 import logging
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,11 +43,13 @@ class Mined:
         name: Folder of the data.
         documents: About how many documents candidates are mined from: groups are drawn until there are as many.
         queries: How many questions are drawn of those whose answer is among them.
+        claims: How many sentences are drawn as queries besides, from documents that answer none of the questions.
     """
 
     name: str
     documents: int
     queries: int
+    claims: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,16 @@ class Dealt:
 
 
 MINED = (
-    Mined("squad", 6_000, 7_000),
-    Mined("medquad", 3_000, 3_000),
+    Mined("squad", 7_500, 6_000, 1_500),
+    Mined("medquad", 5_000, 3_400, 1_500),
     Mined("wikiqa", 10_000, 873),
     Mined("mediqa", 2_000, 208),
 )
 DEALT = (Dealt("dl22", 36, 60), Dealt("dl23", 24, 60))
 SQUAD_DEV = Mined("squad", 2_000, 200)
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+CLAIM_WORDS = range(8, 31)  # words of a sentence that can be a claim
+DROPPED = (0.1, 0.25, 0.4)  # shares of its words, one of which is left out
 CANDIDATES = MiningSettings(num_candidates=60, max_positive_similarity=0.98, unjudged=True)
 
 
@@ -126,6 +134,35 @@ def draw_part(collection: Collection, source: Mined, seed: int) -> Collection:
     return Collection(corpus, collection.queries, {query: collection.judgements[query] for query in queries})
 
 
+def with_claims(collection: Collection, number: int, seed: int) -> Collection:
+    """Take sentences out of documents that answer no question, and let them ask for what is left.
+
+    Args:
+        collection: Documents and questions.
+        number: How many; fewer where there are not as many documents with a sentence of the right length.
+        seed: Of what is drawn.
+    """
+    draw = random.Random(f"{seed}\nclaims")
+    answers = {id_ for grades in collection.judgements.values() for id_ in grades}
+    free = [id_ for id_ in collection.corpus if id_ not in answers]
+    corpus, judgements = dict(collection.corpus), dict(collection.judgements)
+    queries = {query: collection.queries[query] for query in judgements}
+    wanted = len(queries) + number
+    for id_ in draw.sample(free, len(free)):
+        if len(queries) >= wanted:
+            break
+        sentences = SENTENCE_END.split(corpus[id_])
+        places = [place for place in range(1, len(sentences)) if len(sentences[place].split()) in CLAIM_WORDS]
+        if len(sentences) < 3 or not places:
+            continue
+        words = sentences.pop(draw.choice(places)).split()
+        dropped = draw.choice(DROPPED)
+        queries[f"claim {id_}"] = " ".join(word for word in words if draw.random() >= dropped)
+        judgements[f"claim {id_}"] = {id_: 1.0}
+        corpus[id_] = " ".join(sentences)
+    return Collection(corpus, queries, judgements)
+
+
 def write_first_stage(path: Path, model: E2Rank, collection: Collection) -> None:
     """Write the candidates that a model retrieves for the judged queries, and the judgements beside them."""
     index = Index.build(model, list(collection.corpus.values()), show_progress_bar=True)
@@ -147,6 +184,8 @@ def write_first_stage(path: Path, model: E2Rank, collection: Collection) -> None
 
 def _mined(source: Mined, model: E2Rank, options: argparse.Namespace) -> Iterator[Slate]:
     part = draw_part(Collection.load(options.data / source.name, "train"), source, options.seed)
+    if source.claims:
+        part = with_claims(part, source.claims, options.seed)
     settings = replace(CANDIDATES, seed=options.seed)
     parts = options.output / "parts" / source.name
     return mine(model, part, settings, source=source.name, parts=parts, batch_size=64, show_progress_bar=True)

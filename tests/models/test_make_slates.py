@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from make_slates import Dealt, Mined, deal, draw_part, write_first_stage
+from make_slates import Dealt, Mined, deal, draw_part, with_claims, write_first_stage
 
 from e2rank_st.collection import Collection
 from e2rank_st.slates import Slate
@@ -32,6 +32,25 @@ def test_groups_are_drawn_whole_and_questions_have_their_answers() -> None:
     assert len(part.judgements) == 4
     assert all(grades.keys() <= part.corpus.keys() for grades in part.judgements.values())
     assert part == draw_part(whole, Mined("s", 30, 4), seed=0) != draw_part(whole, Mined("s", 30, 4), seed=1)
+
+
+def test_claims_are_taken_out_of_documents_that_answer_no_question() -> None:
+    """Guards against a claim that stands in its document word by word, and against questions that lose their answer."""
+    sentence = "The cat flea number {} is the most common one on cats and on dogs."
+    corpus = {f"d{number}": f"A beginning. {sentence.format(number)} An end." for number in range(20)}
+    whole = Collection(corpus | {"short": "No claim."}, {"q": "which flea", "other": "split"}, {"q": {"d0": 1.0}})
+    both = with_claims(whole, 5, seed=0)
+    claims = {query: document for query, grades in both.judgements.items() for document in grades if query != "q"}
+    assert len(claims) == 5
+    assert both.judgements["q"] == {"d0": 1.0} and both.queries["q"] == "which flea"
+    assert both.queries.keys() == both.judgements.keys()
+    for query, document in claims.items():
+        assert both.corpus[document] == "A beginning. An end."
+        left = iter(sentence.format(document[1:]).split())
+        assert all(word in left for word in both.queries[query].split())  # some of its words, in their order
+    assert all(both.corpus[id_] == text for id_, text in whole.corpus.items() if id_ not in claims.values())
+    assert both == with_claims(whole, 5, seed=0) != with_claims(whole, 5, seed=1)
+    assert len(with_claims(whole, 100, seed=0).judgements) == 20
 
 
 def test_first_stage_is_what_the_model_retrieves(bundled, facts: list[str], tmp_path: Path) -> None:
