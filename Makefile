@@ -39,13 +39,13 @@ format: $(VENV)/.dev  ## fix what check would say about imports and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-train: $(VENV)/.dev  ## train the bundled model anew, from the data in DATA; about an hour on 2 cores
+train: $(VENV)/.dev  ## train the bundled model anew, from the data in DATA; about half an hour on 2 cores
 	$(VENV)/bin/python models/make_slates.py --data "$(DATA)" --output build/slates
 	OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train models/train.yaml --output_dir build/train --resume true
 
 # What is there already is kept, since a clone's file times say nothing: a result of run_mteb.py if it is of the same
 # model and data, else that is an error; one of run_reranking.py as it is, but the card refuses results of several states
-# of a model. Remove eval/results and eval/prompt_size to measure everything anew.
+# of a model, and a test those of eval/prompt_size that are of another one. Remove both folders to measure everything anew.
 EVAL_PYTHON = OMP_WAIT_POLICY=passive $(VENV)/bin/python
 RESULTS = eval/results
 GIVEN = $(RESULTS)/dl21-bm25.json $(RESULTS)/dl21-splade.json
@@ -68,7 +68,8 @@ table: $(VENV)/.dev  ## print the results that are there, and put them into READ
 $(GIVEN): $(RESULTS)/dl21-%.json: | $(VENV)/.dev
 	$(RERANK) --tasks dl21 --first-stage $* --output-dir $(RESULTS)
 
-# One command, because the splits of a corpus then share its vectors; the last file tells that all are there.
+# One command, because the splits of a corpus then share its vectors; the last file tells that all are there. Times without
+# stored vectors are of three queries: each embeds a hundred documents for each of six systems.
 $(LAST): | $(VENV)/.dev
 	$(RERANK) --tasks $(OWN) --own-first-stage --embedding-queries 3 --output-dir $(RESULTS)
 

@@ -174,11 +174,10 @@ def gains(rows: Sequence[Row]) -> Any:
     for axes, row in zip(grid.flat, panels, strict=False):
         against = _compared_with(row, rows)
         differences = sorted((100 * (score - against.per_query[query]) for query, score in row.per_query.items()))[::-1]
-        up = [max(value, 0) for value in differences]
-        lost = [min(value, 0) for value in differences]
-        places = range(1, len(differences) + 1)
-        axes.bar(places, up, 1.0, color=COLOURS[0], edgecolor="black", linewidth=0.3)
-        axes.bar(places, lost, 1.0, color=COLOURS[1], edgecolor="black", linewidth=0.3, hatch="////")
+        edges = range(len(differences) + 1)  # an area, since the edges of a thousand bars would hide their colours
+        for value, colour, hatch in ((max, COLOURS[0], ""), (min, COLOURS[1], "////")):
+            heights = [value(difference, 0) for difference in differences]
+            axes.stairs(heights, edges, fill=True, facecolor=colour, edgecolor="black", linewidth=0.5, hatch=hatch)
         axes.axhline(0, color="black", linewidth=0.8)
         _axes(axes, f"{marked(row)}\n{titled(row, rows)} − {against.system}", "queries, by gain", "nDCG@10 gained")
     for axes in grid.flat[len(panels) :]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from metrics import compare
 
-__all__ = ["LOCAL", "PARTIAL", "Row", "check_complete", "marked", "read_rows", "titled"]
+__all__ = ["LOCAL", "MTEB_REFERENCE", "PARTIAL", "Row", "check_complete", "marked", "read_rows", "titled"]
 
 LOCAL, PARTIAL = "†", "‡"  # behind the name of a task
 MTEB_REFERENCE = "embedding"  # the mode that the others are compared with
@@ -66,8 +66,10 @@ class Row:
     @property
     def revision(self) -> str:
         """Which state of the model this is; empty for the first stage."""
+        if not self.model:
+            return ""
         described = [self.result["model"]] if self.benchmark == "mteb" else self.result["models"].values()
-        return next((str(model["revision"]) for model in described if model["name"] == self.model), "")
+        return str(next(model["revision"] for model in described if model["name"] == self.model))
 
 
 def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:

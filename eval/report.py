@@ -24,6 +24,7 @@ NOTES = {
     PARTIAL: "on some of the queries only",
 }
 LEAST_P = 1e-4  # below that, a table says no more
+LEAST_QUERIES = 5  # for a 95th percentile
 EXAMPLES = """
 examples:
   python eval/report.py results --output-dir report
@@ -160,12 +161,19 @@ def latency_table(rows: Sequence[Row], benchmark: str) -> Table:
     for row in rows:
         spreads = [row.latency.get(kind) or {} for kind in ("stored", "fresh")]
         if any(spreads):
-            times = [f"{spread[name]:.1f}" if spread else "" for spread in spreads for name in ("median", "p95")]
+            times = [cell for spread in spreads for cell in _spread(spread)]
             tokens = "" if row.tokens is None else f"{row.tokens:.0f}"
             lines.append((marked(row), row.system, row.model, *times, tokens))
     header = ("task", "system", "model", "stored", "p95", "no store", "p95", "tokens")
     title = f"Milliseconds to rerank the candidates of a query, median and 95th percentile, {benchmark}"
     return Table(f"{benchmark}-latency", title, header, tuple(lines), labels=3)
+
+
+def _spread(spread: Mapping[str, float]) -> tuple[str, str]:
+    """Median and 95th percentile, which so few values as three have not."""
+    if not spread:
+        return ("", "")
+    return (f"{spread['median']:.1f}", f"{spread['p95']:.1f}" if spread["queries"] >= LEAST_QUERIES else "")
 
 
 TABLES: Mapping[str, Callable[[Sequence[Row], str], Table]] = {

@@ -5,9 +5,9 @@
 Questions get the passages that the untrained base finds nearest, so that a prompt made from a slate looks like one made
 from a first stage's results; what is known to answer them is gold, and the rest unjudged. Claims are queries that are
 no questions: a sentence, without some of its words, asks for the document that it was taken out of (inverse cloze task,
-Lee et al. 2019, arXiv 1906.00300). A strong first stage's order
-and lists with many grades teach preferences. They are few and long: each is dealt out into several slates, so that
-prompts of one question differ.
+Lee et al. 2019, arXiv 1906.00300). A few are left with a word or two, as some questions are. A strong first stage's
+order and lists with many grades teach preferences. They are few and long: each is dealt out into several slates, so
+that prompts of one question differ.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ DEALT = (Dealt("dl22", 36, 60), Dealt("dl23", 24, 60))
 SQUAD_DEV = Mined("squad", 2_000, 200)
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 CLAIM_WORDS = range(8, 31)  # words of a sentence that can be a claim
-DROPPED = (0.1, 0.25, 0.4)  # shares of its words, one of which is left out
+DROPPED = (0.1, 0.25, 0.4)  # chances of each of its words to be left out, one of which holds for a claim
 CANDIDATES = MiningSettings(num_candidates=60, max_positive_similarity=0.98, unjudged=True)
 
 
@@ -110,9 +110,9 @@ def deal(slate: Slate, into: Dealt, seed: int) -> Iterator[Slate]:
         yield slate
         return
     draw = random.Random(f"{seed}\n{slate.query}")
+    rows = list(zip(slate.documents, slate.labels, slate.gold, strict=True))
     for _ in range(into.slates):
         places = sorted(draw.sample(range(len(slate)), into.size))
-        rows = list(zip(slate.documents, slate.labels, slate.gold, strict=True))
         documents, labels, gold = zip(*(rows[place] for place in places), strict=True)
         yield Slate(slate.query, documents, labels, gold, slate.source)
 
@@ -157,7 +157,7 @@ def with_claims(collection: Collection, number: int, seed: int) -> Collection:
             continue
         words = sentences.pop(draw.choice(places)).split()
         dropped = draw.choice(DROPPED)
-        queries[f"claim {id_}"] = " ".join(word for word in words if draw.random() >= dropped)
+        queries[f"claim {id_}"] = " ".join([word for word in words if draw.random() >= dropped] or words)
         judgements[f"claim {id_}"] = {id_: 1.0}
         corpus[id_] = " ".join(sentences)
     return Collection(corpus, queries, judgements)
@@ -185,7 +185,9 @@ def write_first_stage(path: Path, model: E2Rank, collection: Collection) -> None
 def _mined(source: Mined, model: E2Rank, options: argparse.Namespace) -> Iterator[Slate]:
     part = draw_part(Collection.load(options.data / source.name, "train"), source, options.seed)
     if source.claims:
+        asked = len(part.judgements)
         part = with_claims(part, source.claims, options.seed)
+        logger.info("%s: %d of %d claims", source.name, len(part.judgements) - asked, source.claims)
     settings = replace(CANDIDATES, seed=options.seed)
     parts = options.output / "parts" / source.name
     return mine(model, part, settings, source=source.name, parts=parts, batch_size=64, show_progress_bar=True)

@@ -1,15 +1,12 @@
 """The README tells the truth: its Python runs, and prints what it says."""
 
-import json
 import re
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
-from metrics import compare, mean
 from records import read_rows
-from report import p_value
 from summary import summary
 
 ROOT = Path(__file__).parents[1]
@@ -40,22 +37,6 @@ def test_results_are_those_of_the_evaluation():
     pytest.importorskip("pytrec_eval")
     table = summary(read_rows([ROOT / "eval" / "results"]))
     assert f"<!-- results -->\n{table}<!-- /results -->" in README, "make table"
-
-
-@pytest.mark.parametrize("task", ["NFCorpus", "SciFact"])
-def test_mteb_results_are_those_of_the_evaluation(task: str):
-    """Guards against the same in what MTEB's tasks gave."""
-    pytest.importorskip("pytrec_eval")
-
-    def per_query(model: str, mode: str) -> dict[str, float]:
-        path = ROOT / "eval" / "results" / model / f"{task}.{mode}.json"
-        return json.loads(path.read_text(encoding="utf-8"))["per_query"]["ndcg@10"]
-
-    base = per_query("sentence-transformers__all-MiniLM-L6-v2", "embedding")
-    ours = per_query("e2rank-st__e2rank-minilm-l6", "two-stage")
-    before, after = (100 * mean(scores) for scores in (base, ours))
-    p = p_value(compare("base", ours, base).p)
-    assert f"\n{task} (test, {len(base)} queries): {before:.2f} -> {after:.2f}, p {p}\n" in README
 
 
 def test_file_tree_is_complete():

@@ -6,7 +6,7 @@ import pytest
 from records import read_rows
 from summary import SYSTEMS, main, put_into, summary
 
-from tests.model_card.data import mteb, reranking, write_results
+from tests.model_card.data import BASE, OWN, mteb, reranking, write_results
 
 LEVELS = {"first_stage": 0.4, "baseline_embedding": 0.5, "baseline_rocchio": 0.55, "baseline_listwise": 0.56}
 LEVELS |= {"embedding": 0.51, "rocchio": 0.3, "listwise": 0.6}
@@ -14,6 +14,13 @@ TABLE = """| task | queries | first stage | base | base + Rocchio | base, listwi
 | trained embedding | trained, listwise | over base, p | over base + Rocchio, p |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
 | DL21 bm25 † | 6 | 40.00 | 50.00 | 55.00 | 56.00 | 51.00 | 60.00 | +10.00, 0.0312 | +5.00, 0.0312 |
+
+† on local copies of the data, no official result.
+"""
+
+MTEB_TABLE = """| MTEB task | queries | base | trained embedding | trained, two stages | over base, p |
+|---|---:|---:|---:|---:|---:|
+| NFCorpus † | 6 | 20.00 | 30.00 | 36.00 | +16.00, 0.0312 |
 
 † on local copies of the data, no official result.
 """
@@ -32,6 +39,17 @@ def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     readme.write_text("no marks", encoding="utf-8")
     with pytest.raises(ValueError, match="has 0 places"):
         put_into(readme, TABLE)
+
+
+def test_what_mteb_measured_stands_below(tmp_path: Path):
+    """Guards against a table of MTEB's tasks that mixes up models and modes, or lacks a task because of a gap."""
+    levels = {(OWN, "embedding"): 0.3, (OWN, "two-stage"): 0.36, (BASE, "embedding"): 0.2, (BASE, "two-stage"): 0.1}
+    results = [mteb("NFCorpus", mode, level, model=model) for (model, mode), level in levels.items()]
+    results += [reranking("bm25", LEVELS), mteb("SciFact", "embedding", 0.5)]  # SciFact: of one model alone
+    assert summary(read_rows([write_results(tmp_path / "one", *results)])) == f"{TABLE}\n{MTEB_TABLE}"
+    gap = mteb("SciFact", "embedding", 0.4, model=BASE)
+    with pytest.raises(ValueError, match=f"No results for two-stage of {OWN} on SciFact"):
+        summary(read_rows([write_results(tmp_path / "gap", *results, gap)]))
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
