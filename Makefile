@@ -50,11 +50,12 @@ EVAL_PYTHON = OMP_WAIT_POLICY=passive $(VENV)/bin/python
 RESULTS = eval/results
 GIVEN = $(RESULTS)/dl21-bm25.json $(RESULTS)/dl21-splade.json
 OWN = nfcorpus-dev nfc squad-dev mediqa-dev scifact
-LAST = $(RESULTS)/$(lastword $(OWN))-own.json
+OWN_FILES = $(OWN:%=$(RESULTS)/%-own.json)
+LAST = $(lastword $(OWN_FILES))
 SIZES = eval/prompt_size/dl21-bm25.json
 RERANK = $(EVAL_PYTHON) eval/run_reranking.py --data-dir "$(DATA)" --model bundled --baseline bundled-base
 
-eval: $(VENV)/.dev $(GIVEN) $(LAST) $(SIZES)  ## measure the bundled model and its base on the data in DATA; then report, card, table
+eval: $(VENV)/.dev $(GIVEN) $(OWN_FILES) $(SIZES)  ## measure the bundled model and its base on the data in DATA; then report, card, table
 	$(EVAL_PYTHON) eval/run_mteb.py --model bundled-base --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
 	$(EVAL_PYTHON) eval/run_mteb.py --model bundled --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
 	$(EVAL_PYTHON) eval/report.py $(RESULTS) --output-dir model_card/report
@@ -68,10 +69,14 @@ table: $(VENV)/.dev  ## print the results that are there, and put them into READ
 $(GIVEN): $(RESULTS)/dl21-%.json: | $(VENV)/.dev
 	$(RERANK) --tasks dl21 --first-stage $* --output-dir $(RESULTS)
 
-# One command, because the splits of a corpus then share its vectors; the last file tells that all are there. Times without
-# stored vectors are of three queries: each embeds a hundred documents for each of six systems.
+# One command, because the splits of a corpus then share its vectors. The last file tells that it has been run, so that it
+# goes when a task failed. Times without stored vectors are of three queries: each embeds a hundred documents for each of
+# six systems.
 $(LAST): | $(VENV)/.dev
-	$(RERANK) --tasks $(OWN) --own-first-stage --embedding-queries 3 --output-dir $(RESULTS)
+	$(RERANK) --tasks $(OWN) --own-first-stage --embedding-queries 3 --output-dir $(RESULTS) || { rm -f $@; exit 1; }
+
+$(filter-out $(LAST),$(OWN_FILES)): | $(LAST)
+	@test -f $@ || { echo "$@ is missing; remove $(LAST), too, and both are measured." >&2; exit 1; }
 
 # Beside the other results: it has systems that they have not.
 $(SIZES): | $(VENV)/.dev

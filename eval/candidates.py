@@ -30,9 +30,20 @@ from e2rank_st.readers import read_qrels, read_results
 from e2rank_st.rows import Row, SlateError, identifier, number, parsed
 from e2rank_st.slates import listed
 
-__all__ = ["Candidates", "Case", "Files", "locate", "own_first_stage", "read_files", "read_over_collection"]
+__all__ = [
+    "Candidates",
+    "Case",
+    "Excluded",
+    "Files",
+    "locate",
+    "own_first_stage",
+    "read_excluded",
+    "read_files",
+    "read_over_collection",
+]
 
-Excluded: TypeAlias = Mapping[str, frozenset[str]]
+Excluded: TypeAlias = Mapping[str, frozenset[str]]  # documents that are left out, by query
+NOTHING: Excluded = {}
 SAMPLE_SEED = 0  # of the queries that a task is a sample of: another one is another task
 
 
@@ -87,13 +98,11 @@ class Files:
         results: First-stage results with text.
         qrels: Judgements in TREC's form.
         local: Whether they are the user's own and not those of the public data set.
-        excluded: Documents that are left out, by query.
     """
 
     results: Path
     qrels: Path
     local: bool = True
-    excluded: Excluded | None = None
 
 
 @dataclass(frozen=True)
@@ -189,11 +198,27 @@ def locate(task: Task, first_stage: str, data_dir: Path | None) -> Files:
         return _from_hub(task, first_stage)
     folder, stem = data_dir / "rerank", f"{task.name}_{first_stage}_top100.jsonl"
     results = _existing(task, folder, stem, f"{stem}.gz")
-    qrels = _existing(task, folder, f"{task.name}_qrels.txt")
+    return Files(results, _existing(task, folder, f"{task.name}_qrels.txt"))
+
+
+def read_excluded(task: Task, data_dir: Path | None) -> Excluded:
+    """Read which documents a task leaves out, whatever finds the candidates.
+
+    Args:
+        task: The task.
+        data_dir: Folder with ``rerank/``; None for the Hub.
+
+    Raises:
+        FileNotFoundError: The folder lacks the file.
+        SlateError: A row of it is bad.
+        OSError: The Hub cannot be reached.
+    """
     if task.exclusions is None:
-        return Files(results, qrels)
-    rows = parsed(_existing(task, folder, f"{task.name}_excluded.jsonl"), _exclusion)
-    return Files(results, qrels, excluded=dict(rows))
+        return NOTHING
+    if data_dir is not None:
+        return dict(parsed(_existing(task, data_dir / "rerank", f"{task.name}_excluded.jsonl"), _exclusion))
+    rows = importlib.import_module("datasets").load_dataset(EXCLUSIONS_REPOSITORY, "examples", split=task.exclusions)
+    return dict(map(_exclusion, rows))
 
 
 def _existing(task: Task, folder: Path, *names: str) -> Path:
@@ -211,10 +236,7 @@ def _from_hub(task: Task, first_stage: str) -> Files:
         raise ValueError(f"{task.name} cannot be fetched: {task.note or 'it is no public task.'} Give --data-dir.")
     names = (f"{first_stage}/{task.hub_name}_top100.jsonl", f"topics_and_qrels/qrels.{task.hub_qrels}.txt")
     results, qrels = (Path(hf_hub_download(HUB_REPOSITORY, name, repo_type="dataset")) for name in names)
-    if task.exclusions is None:
-        return Files(results, qrels, local=False)
-    rows = importlib.import_module("datasets").load_dataset(EXCLUSIONS_REPOSITORY, "examples", split=task.exclusions)
-    return Files(results, qrels, local=False, excluded=dict(map(_exclusion, rows)))
+    return Files(results, qrels, local=False)
 
 
 def _exclusion(row: Row) -> tuple[str, frozenset[str]]:
@@ -222,20 +244,20 @@ def _exclusion(row: Row) -> tuple[str, frozenset[str]]:
     return identifier(row, "id"), frozenset(map(str, listed("excluded_ids", row.get("excluded_ids")))) - {"N/A"}
 
 
-def read_files(files: Files, first_stage: str, top_n: int) -> Candidates:
+def read_files(files: Files, first_stage: str, top_n: int, excluded: Excluded = NOTHING) -> Candidates:
     """Read first-stage results with text, and their judgements.
 
     Args:
         files: Where they are.
         first_stage: Name of what found the candidates.
         top_n: Most candidates of a query.
+        excluded: Documents that are left out, by query.
 
     Raises:
         SlateError: A row of a file is bad.
         ValueError: A query's candidates are not in the order of their scores, or one comes twice.
         OSError: A file cannot be read.
     """
-    excluded = files.excluded or {}
     slates, rows = read_results(files.results), parsed(files.results, _hits)
     cases = [
         Case(query_id, slate.query, ids, slate.documents, scores).limited(top_n, excluded.get(query_id, frozenset()))
@@ -271,7 +293,7 @@ def _hashes(*paths: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def read_over_collection(folder: Path, split: str, run: Path, top_n: int) -> Candidates:
+def read_over_collection(folder: Path, split: str, run: Path, top_n: int, excluded: Excluded = NOTHING) -> Candidates:
     """Read a TREC run whose texts and judgements are those of a folder in BEIR's layout.
 
     Args:
@@ -279,6 +301,7 @@ def read_over_collection(folder: Path, split: str, run: Path, top_n: int) -> Can
         split: Whose judgements.
         run: The run.
         top_n: Most candidates of a query.
+        excluded: Documents that are left out, by query.
 
     Raises:
         ValueError: The run has a query or a document that the folder has not.
@@ -290,7 +313,8 @@ def read_over_collection(folder: Path, split: str, run: Path, top_n: int) -> Can
     for query_id, scores in read_run(run).items():
         if query_id not in collection.queries:
             raise ValueError(f"{run.name} has the query {query_id!r}, which has no text in {folder.name}.")
-        best = dict(islice(scores.items(), top_n))
+        left_out = excluded.get(query_id, frozenset())
+        best = dict(islice(((id_, score) for id_, score in scores.items() if id_ not in left_out), top_n))
         missing = [id_ for id_ in best if id_ not in collection.corpus]
         if missing:
             raise ValueError(
@@ -313,6 +337,7 @@ def own_first_stage(
     folder: Path,
     split: str,
     top_n: int,
+    excluded: Excluded = NOTHING,
     *,
     sample: int | None = None,
     judged_groups: bool = False,
@@ -328,6 +353,7 @@ def own_first_stage(
         folder: As :meth:`~e2rank_st.collection.Collection.load` takes it.
         split: Whose judgements.
         top_n: Candidates of a query.
+        excluded: Documents that are left out, by query.
         sample: How many queries, drawn by a fixed seed; None for all.
         judged_groups: Whether only documents of groups with a judged one are retrieved from: see ``Task``.
         batch_size: Texts in a forward pass.
@@ -348,6 +374,8 @@ def own_first_stage(
     index = _index(model, tuple(corpus[id_] for id_ in ids), batch_size, show_progress_bar)
     queries = {query: collection.queries[query] for query in judgements}
     vectors = model.encode_query(list(queries.values()), batch_size=batch_size, show_progress_bar=False)
+    left_out = {query: excluded.get(query, frozenset()) for query in queries}
+    deep_enough = top_n + max(map(len, left_out.values()))
     cases = [
         Case(
             query,
@@ -355,8 +383,8 @@ def own_first_stage(
             ids=tuple(ids[row] for row in rows),
             documents=tuple(index.texts[row] for row in rows),
             scores=tuple(scores.tolist()),
-        )
-        for query, scores, rows in zip(queries, *index.retrieve(vectors, top_n), strict=True)
+        ).limited(top_n, left_out[query])
+        for query, scores, rows in zip(queries, *index.retrieve(vectors, deep_enough), strict=True)
     ]
     found = Candidates(tuple(cases), judgements, "own", sources=_collection_sources(folder))
     return found, Vectors(index.texts, index.embeddings)

@@ -159,14 +159,14 @@ def prompt_documents(rows: Sequence[Row]) -> Any:
 
 def gains(rows: Sequence[Row]) -> Any:
     """What listwise reranking gains on each query against what it is compared with, a panel a task and model."""
-    chosen = {
-        (row.column, row.model): row
+    chosen = [
+        row
         for row in rows
         if row.kind == "listwise" and row.comparison and row.per_query and not row.system.startswith("baseline_")
-    }
+    ]
     if not chosen:
         return None
-    panels = list(chosen.values())[:PANELS]
+    panels = chosen[:PANELS]
     across = min(len(panels), 3)
     down = math.ceil(len(panels) / across)
     figure = _figure(max(5.0, 3.6 * across), 3.2 * down)
@@ -182,6 +182,8 @@ def gains(rows: Sequence[Row]) -> Any:
         _axes(axes, f"{marked(row)}\n{titled(row, rows)} − {against.system}", "queries, by gain", "nDCG@10 gained")
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
+    if len(chosen) > PANELS:
+        figure.suptitle(f"the first {PANELS} of {len(chosen)}: name --tasks to see others")
     return figure
 
 

@@ -45,7 +45,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--compare-with", metavar="SYSTEM", help="whom the others are compared with (default: the baseline's embedding)"
     )
     output.add_argument(
-        "--embedding-queries", type=int, default=10, metavar="N", help="queries to time without stored vectors"
+        "--embedding-queries", type=_whole, default=10, metavar="N", help="queries to time without stored vectors"
     )
     output.add_argument("--seed", type=int, default=0, metavar="N", help="of bootstrap and randomisation test")
     return found
@@ -85,7 +85,7 @@ def _add_system_options(systems: argparse._ArgumentGroup) -> None:
         "--systems", nargs="+", choices=VECTOR_SYSTEMS, default=list(VECTOR_SYSTEMS), help="(default: all)"
     )
     systems.add_argument(
-        "--num-prompt-documents", "-k", type=int, nargs="+", metavar="K", help="one listwise system for each K"
+        "--num-prompt-documents", "-k", type=_natural, nargs="+", metavar="K", help="one listwise system for each K"
     )
     systems.add_argument("--candidate-order", choices=CANDIDATE_ORDERS, help="by default the model's")
     systems.add_argument("--passes", type=_natural, default=1, metavar="N", help="listwise passes (default: 1)")
@@ -106,6 +106,14 @@ def _add_system_options(systems: argparse._ArgumentGroup) -> None:
 
 
 def _natural(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"got {value}; give a whole number of at least 1")
+    return _at_least(1, value)
+
+
+def _whole(value: str) -> int:
+    return _at_least(0, value)
+
+
+def _at_least(least: int, value: str) -> int:
+    if not value.isdecimal() or int(value) < least:
+        raise argparse.ArgumentTypeError(f"got {value}; give a whole number of at least {least}")
     return int(value)

@@ -69,7 +69,7 @@ class Row:
         if not self.model:
             return ""
         described = [self.result["model"]] if self.benchmark == "mteb" else self.result["models"].values()
-        return str(next(model["revision"] for model in described if model["name"] == self.model))
+        return str({model["name"]: model["revision"] for model in described}[self.model])
 
 
 def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:

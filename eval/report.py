@@ -24,6 +24,7 @@ NOTES = {
     PARTIAL: "on some of the queries only",
 }
 LEAST_P = 1e-4  # below that, a table says no more
+STORED_DIGITS = 6  # of a p-value in a result file
 LEAST_QUERIES = 5  # for a 95th percentile
 EXAMPLES = """
 examples:
@@ -151,7 +152,8 @@ def comparison_table(rows: Sequence[Row], benchmark: str) -> Table:
 
 
 def p_value(p: float) -> str:
-    """A p-value, or below which one it is."""
+    """A p-value, or below which one it is; the same for one that was stored and one that is computed again."""
+    p = round(p, STORED_DIGITS)
     return f"{p:.4f}" if p >= LEAST_P else f"<{LEAST_P:.4f}"
 
 

@@ -263,7 +263,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("got no tasks; name some with --tasks or --benchmark")
     if unknown := [mode for mode in options.mode if mode not in MODES]:
         parser.error(f"--mode has {unknown[0]!r}; allowed are {', '.join(MODES)}")
-    for name in ("limit", "rerank_depth", "batch_size"):
+    for name in ("limit", "prompt_documents", "rerank_depth", "batch_size"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if options.data_dir and not options.data_dir.is_dir():

@@ -27,7 +27,16 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: spinning threads starve a busy machine
 
-from candidates import Candidates, Case, Files, locate, own_first_stage, read_files, read_over_collection
+from candidates import (
+    Candidates,
+    Case,
+    Files,
+    locate,
+    own_first_stage,
+    read_excluded,
+    read_files,
+    read_over_collection,
+)
 from encoders import instructed, load_cross_encoder, load_encoder
 from measurement import Measured, measure, record
 from metrics import MAIN
@@ -113,20 +122,21 @@ def read_candidates(arguments: argparse.Namespace, task: Task, model: E2Rank) ->
         ValueError: A file is wrong, or files do not fit together.
         OSError: A file cannot be read.
     """
-    vectors = None
+    vectors, top_n = None, arguments.top_n
+    excluded = read_excluded(task, arguments.data_dir)
     if arguments.own_first_stage:
         folder = arguments.beir or arguments.data_dir / (task.folder or task.name)
         options: Any = {"batch_size": arguments.batch_size, "show_progress_bar": sys.stderr.isatty()}
         options |= {"sample": task.sample, "judged_groups": task.judged_groups}
-        candidates, vectors = own_first_stage(model, folder, task.split, arguments.top_n, **options)
+        candidates, vectors = own_first_stage(model, folder, task.split, top_n, excluded, **options)
     elif arguments.beir:
-        candidates = read_over_collection(arguments.beir, task.split, arguments.run, arguments.top_n)
+        candidates = read_over_collection(arguments.beir, task.split, arguments.run, top_n, excluded)
     elif arguments.results:
         stage = arguments.results.name.split(".")[0] if arguments.tasks else "given"
-        candidates = read_files(Files(arguments.results, arguments.qrels), stage, arguments.top_n)
+        candidates = read_files(Files(arguments.results, arguments.qrels), stage, top_n, excluded)
     else:
         files = locate(task, arguments.first_stage, arguments.data_dir)
-        candidates = read_files(files, arguments.first_stage, arguments.top_n)
+        candidates = read_files(files, arguments.first_stage, top_n, excluded)
     return candidates.checked(judged_only=arguments.judged_only).limited(arguments.limit), vectors
 
 
@@ -284,6 +294,8 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What decides the numbers, of the command line; files by their names only."""
     left_out = {"model", "baseline", "cross_encoder", "output_dir", "data_dir", "tasks"}
     values = {name: value for name, value in vars(arguments).items() if name not in left_out}
+    if arguments.own_first_stage or arguments.results or arguments.beir:
+        del values["first_stage"]  # whose candidates it would be is not what was asked
     return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
 
 

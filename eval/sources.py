@@ -152,7 +152,7 @@ class TrainingData:
             return "no: the base was trained on it" if task in SEEN_BY_BASE else "yes"
         is_dev = task == row.name + DEV_TASK
         if row.name in self.train:
-            return "no: trained on the train split of the same data" if is_dev else "no: trained on it"
+            return "no: trained on the train split, chosen by this one: a dev score" if is_dev else "no: trained on it"
         if row.name in self.dev or (is_dev and row.name + DEV in self.dev):
             return "yes, but settings were chosen by these very queries: a dev score"
         if row.name + DEV in self.dev:

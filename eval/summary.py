@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from metrics import compare
+from metrics import compare, mean
 from records import MTEB_REFERENCE, Row, check_complete, marked, read_rows
 from report import Table, markdown, p_value
 
@@ -95,7 +95,7 @@ def _mteb_lines(rows: Sequence[Row], model: str, baseline: str) -> list[tuple[st
 
 def _cells(shown: Sequence[Row], tested: Row, rivals: Sequence[Row]) -> tuple[str, ...]:
     """Task, number of queries, scores, and what the tested system gains over each rival."""
-    scores = [f"{100 * row.scores['main']:.2f}" for row in shown]
+    scores = [f"{100 * mean(row.per_query):.2f}" for row in shown]
     found = [compare(rival.system, tested.per_query, rival.per_query) for rival in rivals]
     gains = [f"{100 * test.difference:+.2f}, {p_value(test.p)}" for test in found]
     return (marked(*shown), str(shown[0].queries), *scores, *gains)

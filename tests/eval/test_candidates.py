@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from candidates import Candidates, Case, Files, locate, own_first_stage, read_files, read_over_collection
+from candidates import Candidates, Case, Files, locate, own_first_stage, read_excluded, read_files, read_over_collection
 from runs import write_run
 from tasks import TASKS, Task
 
@@ -47,15 +47,30 @@ def test_excluded_documents_leave_room_for_others(tmp_path: Path):
     task = TASKS["bright-aops"]
     folder = write_task(tmp_path, name=task.name) / "rerank"
     with pytest.raises(FileNotFoundError, match=r"bright-aops_excluded\.jsonl"):
-        locate(task, "bm25", tmp_path)
+        read_excluded(task, tmp_path)
+    assert read_excluded(TASKS["dl21"], tmp_path) == {}
     whole = read_files(Files(*(folder / f"{task.name}_{end}" for end in ("bm25_top100.jsonl", "qrels.txt"))), "", 3)
     first = whole.cases[0].ids[0]
     rows = [{"id": "q0", "excluded_ids": [first]}, {"id": "q1", "excluded_ids": ["N/A"]}]
     (folder / f"{task.name}_excluded.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    found = read_files(locate(task, "bm25", tmp_path), "bm25", 3)
+    found = read_files(locate(task, "bm25", tmp_path), "bm25", 3, read_excluded(task, tmp_path))
     assert first not in found.cases[0].ids
     assert len(found.cases[0].ids) == 3
     assert found.cases[1:] == whole.cases[1:]
+
+
+def test_excluded_documents_are_left_out_of_every_first_stage(tmp_path: Path, tiny: E2Rank):
+    """Guards against BRIGHT scored with them because its candidates were not those of its own file."""
+    folder = write_beir(tmp_path / "toys")
+    whole, _ = own_first_stage(tiny, folder, "test", 4)
+    excluded = {whole.cases[0].query_id: frozenset({whole.cases[0].ids[0]})}
+    run = {case.query_id: dict(zip(case.ids, case.scores, strict=True)) for case in whole.cases}
+    write_run(tmp_path / "run.trec", run, "own")
+    retrieved, _ = own_first_stage(tiny, folder, "test", 3, excluded)
+    given = read_over_collection(folder, "test", tmp_path / "run.trec", 3, excluded)
+    for found in (retrieved, given):
+        assert found.cases[0].ids == whole.cases[0].ids[1:4]
+        assert [case.ids for case in found.cases[1:]] == [case.ids[:3] for case in whole.cases[1:]]
 
 
 def test_missing_files_say_where_they_are_public(tmp_path: Path):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from figures import FIGURES, draw
 from records import check_complete, read_rows
-from report import FORMATS, latex, main, make_tables, markdown
+from report import FORMATS, latex, main, make_tables, markdown, p_value
 
 pytest.importorskip("matplotlib")
 
@@ -170,6 +170,19 @@ def test_two_models_of_one_system_are_told_apart(tmp_path: Path):
     for axes, gain in zip(panels, (10, -10), strict=True):
         heights = [height for area in axes.patches for height in area.get_data().values if height]
         assert heights == pytest.approx([gain] * len(QUERIES))
+
+
+def test_a_figure_says_what_it_has_no_place_for(tmp_path: Path):
+    """Guards against tasks that nobody misses."""
+    tasks = {f"t{number}": reranking(f"t{number}") for number in range(7)}
+    figure = draw(read_rows([write(tmp_path, **tasks)]))["reranking-gains"]
+    assert len([axes for axes in figure.axes if axes.get_visible()]) == 12
+    assert "the first 12 of 14" in figure.get_suptitle()
+
+
+def test_a_stored_p_value_reads_as_the_one_computed():
+    """Guards against two values of one comparison in two tables."""
+    assert p_value(0.00315) == p_value(0.003149999) == p_value(0.003150001)
 
 
 def test_characters_that_mean_something_are_escaped(tmp_path: Path):

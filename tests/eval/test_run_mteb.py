@@ -271,6 +271,7 @@ def test_unknown_names(names: list[str], benchmarks: list[str], message: str):
         ([], "got no tasks"),
         (["--tasks", "NFCorpus", "--mode", "reranking"], "allowed are embedding, two-stage"),
         (["--tasks", "NFCorpus", "--limit", "0"], "--limit must be at least 1"),
+        (["--tasks", "NFCorpus", "--prompt-documents", "0"], "--prompt-documents must be at least 1"),
         (["--tasks", "NFCorpus", "--data-dir", "nowhere"], "is no folder"),
     ],
 )

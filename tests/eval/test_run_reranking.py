@@ -239,6 +239,8 @@ def test_mismatch_is_an_error_and_nothing_is_written(tmp_path: Path, checkpoint:
         (["--tasks", "dl", "--beir", "a", "--run", "b"], "files of one test set for 5 tasks"),
         (["--tasks", "dl19", "--model", "nowhere"], "no folder here and no Hub id"),
         (["--tasks", "dl19", "--limit", "0"], "give a whole number of at least 1"),
+        (["--tasks", "dl19", "-k", "3", "0"], "give a whole number of at least 1"),
+        (["--tasks", "dl19", "--embedding-queries", "-1"], "give a whole number of at least 0"),
     ],
 )
 def test_bad_command_lines_are_refused(options: list[str], message: str, capsys):

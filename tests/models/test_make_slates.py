@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import make_slates
 import pytest
 from make_slates import Dealt, Mined, deal, draw_part, with_claims, write_first_stage
 
@@ -53,6 +54,14 @@ def test_claims_are_taken_out_of_documents_that_answer_no_question() -> None:
     assert all(both.corpus[id_] == text for id_, text in whole.corpus.items() if id_ not in claims.values())
     assert both == with_claims(whole, 5, seed=0) != with_claims(whole, 5, seed=1)
     assert len(with_claims(whole, 100, seed=0).judgements) == 20
+
+
+def test_a_claim_is_never_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a query without a word, which no reader of slates takes."""
+    monkeypatch.setattr(make_slates, "DROPPED", (1.0,))
+    sentence = "The cat flea is the most common flea on cats and dogs."
+    both = with_claims(Collection({"d": f"A beginning. {sentence} An end."}, {}, {}), 1, seed=0)
+    assert list(both.queries.values()) == [sentence]
 
 
 def test_first_stage_is_what_the_model_retrieves(bundled, facts: list[str], tmp_path: Path) -> None:
