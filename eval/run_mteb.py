@@ -331,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     logging.basicConfig(level=logging.DEBUG if options.verbose else logging.WARNING, handlers=[_Scrubbing()])
     logging.captureWarnings(True)
+    logging.getLogger("huggingface_hub").handlers.clear()  # its own says everything a second time, and not scrubbed
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:

@@ -10,6 +10,7 @@ placeholder {{repo_id}} stays: publishing puts the repository's Hub id in its pl
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"render: error: {error}", file=sys.stderr)
         return 1
-    print(output)
+    print(os.path.relpath(output))
     return 0
 
 
@@ -94,7 +95,7 @@ def _check(output: Path, text: str) -> int:
     if output.is_file() and output.read_text(encoding="utf-8") == text:
         return 0
     state = "differs from what the model, the results and the template make" if output.is_file() else "is not there"
-    print(f"render: {output} {state}; render it anew, without --check.", file=sys.stderr)
+    print(f"render: {os.path.relpath(output)} {state}; render it anew, without --check.", file=sys.stderr)
     return 1
 
 

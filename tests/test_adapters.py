@@ -82,5 +82,7 @@ def test_a_damaged_adapter_is_refused(folder: Path, tiny: E2Rank) -> None:
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(ValueError, match="no pairs"):
         merge_adapter(copy.deepcopy(tiny).transformers_model, folder)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="holds no adapter"):
         E2Rank.from_adapter(folder.parent)
+    with pytest.raises(FileNotFoundError, match="nowhere is no folder here"):
+        E2Rank.from_adapter("nowhere")

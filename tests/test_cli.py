@@ -162,6 +162,7 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
         (["rerank", QUERY, "facts.txt", "--model", "./nothing"], "--model ./nothing"),
         (["embed", "facts.txt", "--output", "."], "Is a directory"),
         (["demo", " "], "empty query"),
+        (["rerank", " ", "facts.txt"], "empty query"),
         (["rerank", "\udcff", "facts.txt"], "no valid Unicode"),
     ],
 )

@@ -68,6 +68,18 @@ def test_slate_is_normal_and_hashable():
     assert len(made) == 2
 
 
+def test_gold_may_be_left_out_of_a_file(tmp_path: Path):
+    """Guards against rows that hold what the README asks for, and are refused."""
+    rows = [{"query": "q", "documents": ["a", "b"], "labels": [1, None]} | more for more in ({}, {"gold": None})]
+    (tmp_path / "slates.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert list(read_slates(tmp_path / "slates.jsonl")) == [Slate("q", ("a", "b"), (1.0, None))] * 2
+    (tmp_path / "bad.jsonl").write_text(json.dumps(rows[0] | {"gold": True}), encoding="utf-8")
+    with pytest.raises(SlateError, match="gold: no list"):
+        list(read_slates(tmp_path / "bad.jsonl"))
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*none\.parquet'"):
+        list(read_slates(tmp_path / "none.parquet"))
+
+
 def test_distinct_keeps_each_text_once():
     """Guards against passages that are preferred to their own copies: best label, gold if any copy is, first place."""
     slate = Slate("q", ("a", "b", "a", "c", "b"), (0, None, 2, 1, None), (False, False, True, False, False), "s")

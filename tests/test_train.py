@@ -199,6 +199,8 @@ def test_adapter_of_the_bundled_base_names_it(settings: Path, tmp_path: Path) ->
     assert (model.listwise.num_prompt_documents, model.listwise.max_prompt_tokens) == (4, 200)
     with pytest.raises(ValueError, match="bundled-base"):
         main([str(settings), "--model", "bundled", *flags, "--output_dir", str(tmp_path / "other")])
+    with pytest.raises(ValueError, match="model: 'runs/stage1/final' is no folder here and no Hub id"):
+        main([str(settings), "--model", "runs/stage1/final", "--output_dir", str(tmp_path / "none")])
 
 
 def test_resumed_script_ends_as_an_unbroken_one(

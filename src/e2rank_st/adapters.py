@@ -33,6 +33,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         FileNotFoundError: It holds none.
         ValueError: It is no plain LoRA adapter.
     """
+    if not (folder / CONFIG).is_file():
+        state = "holds no adapter" if folder.is_dir() else "is no folder here"
+        raise FileNotFoundError(f"{folder} {state}: there is no {CONFIG}. Give a folder that training wrote.")
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     for name, value in PLAIN.items():
         if config.get(name, value) != value:

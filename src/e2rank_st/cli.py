@@ -200,7 +200,7 @@ def _placement(device: str | None, dtype: DtypeName) -> dict[str, Any]:
     return {"device": device, "model_kwargs": {"dtype": dtype}}
 
 
-@app.command(epilog=_examples("e2rank demo", 'e2rank demo "what day of the week is a date" --top-k 3'))
+@app.command(epilog=_examples("e2rank demo", 'e2rank demo "compress a file with gzip" --top-k 3'))
 def demo(
     queries: Annotated[list[str] | None, typer.Argument(metavar="QUERY", help="By default, three are given.")] = None,
     top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Results for each query.")] = 10,
@@ -289,6 +289,8 @@ def rerank(
 ) -> None:
     """Sort documents by how well they answer a query. A score is a cosine, comparable within one call only."""
     check_text(query, "QUERY")
+    if not query.strip():
+        raise ValueError("Got an empty query; say what the documents are to be sorted by.")
     records = read_documents(source, file_format)
     vectors = _read_vectors(embeddings) if embeddings else None
     ranking = _load_model(model, device, dtype).rerank(

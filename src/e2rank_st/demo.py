@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 QUERIES = (
     "how do I run several tasks at the same time and wait for all of them",
-    "pick random elements from a list without repeating any",
+    "count how often each word occurs",
     "split a command line into words the way a shell does",
 )
 

@@ -109,6 +109,7 @@ def columns(path: str | os.PathLike[str]) -> frozenset[str]:
     """
     path = Path(path)
     if path.name.endswith(".parquet"):
+        path.stat()
         with _damage(path):
             return frozenset(pyarrow_parquet().read_schema(path).names)
     for place, raw in _opened(path):
@@ -227,6 +228,7 @@ def _separated(path: Path) -> Iterator[tuple[str, Row]]:
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
     """Yield place and fields of each row; the file is mapped, so only a batch of it is decoded at a time."""
     library = pyarrow_parquet()
+    path.stat()  # of a missing file Python says so, and Arrow much more
     with _damage(path):
         file = library.ParquetFile(path, memory_map=True)
     with file:

@@ -168,7 +168,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 def read_slates(
     path: str | os.PathLike[str], *, source: str | None = None, skip_bad_rows: bool = False
 ) -> Iterator[Slate]:
-    """Read slates: what :func:`write_slates` wrote, or JSON lines with the same fields.
+    """Read slates: what :func:`write_slates` wrote, or JSON lines with the same fields, of which ``gold`` may be missing.
 
     Args:
         path: The file.
@@ -184,7 +184,8 @@ def read_slates(
     """
 
     def parse(row: Row) -> Slate:
-        documents, labels, gold = (tuple(listed(name, row.get(name))) for name in ("documents", "labels", "gold"))
+        documents, labels = (tuple(listed(name, row.get(name))) for name in ("documents", "labels"))
+        gold = () if row.get("gold") is None else tuple(listed("gold", row["gold"]))
         return Slate(text(row, "query"), documents, labels, gold, row.get("source") or "" if source is None else source)
 
     return parsed(path, parse, skip_bad_rows=skip_bad_rows)

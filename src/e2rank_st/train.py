@@ -267,6 +267,9 @@ def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
     if settings.model in BUNDLED_MODELS:
         model = load_model(settings.model, **options)
     else:
+        if not Path(settings.model).is_dir() and settings.model.count("/") != 1:
+            known = ", ".join(map(repr, BUNDLED_MODELS))
+            raise ValueError(f"model: {settings.model!r} is no folder here and no Hub id; give one, or {known}.")
         model = E2Rank(settings.model, preset=settings.preset, revision=settings.revision, **options)
     if settings.max_seq_length is not None:
         model.max_seq_length = settings.max_seq_length
