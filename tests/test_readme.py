@@ -14,6 +14,8 @@ import pytest
 from records import read_rows
 from summary import summary
 
+from e2rank_st.slates import read_slates
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:```\n(.*?)```\n)?", re.DOTALL)
@@ -48,6 +50,13 @@ def test_the_command_line_does_what_the_readme_types(facts: list[str], tmp_path:
     assert len(printed) == 3 + 2 * len(facts)
     best = json.loads(printed[3])["text"]
     assert [printed[place].split("\t")[-1] for place in (0, -len(facts))] == [best, best]
+
+
+def test_the_row_of_a_slate_is_one(tmp_path: Path):
+    """Guards against a user who writes what the README shows, and is refused."""
+    (tmp_path / "slates.jsonl").write_text(README.partition("```json\n")[2].partition("```")[0], encoding="utf-8")
+    (slate,) = read_slates(tmp_path / "slates.jsonl")
+    assert slate.labels == (2.0, None) and slate.gold == (True, False)
 
 
 def test_first_snippet_comes_early():

@@ -168,7 +168,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 def read_slates(
     path: str | os.PathLike[str], *, source: str | None = None, skip_bad_rows: bool = False
 ) -> Iterator[Slate]:
-    """Read slates: what :func:`write_slates` wrote, or JSON lines with the same fields, of which ``gold`` may be missing.
+    """Read slates: what :func:`write_slates` wrote, or JSON lines with the same fields; ``gold`` may be missing.
 
     Args:
         path: The file.

@@ -12,6 +12,7 @@ import logging
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +46,8 @@ RUN_FILE = "run.json"  # what a run was started with, for one that resumes it
 ORDER_FILE = "prompt_order.json"  # the order of the documents in prompts, for the same
 DOCUMENT_FOLDER = "documents"  # the vectors of frozen documents, for the same
 SHOWN = (*PARTS, "learning_rate")
+# What peft says at every checkpoint without the Hub: whether the base's vocabulary was changed. It was not.
+PEFT_LOOKUPS = ("Unable to fetch remote file", "Could not find a config file in")
 PLAN_COLUMNS = (Column("plan"), Column("", share=1))
 SUMMARY_COLUMNS = (
     Column("nDCG@10", share=1),
@@ -73,6 +76,8 @@ def main(argv: Sequence[str]) -> None:
     check_plotting()
     if not sys.stderr.isatty():
         disable_progress_bar()
+    for message in PEFT_LOOKUPS:
+        warnings.filterwarnings("ignore", message=message)
     if parsed.arguments.process_index:
         logging.getLogger("e2rank_st").setLevel(logging.WARNING)
     if parsed.settings.dry_run:
