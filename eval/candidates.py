@@ -375,7 +375,7 @@ def own_first_stage(
     queries = {query: collection.queries[query] for query in judgements}
     vectors = model.encode_query(list(queries.values()), batch_size=batch_size, show_progress_bar=False)
     left_out = {query: excluded.get(query, frozenset()) for query in queries}
-    deep_enough = top_n + max(map(len, left_out.values()))
+    deep_enough = top_n + max(map(len, left_out.values()), default=0)
     cases = [
         Case(
             query,

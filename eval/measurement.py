@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from metrics import MAIN, bootstrap_interval, compare, evaluate, mean, separated
+from metrics import DIGITS, MAIN, bootstrap_interval, compare, evaluate, mean, separated
 from systems import Pointwise, System, Vectors, best_first, counted_tokens, settings
 from transformers.utils.logging import tqdm
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Measured", "measure", "record"]
-
-DIGITS = 6  # of what is written; far below any difference that means something
 
 
 @dataclass

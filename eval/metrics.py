@@ -42,6 +42,7 @@ MEASURES: Mapping[str, tuple[str, int | None]] = {
 }
 MAIN = "ndcg@10"
 RESAMPLES_AT_ONCE = 1000  # bootstrap samples in memory
+DIGITS = 6  # of what is written; far below any difference that means something
 TIED = 1e-9  # differences that are rounding
 
 

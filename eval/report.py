@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from figures import FIGURES, draw
+from metrics import DIGITS
 from records import LOCAL, PARTIAL, Row, check_complete, marked, read_rows, titled
 
 from e2rank_st.atomic import replacing
@@ -24,7 +25,6 @@ NOTES = {
     PARTIAL: "on some of the queries only",
 }
 LEAST_P = 1e-4  # below that, a table says no more
-STORED_DIGITS = 6  # of a p-value in a result file
 LEAST_QUERIES = 5  # for a 95th percentile
 EXAMPLES = """
 examples:
@@ -153,7 +153,7 @@ def comparison_table(rows: Sequence[Row], benchmark: str) -> Table:
 
 def p_value(p: float) -> str:
     """A p-value, or below which one it is; the same for one that was stored and one that is computed again."""
-    p = round(p, STORED_DIGITS)
+    p = round(p, DIGITS)
     return f"{p:.4f}" if p >= LEAST_P else f"<{LEAST_P:.4f}"
 
 

@@ -295,7 +295,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     left_out = {"model", "baseline", "cross_encoder", "output_dir", "data_dir", "tasks"}
     values = {name: value for name, value in vars(arguments).items() if name not in left_out}
     if arguments.own_first_stage or arguments.results or arguments.beir:
-        del values["first_stage"]  # whose candidates it would be is not what was asked
+        del values["first_stage"]  # a default that nothing read
     return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
 
 

@@ -13,6 +13,8 @@ from figures import FIGURES
 from records import Row, marked
 from report import Table, comparison_table, latency_table, main_table, markdown
 
+from e2rank_st.evaluation import SYSTEMS
+
 __all__ = [
     "environment",
     "figures",
@@ -170,9 +172,9 @@ def tuning(facts: Facts) -> str:
 
 def _of_systems(run: Any, data: str) -> Iterator[tuple[str, str, str]]:
     """Each system, its metric's name on a dev set, and the p-value of its change: a first stage has none."""
-    for system in ("first_stage", "embedding", "listwise"):
+    for system in SYSTEMS:
         name = f"{data}_{system}_ndcg@10"
-        value = None if system == "first_stage" else run["p_values"].get(name)
+        value = None if system == SYSTEMS[0] else run["p_values"].get(name)
         if name in run["after"]:
             yield system, name, "" if value is None else f"{value:.4f}"
 

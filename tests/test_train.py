@@ -201,6 +201,8 @@ def test_adapter_of_the_bundled_base_names_it(settings: Path, tmp_path: Path) ->
         main([str(settings), "--model", "bundled", *flags, "--output_dir", str(tmp_path / "other")])
     with pytest.raises(ValueError, match="model: 'runs/stage1/final' is no folder here and no Hub id"):
         main([str(settings), "--model", "runs/stage1/final", "--output_dir", str(tmp_path / "none")])
+    with pytest.raises(OSError):  # a bare name is one of Sentence-Transformers' own
+        main([str(settings), "--model", "no-such-model", "--output_dir", str(tmp_path / "none")])
 
 
 def test_resumed_script_ends_as_an_unbroken_one(

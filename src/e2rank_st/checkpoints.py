@@ -6,12 +6,15 @@ written. The rows here do; a model that was saved by this package carries it all
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["CHECKPOINTS", "Checkpoint", "find_checkpoint"]
+__all__ = ["CHECKPOINTS", "MODEL_ID", "Checkpoint", "find_checkpoint"]
+
+MODEL_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # the Hub's; Sentence-Transformers adds its own org to a bare name
 
 
 @dataclass(frozen=True)

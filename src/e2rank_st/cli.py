@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typer.core import TyperGroup
 
 from e2rank_st import __version__
 from e2rank_st.atomic import replacing
+from e2rank_st.checkpoints import MODEL_ID
 from e2rank_st.documents import Format, check_text, read_documents
 from e2rank_st.tables import Column, show
 
@@ -38,7 +38,6 @@ __all__ = ["app"]
 logger = logging.getLogger(__name__)
 
 BUNDLED, BUNDLED_BASE = "bundled", "bundled-base"
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 HIT_COLUMNS = (
     Column("rank", "d", style="bold"),
     Column("score", ".4f", style="green"),
@@ -168,7 +167,7 @@ def _step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]
 def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool = False) -> E2Rank:
     """Load the model; where it may have to be downloaded, the bars of the download are shown instead of a spinner."""
     is_local = name in (BUNDLED, BUNDLED_BASE) or Path(name).is_dir()
-    if not is_local and not HUB_ID.fullmatch(name):
+    if not is_local and not MODEL_ID.fullmatch(name):
         raise ValueError(f"Got --model {name}, which is no folder here and no Hub id (org/name).")
     # Read when torch is first imported: threads that spin while they wait made a busy 2-core machine 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -183,6 +182,12 @@ def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool =
             return load_model(name, **_placement(device, dtype))
         finally:
             enable_progress_bar()  # the bars of reranking hang on the same switch
+
+
+def _check_query(query: str, advice: str) -> None:
+    check_text(query, "QUERY")
+    if not query.strip():
+        raise ValueError(f"Got an empty query; {advice}")
 
 
 def _placement(device: str | None, dtype: DtypeName) -> dict[str, Any]:
@@ -216,9 +221,7 @@ def demo(
     from e2rank_st.docstrings import collect
 
     for query in queries or ():
-        check_text(query, "QUERY")
-        if not query.strip():
-            raise ValueError("Got an empty query; ask something, or give no query at all for the three built-in ones.")
+        _check_query(query, "ask something, or give no query at all for the three built-in ones.")
     encoder = _load_model(model, device, dtype, tell=True)
     with _step("collecting the standard library's docstrings"):
         docstrings = collect()
@@ -288,9 +291,7 @@ def rerank(
     verbose: Verbose = 0,
 ) -> None:
     """Sort documents by how well they answer a query. A score is a cosine, comparable within one call only."""
-    check_text(query, "QUERY")
-    if not query.strip():
-        raise ValueError("Got an empty query; say what the documents are to be sorted by.")
+    _check_query(query, "say what the documents are to be sorted by.")
     records = read_documents(source, file_format)
     vectors = _read_vectors(embeddings) if embeddings else None
     ranking = _load_model(model, device, dtype).rerank(

@@ -109,7 +109,7 @@ def columns(path: str | os.PathLike[str]) -> frozenset[str]:
     """
     path = Path(path)
     if path.name.endswith(".parquet"):
-        path.stat()
+        path.stat()  # as below
         with _damage(path):
             return frozenset(pyarrow_parquet().read_schema(path).names)
     for place, raw in _opened(path):

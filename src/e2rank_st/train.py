@@ -24,6 +24,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 from transformers.utils.logging import disable_progress_bar
 
 from e2rank_st.atomic import replacing
+from e2rank_st.checkpoints import MODEL_ID
 from e2rank_st.data import document_index, load_evaluator, load_training_data, with_prompt_orders
 from e2rank_st.evaluation import SYSTEMS, randomisation_test
 from e2rank_st.history import PARTS, History, check_plotting, split_log
@@ -46,7 +47,7 @@ RUN_FILE = "run.json"  # what a run was started with, for one that resumes it
 ORDER_FILE = "prompt_order.json"  # the order of the documents in prompts, for the same
 DOCUMENT_FOLDER = "documents"  # the vectors of frozen documents, for the same
 SHOWN = (*PARTS, "learning_rate")
-# What peft says at every checkpoint without the Hub: whether the base's vocabulary was changed. It was not.
+# What peft says at every checkpoint without the Hub: it asks there about a vocabulary that training leaves alone.
 PEFT_LOOKUPS = ("Unable to fetch remote file", "Could not find a config file in")
 PLAN_COLUMNS = (Column("plan"), Column("", share=1))
 SUMMARY_COLUMNS = (
@@ -272,7 +273,7 @@ def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
     if settings.model in BUNDLED_MODELS:
         model = load_model(settings.model, **options)
     else:
-        if not Path(settings.model).is_dir() and settings.model.count("/") != 1:
+        if not Path(settings.model).is_dir() and not MODEL_ID.fullmatch(settings.model):
             known = ", ".join(map(repr, BUNDLED_MODELS))
             raise ValueError(f"model: {settings.model!r} is no folder here and no Hub id; give one, or {known}.")
         model = E2Rank(settings.model, preset=settings.preset, revision=settings.revision, **options)

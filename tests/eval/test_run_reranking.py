@@ -170,6 +170,7 @@ def test_own_files(tmp_path: Path, folder: Path, checkpoint: Path):
     assert run(folder, checkpoint, tmp_path, "--beir", str(beir), "--own-first-stage", "--top-n", "7") == 0
     own = read(tmp_path / "toys-own.json")
     assert own["candidates"] == 7
+    assert own["first_stage"] == "own" and "first_stage" not in own["settings"]
     assert own["systems"]["first_stage"]["per_query"] == own["systems"]["embedding"]["per_query"]
     assert own["sources"]["toys"].startswith("sha256-"), "the texts are part of what was measured"
 
