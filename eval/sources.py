@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2rank_st.history import JSON_NAME
+from e2rank_st.history import JSON_NAME, stages
 
 __all__ = ["SEEN_BY_BASE", "SOURCES", "Source", "TrainingData"]
 
@@ -120,14 +120,15 @@ class TrainingData:
 
     @classmethod
     def read(cls, folder: Path) -> TrainingData:
-        """Read a model's ``training.json``.
+        """Read a model's ``training.json``, earlier stages included.
 
         Raises:
             OSError: There is none.
             ValueError: It names a training set that is none of :data:`SOURCES`.
         """
-        data = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))["data"]
-        found = cls(_by_name(data["train"]), _by_name(data["dev"]))
+        runs = stages(json.loads((folder / JSON_NAME).read_text(encoding="utf-8")))
+        train, dev = ([record for run in runs for record in run["data"][part]] for part in ("train", "dev"))
+        found = cls(_by_name(train), _by_name(dev))
         unknown = found.train.keys() - {row.name for row in SOURCES}
         if unknown:
             raise ValueError(
@@ -161,5 +162,5 @@ class TrainingData:
 
 
 def _by_name(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Records under the names that training gave them."""
+    """Records under the names that training gave them, of several runs the last."""
     return {record.get("name") or Path(record["path"]).name.split(".")[0]: record for record in records}

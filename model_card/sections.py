@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from records import Row, marked
 from report import Table, comparison_table, latency_table, main_table, markdown
 
 from e2rank_st.evaluation import SYSTEMS
+from e2rank_st.history import stages
 
 __all__ = [
     "environment",
@@ -153,8 +154,13 @@ def training_data(facts: Facts) -> str:
 
 
 def tuning(facts: Facts) -> str:
-    """How it was trained, and what that changed on the dev data."""
-    run = facts.training
+    """How it was trained, stage by stage, and what that changed on the dev data."""
+    runs = stages(facts.training)
+    titles = [f"Stage {number}: " for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
+    return "\n\n".join(title + _stage(run, facts) for title, run in zip(titles, runs, strict=True))
+
+
+def _stage(run: Mapping[str, Any], facts: Facts) -> str:
     loss = {name: value for name, value in run["loss"].items() if name.endswith("_weight") and value}
     parts = ", ".join(f"{name.removesuffix('_weight')} {value:g}" for name, value in loss.items())
     frozen = "document vectors stayed as they were" if run["loss"].get("freeze_documents") else "all vectors trained"
@@ -170,7 +176,7 @@ def tuning(facts: Facts) -> str:
     return f"{head}\n\n{_table(('nDCG@10', 'queries', 'system', 'before', 'after', 'p'), rows)}"
 
 
-def _of_systems(run: Any, data: str) -> Iterator[tuple[str, str, str]]:
+def _of_systems(run: Mapping[str, Any], data: str) -> Iterator[tuple[str, str, str]]:
     """Each system, its metric's name on a dev set, and the p-value of its change: a first stage has none."""
     for system in SYSTEMS:
         name = f"{data}_{system}_ndcg@10"

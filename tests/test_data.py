@@ -57,6 +57,18 @@ def test_name_limit_and_reader_options(tmp_path: Path, slates: Path) -> None:
     assert data["s"][0]["gold"] == [False, True]
 
 
+def test_depth_takes_the_first_documents(slates: Path) -> None:
+    """Guards against negatives from far down where the nearest were asked for, and labels of other documents."""
+    whole, shallow = (load_training_data([entry(slates, **options)])[0] for options in ({}, {"depth": 2}))
+    columns = ("documents", "labels", "gold")
+    assert [[row[name] for name in columns] for row in shallow["a"]] == [
+        [row[name][:2] for name in columns] for row in whole["a"]
+    ]
+    assert load_training_data([entry(slates, depth=99)])[0]["b"][:] == whole["b"][:]
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        load_training_data([entry(slates, depth=0)])
+
+
 def test_bad_rows_are_skipped_where_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Guards against a flag that no reader gets, rows that vanish in silence, and one entry that cannot differ."""
     rows = toy_rows(3)
@@ -78,6 +90,8 @@ def test_dev_results_may_not_lose_rows(tmp_path: Path) -> None:
     (tmp_path / "qrels").write_text("1 0 a 1\n", encoding="utf-8")
     with pytest.raises(ValueError, match="mend its bad rows"):
         load_evaluator([entry(results, qrels=str(tmp_path / "qrels"), skip_bad_rows=True)])
+    with pytest.raises(ValueError, match="leave depth=3 out"):
+        load_evaluator([entry(results, qrels=str(tmp_path / "qrels"), depth=3)])
 
 
 def test_repeated_documents_are_one(tmp_path: Path) -> None:

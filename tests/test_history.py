@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from e2rank_st.history import History, check_plotting, environment, split_log
+from e2rank_st.history import History, check_plotting, environment, read_earlier, split_log, stages
 
 LOG = [
     {"eval_toy_listwise_ndcg@10": 0.4, "eval_runtime": 1.0, "step": 0},
@@ -58,6 +58,20 @@ def test_files(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert record["environment"]["versions"]["torch"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "training.json"]
+
+
+def test_stages_go_back_to_the_first(tmp_path: Path) -> None:
+    """Guards against a model that tells of its last stage only, and one that invents an earlier one."""
+    pytest.importorskip("matplotlib")
+    assert read_earlier(tmp_path / "no such folder") is None
+    for steps in (1, 2, 3):
+        earlier = read_earlier(tmp_path / str(steps - 1))
+        (tmp_path / str(steps)).mkdir()
+        history(steps=steps, earlier=earlier).write(tmp_path / str(steps))
+    last = read_earlier(tmp_path / "3")
+    assert last is not None
+    assert [run["steps"] for run in stages(last)] == [1, 2, 3]
+    assert [run["steps"] for run in stages({"steps": 1})] == [1]  # as written before there was such a field
 
 
 def test_missing_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from e2rank_st import E2Rank
-from e2rank_st.adapters import read_adapter_config
+from e2rank_st.adapters import WEIGHTS, read_adapter_config
 from e2rank_st.cli import app
 from e2rank_st.index import Index
 from e2rank_st.train import main
@@ -197,6 +198,12 @@ def test_adapter_of_the_bundled_base_names_it(settings: Path, tmp_path: Path) ->
     assert read_adapter_config(folder)["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
     model = E2Rank.from_adapter(folder, device="cpu")
     assert (model.listwise.num_prompt_documents, model.listwise.max_prompt_tokens) == (4, 200)
+    main([str(settings), "--model", str(folder), "--max_steps", "1", "--output_dir", str(tmp_path / "second")])
+    second = tmp_path / "second" / "final"  # a second stage: the same adapter, trained on, and no Hub was asked
+    assert read_adapter_config(second) == read_adapter_config(folder)
+    with safe_open(folder / WEIGHTS, "pt") as old, safe_open(second / WEIGHTS, "pt") as new:
+        moved = [(new.get_tensor(name) - old.get_tensor(name)).abs().max() for name in old.keys()]  # noqa: SIM118
+    assert 0 < max(moved) < 1e-2
     with pytest.raises(ValueError, match="bundled-base"):
         main([str(settings), "--model", "bundled", *flags, "--output_dir", str(tmp_path / "other")])
     with pytest.raises(ValueError, match="model: 'runs/stage1/final' is no folder here and no Hub id"):

@@ -33,7 +33,7 @@ __all__ = ["Source", "document_index", "fingerprint", "load_evaluator", "load_tr
 
 logger = logging.getLogger(__name__)
 
-OWN = ("path", "name", "limit", "own_first_stage")
+OWN = ("path", "name", "limit", "depth", "own_first_stage")
 READERS = (read_beir, read_columns, read_rankings, read_results, read_slates)
 FINGERPRINT_VALUES = 1024  # of each parameter: enough to tell models apart, however large they are
 
@@ -46,6 +46,7 @@ class Source:
         path: File or folder.
         name: Name of the data set, instead of what the file says or is called.
         limit: How many slates to draw; all by default.
+        depth: How many documents of each slate to take, from its start: of a mined one the judged, then the nearest.
         own_first_stage: Whether an evaluator sorts the candidates by the model first. By default it does, unless they
             are a first stage's results.
         options: Those of the reader, see :func:`~e2rank_st.readers.open_slates`.
@@ -54,6 +55,7 @@ class Source:
     path: str
     name: str | None = None
     limit: int | None = None
+    depth: int | None = None
     own_first_stage: bool | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -81,12 +83,14 @@ class Source:
         """Read the slates; of more than ``limit`` as many are drawn, and stay in their order.
 
         Raises:
-            ValueError: There are none, or the reader refuses the file.
+            ValueError: There are none, ``depth`` leaves none of their documents, or the reader refuses the file.
             TypeError: The file's reader has no such option.
             OSError: The file cannot be read.
         """
         options = dict(self.options) | ({} if self.name is None else {"source": self.name})
-        slates = list(open_slates(self.path, **options))
+        if self.depth is not None and self.depth < 1:
+            raise ValueError(f"{self.path}: depth must be at least 1, got {self.depth}.")
+        slates = [slate.first(self.depth) for slate in open_slates(self.path, **options)]
         if not slates:
             raise ValueError(f"{self.path} holds no slates.")
         return [slates[place] for place in self.chosen(len(slates), seed)]
@@ -200,6 +204,8 @@ def _evaluator(source: Source, slates: list[Slate], places: list[int], options: 
         raise ValueError(
             f"{source.path} is evaluated with judgements, row by row; mend its bad rows, or leave them out."
         )
+    if source.depth is not None:
+        raise ValueError(f"{source.path} is evaluated as it was retrieved; leave depth={source.depth} out.")
     # Not from the slates: the judgements also count what the run has not found.
     return RerankingEvaluator.from_results(source.path, qrels, places=places, own_first_stage=own, **options)
 

@@ -18,7 +18,7 @@ import torch
 from e2rank_st import __version__
 from e2rank_st.atomic import replacing
 
-__all__ = ["History", "check_plotting", "environment", "split_log"]
+__all__ = ["History", "check_plotting", "environment", "read_earlier", "split_log", "stages"]
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "peft")
 PARTS = ("loss", "contrastive", "listwise", "localized", "guard")
@@ -43,6 +43,7 @@ class History:
         steps: Steps trained.
         resumed_from: Step that the run went on from, if it was resumed.
         seconds: Wall time of training since then, evaluation included.
+        earlier: The record of the run whose result this one started from, such as stage I; None without one.
         environment: Versions and hardware.
     """
 
@@ -58,6 +59,7 @@ class History:
     steps: int
     resumed_from: int | None
     seconds: float
+    earlier: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] = field(default_factory=lambda: environment())
 
     def write(self, folder: Path) -> None:
@@ -71,6 +73,22 @@ class History:
             fresh.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n", encoding="utf-8")
         with replacing(folder / CURVES_NAME) as fresh:
             _draw(self, fresh)
+
+
+def read_earlier(folder: Path) -> dict[str, Any] | None:
+    """The record of the run that made a model, if its folder has one.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    path = folder / JSON_NAME
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def stages(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A run's record behind those of the runs that it goes back to, the first one first."""
+    earlier = record.get("earlier")
+    return [*(stages(earlier) if earlier else ()), record]
 
 
 def environment() -> dict[str, Any]:

@@ -127,13 +127,13 @@ class E2Rank(SentenceTransformer):
         return model
 
     @classmethod
-    def from_adapter(cls, folder: str | os.PathLike[str], **kwargs: Any) -> E2Rank:
-        """Loads the base that a LoRA adapter names, merges the adapter, and takes over its reranking configuration.
-
-        ``E2Rank(folder)`` also loads such a folder, with peft and the adapter kept apart.
+    def from_adapter(cls, folder: str | os.PathLike[str], *, merge: bool = True, **kwargs: Any) -> E2Rank:
+        """Loads the base that a LoRA adapter names and the adapter, and takes over its reranking configuration.
 
         Args:
             folder: What training with ``lora_rank`` wrote.
+            merge: Whether to add the adapter to the weights. Kept apart, which needs peft, it can be trained on, and
+                the model is what ``E2Rank(folder)`` loads; but a base that is installed needs no Hub here.
             **kwargs: As for the class; they go to the base.
 
         Raises:
@@ -145,8 +145,11 @@ class E2Rank(SentenceTransformer):
         base = read_adapter_config(folder)["base_model_name_or_path"]
         model = cls.from_bundled(trained=False, **kwargs) if base == BUNDLED_REPOSITORY else cls(base, **kwargs)
         assert model.transformers_model is not None
-        merge_adapter(model.transformers_model, folder)
-        model.transformers_model.name_or_path = folder.name  # no longer the base
+        if merge:
+            merge_adapter(model.transformers_model, folder)
+            model.transformers_model.name_or_path = folder.name  # no longer the base
+        else:
+            model.load_adapter(str(folder), is_trainable=True)
         model._configure(folder)
         return model
 

@@ -115,7 +115,7 @@ def make_plan(trainer: E2RankTrainer) -> Plan:
         tokens=round(mean["tokens"] * processes * accumulation * steps),
         trained_parameters=trained,
         parameters=sum(parameter.numel() for parameter in parameters),
-        weights_bytes=_weights_bytes(parameters, bool(args.guard_weight)),
+        weights_bytes=_weights_bytes(parameters, isinstance(trainer.loss.reference, torch.nn.Module)),
         activations_bytes=_activations_bytes(trainer, batches),
     )
 
@@ -145,12 +145,10 @@ class _Batch:
         )
 
 
-def _weights_bytes(parameters: list[torch.nn.Parameter], is_guarded: bool) -> int:
+def _weights_bytes(parameters: list[torch.nn.Parameter], has_copy: bool) -> int:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    is_full = trained == sum(parameter.numel() for parameter in parameters)
-    # An adapter is switched off to be compared with; the full model needs a copy.
-    return weights * (2 if is_guarded and is_full else 1) + trained * (MASTER + MOMENTS)
+    return weights * (2 if has_copy else 1) + trained * (MASTER + MOMENTS)
 
 
 def _activations_bytes(trainer: E2RankTrainer, batches: list[_Batch]) -> int:

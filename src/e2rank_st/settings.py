@@ -70,7 +70,8 @@ class Settings:
         default_factory=list,
         metadata={
             "help": "Files or folders of slates, pairs or rankings. Instead of a path a mapping may say more: path, "
-            "name, limit (slates drawn), and the options of its reader, such as split or qrels."
+            "name, limit (slates drawn), depth (documents of each, from the start), and the options of its reader, "
+            "such as split or qrels."
         },
     )
     skip_bad_rows: bool = field(

@@ -75,6 +75,12 @@ class Slate:
         """Number of documents, N."""
         return len(self.documents)
 
+    def first(self, depth: int | None) -> Slate:
+        """This slate with its first documents only, at most ``depth``; None takes them all."""
+        if depth is None or depth >= len(self):
+            return self
+        return replace(self, documents=self.documents[:depth], labels=self.labels[:depth], gold=self.gold[:depth])
+
     def distinct(self) -> Slate:
         """This slate with each text once, at its first place.
 

@@ -23,11 +23,12 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
 from e2rank_st.atomic import replacing
 from e2rank_st.checkpoints import MODEL_ID
 from e2rank_st.data import document_index, load_evaluator, load_training_data, with_prompt_orders
 from e2rank_st.evaluation import SYSTEMS, randomisation_test
-from e2rank_st.history import PARTS, History, check_plotting, split_log
+from e2rank_st.history import PARTS, History, check_plotting, read_earlier, split_log
 from e2rank_st.index import Index
 from e2rank_st.model import BUNDLED_MODELS, E2Rank, load_model
 from e2rank_st.plan import make_plan
@@ -179,6 +180,7 @@ class TrainingRun:
             steps=state.global_step,
             resumed_from=int(checkpoint.rpartition("-")[2]) if checkpoint else None,
             seconds=round(seconds, 1),
+            earlier=read_earlier(Path(self.settings.model)),
         )
         self._save(history)
         return history
@@ -272,6 +274,8 @@ def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
     options = {"device": str(arguments.device), "model_kwargs": {"dtype": settings.dtype}}
     if settings.model in BUNDLED_MODELS:
         model = load_model(settings.model, **options)
+    elif (Path(settings.model) / ADAPTER_CONFIG).is_file():
+        model = E2Rank.from_adapter(settings.model, merge=False, **options)
     else:
         if not Path(settings.model).is_dir() and not MODEL_ID.fullmatch(settings.model):
             known = ", ".join(map(repr, BUNDLED_MODELS))

@@ -417,8 +417,9 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str:
 
 
 def _reference(model: E2Rank) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-    """The model as it is now: a frozen copy, or the same one with its adapter switched off."""
-    if not getattr(model.transformers_model, "_hf_peft_config_loaded", False):
+    """The model as it is now: a frozen copy, or the same one with its new adapter switched off."""
+    changes = [weight for name, weight in model.named_parameters() if "lora_B" in name]
+    if not changes or any(weight.any() for weight in changes):
         return copy.deepcopy(model)
 
     def without_adapter(features: dict[str, Any]) -> Mapping[str, Any]:

@@ -154,6 +154,25 @@ def test_results_of_other_weights_are_refused(tmp_path: Path):
         card(tmp_path / "other", *base_alone)
 
 
+def test_earlier_stages_are_told(tmp_path: Path):
+    """Guards against a card that passes over the first stage: its steps, its loss, its data."""
+    slates = {"path": "build/slates/wikiqa.parquet", "slates": 873, "documents": 9000}
+    scores = {"before": {"dl21_embedding_ndcg@10": 0.5}, "after": {"dl21_embedding_ndcg@10": 0.5125}, "p_values": {}}
+    earlier = scores | {
+        "settings": {"per_device_train_batch_size": 32},
+        "loss": {"contrastive_weight": 1.0},
+        "data": {"train": [slates], "dev": []},
+        "best_step": None,
+        "steps": 70,
+    }
+    text = card(tmp_path, *toy_results(), earlier=earlier)
+    assert "Stage 1: 70 steps of 32 slates; weights of the loss: contrastive 1; all vectors trained." in text
+    assert "| dl21 | 53 | embedding | 50.00 | 51.25 |" in text
+    assert text.index("Stage 1: 70") < text.index("Stage 2: 600 steps of 16 slates, of which")
+    assert "| 873 | 9,000 |" in text
+    assert "Stage" not in card(tmp_path, *toy_results())
+
+
 def test_data_of_unknown_licence_is_refused(tmp_path: Path):
     """Guards against training data that the card passes over."""
     data = {"train": [{"path": "build/slates/webcrawl.parquet", "slates": 1, "documents": 2}], "dev": []}
