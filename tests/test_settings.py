@@ -100,10 +100,11 @@ def test_wrong_files_are_refused(tmp_path: Path, content: str, message: str) -> 
         parse_settings([str(path)])
 
 
+@pytest.mark.parametrize("folder", ["settings", "models"])
 @pytest.mark.parametrize("name", ["stage1.yaml", "stage2.yaml"])
-def test_files_that_come_along(name: str, tmp_path: Path) -> None:
-    """Guards against an example whose names nobody keeps up to date."""
-    path = Path(__file__).parents[1] / "settings" / name
+def test_files_that_come_along(folder: str, name: str, tmp_path: Path) -> None:
+    """Guards against an example, or the bundled model's recipe, whose names nobody keeps up to date."""
+    path = Path(__file__).parents[1] / folder / name
     parsed = parse_settings([str(path), "--train", "slates.parquet", "--output_dir", str(tmp_path)])
     assert parsed.arguments.listwise_weight == (0.0 if name == "stage1.yaml" else 2.0)
     assert parsed.arguments.bf16
