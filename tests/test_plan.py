@@ -9,7 +9,7 @@ import pytest
 from e2rank_st import E2Rank
 from e2rank_st.plan import Plan, make_plan
 from e2rank_st.trainer import E2RankTrainer, E2RankTrainingArguments
-from tests.toy import toy_rows
+from tests.toy import toy_rows, with_adapter, with_trained_adapter
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
@@ -51,6 +51,10 @@ def test_memory_follows_the_settings(tiny: E2Rank, tmp_path: Path) -> None:
     full = plan(tiny, tmp_path, rows)
     guarded = plan(tiny, tmp_path, rows, guard_weight=1.0)
     assert guarded.weights_bytes == full.weights_bytes + 4 * full.parameters
+    for make, copies in ((with_adapter, 0), (with_trained_adapter, 1)):  # a new adapter is switched off instead
+        adapted = make(tiny)
+        without, guarded = (plan(adapted, tmp_path, rows, guard_weight=weight) for weight in (0.0, 1.0))
+        assert guarded.weights_bytes == without.weights_bytes + copies * 4 * guarded.parameters
     smaller = [
         {"bf16": True},
         {"activation_checkpointing": True},

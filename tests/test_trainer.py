@@ -23,7 +23,7 @@ from e2rank_st.collator import distinct_documents
 from e2rank_st.evaluation import RerankingEvaluator
 from e2rank_st.losses import CachedE2RankLoss, E2RankLoss
 from e2rank_st.trainer import STATE_FILE, UNFINISHED, E2RankTrainer, E2RankTrainingArguments, last_checkpoint
-from tests.toy import toy_rows
+from tests.toy import toy_rows, with_adapter, with_dropout, with_trained_adapter
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
@@ -54,33 +54,6 @@ def toy_trainer(model: E2Rank, folder: Path, data: Any = None, **options: Any) -
     texts = (texts for part in data.values() for texts in part["documents"])
     frozen = distinct_documents(model, texts) if args.freeze_documents else None
     return E2RankTrainer(model, args, train_dataset=data, evaluator=evaluator, frozen=frozen)
-
-
-def with_dropout(model: E2Rank) -> E2Rank:
-    """A copy that draws at random while it trains."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.2
-    return model
-
-
-def with_adapter(model: E2Rank) -> E2Rank:
-    """A copy with a LoRA adapter, the same one on every call."""
-    peft = pytest.importorskip("peft")
-    model = with_dropout(model)
-    torch.manual_seed(0)
-    model.add_adapter(peft.LoraConfig(r=4, target_modules="all-linear", task_type="FEATURE_EXTRACTION"))
-    return model
-
-
-def with_trained_adapter(model: E2Rank) -> E2Rank:
-    """A copy whose adapter has been trained already, as a second stage finds it."""
-    model = with_adapter(model)
-    for name, weights in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weights, std=0.02)
-    return model
 
 
 def assert_equal_weights(first: E2Rank, second: E2Rank) -> None:

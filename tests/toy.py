@@ -1,10 +1,17 @@
-"""Toy slates: a query and a document belong together if they name the same thing.
+"""Toy slates, and models to be trained on them.
 
-A tiny model learns a few slates by heart; to rank others better it takes some hundreds of them.
+A query and a document belong together if they name the same thing. A tiny model learns a few slates by heart; to rank
+others better it takes some hundreds of them.
 """
 
+import copy
 import random
 from typing import Any
+
+import pytest
+import torch
+
+from e2rank_st import E2Rank
 
 THINGS = ["flea", "cat", "dog", "iron", "bread", "river", "moon", "sun", "gravity", "yeast", "water", "fire"]
 
@@ -26,3 +33,30 @@ def toy_rows(number: int, seed: int = 0, source: str = "toy") -> list[dict[str, 
             }
         )
     return rows
+
+
+def with_dropout(model: E2Rank) -> E2Rank:
+    """A copy that draws at random while it trains."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.2
+    return model
+
+
+def with_adapter(model: E2Rank) -> E2Rank:
+    """A copy with a LoRA adapter, the same one on every call."""
+    peft = pytest.importorskip("peft")
+    model = with_dropout(model)
+    torch.manual_seed(0)
+    model.add_adapter(peft.LoraConfig(r=4, target_modules="all-linear", task_type="FEATURE_EXTRACTION"))
+    return model
+
+
+def with_trained_adapter(model: E2Rank) -> E2Rank:
+    """A copy whose adapter has been trained already, as a second stage finds it."""
+    model = with_adapter(model)
+    for name, weights in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weights, std=0.02)
+    return model

@@ -115,7 +115,7 @@ def make_plan(trainer: E2RankTrainer) -> Plan:
         tokens=round(mean["tokens"] * processes * accumulation * steps),
         trained_parameters=trained,
         parameters=sum(parameter.numel() for parameter in parameters),
-        weights_bytes=_weights_bytes(parameters, isinstance(trainer.loss.reference, torch.nn.Module)),
+        weights_bytes=_weights_bytes(parameters, isinstance(getattr(trainer.loss, "reference", None), torch.nn.Module)),
         activations_bytes=_activations_bytes(trainer, batches),
     )
 
