@@ -39,17 +39,21 @@ format: $(VENV)/.dev  ## fix what check would say about imports and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-train: build/stage2/final  ## train the bundled model anew, from the data in DATA into build; about an hour on 2 cores
+train: build/stage2/final  ## train the bundled model, from the data in DATA into build, which is kept; about an hour on 2 cores
 
-# Each stage goes on from its last checkpoint if it was interrupted, and is not begun again when it has come to its end.
+# A stage goes on from its last checkpoint if it was interrupted. To train anew, remove the folders in build.
 TRAIN = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train
+# The last of its files.
+SLATES = build/slates/squad_dev.jsonl
 
-build/stage2/final: | build/stage1/final
+build/stage2/final: build/stage1/final | $(SLATES)
 	$(TRAIN) models/stage2.yaml --output_dir build/stage2 --resume true
 
-build/stage1/final: | $(VENV)/.dev
-	$(VENV)/bin/python models/make_slates.py --data "$(DATA)" --output build/slates
+build/stage1/final: | $(SLATES)
 	$(TRAIN) models/stage1.yaml --output_dir build/stage1 --resume true
+
+$(SLATES): | $(VENV)/.dev
+	$(VENV)/bin/python models/make_slates.py --data "$(DATA)" --output build/slates
 
 # What is there already is kept, since a clone's file times say nothing: a result of run_mteb.py if it is of the same
 # model and data, else that is an error; one of run_reranking.py as it is, but the card refuses results of several states

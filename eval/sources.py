@@ -14,7 +14,7 @@ from typing import Any
 
 from e2rank_st.history import JSON_NAME, stages
 
-__all__ = ["SEEN_BY_BASE", "SOURCES", "Source", "TrainingData"]
+__all__ = ["SEEN_BY_BASE", "SOURCES", "Source", "TrainingData", "by_name"]
 
 MS_MARCO = "MS MARCO terms, non-commercial research"
 DEV, DEV_TASK = "_dev", "-dev"  # behind the name of a data set: its dev split, as training and as tasks.py call it
@@ -111,7 +111,8 @@ class TrainingData:
     """What a model was trained on and chosen by.
 
     Attributes:
-        train: A record for each training set, by its name: see :meth:`e2rank_st.data.Source.record`.
+        train: A record for each training set, by its name: see :meth:`e2rank_st.data.Source.record`. Of several
+            stages' records it is that with the most documents.
         dev: The same for what the settings were chosen by.
     """
 
@@ -128,7 +129,7 @@ class TrainingData:
         """
         runs = stages(json.loads((folder / JSON_NAME).read_text(encoding="utf-8")))
         train, dev = ([record for run in runs for record in run["data"][part]] for part in ("train", "dev"))
-        found = cls(_by_name(train), _by_name(dev))
+        found = cls(by_name(sorted(train, key=lambda record: record["documents"])), by_name(dev))
         unknown = found.train.keys() - {row.name for row in SOURCES}
         if unknown:
             raise ValueError(
@@ -161,6 +162,6 @@ class TrainingData:
         return "yes"
 
 
-def _by_name(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Records under the names that training gave them, of several runs the last."""
+def by_name(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Records under the names that training gave them, of one name the last."""
     return {record.get("name") or Path(record["path"]).name.split(".")[0]: record for record in records}

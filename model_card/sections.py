@@ -12,6 +12,7 @@ from facts import Facts
 from figures import FIGURES
 from records import Row, marked
 from report import Table, comparison_table, latency_table, main_table, markdown
+from sources import by_name
 
 from e2rank_st.evaluation import SYSTEMS
 from e2rank_st.history import stages
@@ -156,24 +157,29 @@ def training_data(facts: Facts) -> str:
 def tuning(facts: Facts) -> str:
     """How it was trained, stage by stage, and what that changed on the dev data."""
     runs = stages(facts.training)
-    titles = [f"Stage {number}: " for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
-    return "\n\n".join(title + _stage(run, facts) for title, run in zip(titles, runs, strict=True))
+    titles = [f"Training stage {number}: " for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
+    return "\n\n".join(title + _stage(run) for title, run in zip(titles, runs, strict=True))
 
 
-def _stage(run: Mapping[str, Any], facts: Facts) -> str:
+def _stage(run: Mapping[str, Any]) -> str:
     loss = {name: value for name, value in run["loss"].items() if name.endswith("_weight") and value}
+    if not loss.keys() & {"listwise_weight", "localized_weight"}:
+        loss.pop("query_weight", None)  # its share in a vector that this stage does not train
     parts = ", ".join(f"{name.removesuffix('_weight')} {value:g}" for name, value in loss.items())
     frozen = "document vectors stayed as they were" if run["loss"].get("freeze_documents") else "all vectors trained"
     batch = run["settings"].get("per_device_train_batch_size")  # what was told; a default is not there
     steps = f"{run['steps']:,} steps" + (f" of {batch} slates" if batch else "")
     kept = f", of which the checkpoint of step {run['best_step']} was kept" if run["best_step"] is not None else ""
-    head = f"{steps}{kept}; weights of the loss: {parts}; {frozen}. On the dev data, in points:"
+    head = f"{steps}{kept}; weights of the loss: {parts}; {frozen}."
     rows = [
         (data, f"{record['slates']}", system, f"{100 * run['before'][name]:.2f}", f"{100 * run['after'][name]:.2f}", p)
-        for data, record in facts.data.dev.items()
+        for data, record in by_name(run["data"]["dev"]).items()
         for system, name, p in _of_systems(run, data)
     ]
-    return f"{head}\n\n{_table(('nDCG@10', 'queries', 'system', 'before', 'after', 'p'), rows)}"
+    if not rows:
+        return head
+    table = _table(("nDCG@10", "queries", "system", "before", "after", "p"), rows)
+    return f"{head} On the dev data, in points, before and after it:\n\n{table}"
 
 
 def _of_systems(run: Mapping[str, Any], data: str) -> Iterator[tuple[str, str, str]]:
@@ -187,7 +193,8 @@ def _of_systems(run: Mapping[str, Any], data: str) -> Iterator[tuple[str, str, s
 
 def environment(facts: Facts, rows: Sequence[Row]) -> str:
     """What training and evaluation ran on."""
-    lines = dict.fromkeys([("training", *_described(facts.training["environment"])), *map(_measured_on, rows)])
+    trained = [("training", *_described(run["environment"])) for run in stages(facts.training)]
+    lines = dict.fromkeys([*trained, *map(_measured_on, rows)])
     return _table(("step", "hardware", "versions"), lines)
 
 

@@ -48,6 +48,22 @@ def test_merged_adapter_is_the_adapter(adapted: E2Rank, folder: Path, tiny: E2Ra
     assert (listwise.num_prompt_documents, listwise.max_prompt_tokens, listwise.query_weight) == (3, 300, 0.25)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_kept_apart_is_the_adapter(adapted: E2Rank, folder: Path, facts: list[str], dtype: str) -> None:
+    """Guards against an adapter that is rounded to what the base is loaded in, and one that cannot be trained on."""
+    kept = E2Rank.from_adapter(folder, merge=False, device="cpu", model_kwargs={"dtype": dtype})
+    theirs = dict(adapted.named_parameters())
+    ours = {name: weight for name, weight in kept.named_parameters() if "lora_" in name}
+    assert ours
+    for name, weight in ours.items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, theirs[name])
+        assert weight.requires_grad
+    if dtype == "float32":
+        torch.testing.assert_close(kept.encode(facts), adapted.encode(facts), atol=1e-6, rtol=0)
+    assert (kept.max_seq_length, kept.listwise.max_prompt_tokens) == (40, 300)
+
+
 def test_merged_model_is_saved_whole(folder: Path, tmp_path: Path, facts: list[str]) -> None:
     """Guards against a merged model that still needs its adapter."""
     merged = E2Rank.from_adapter(folder, device="cpu")
@@ -82,6 +98,8 @@ def test_a_damaged_adapter_is_refused(folder: Path, tiny: E2Rank) -> None:
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(ValueError, match="no pairs"):
         merge_adapter(copy.deepcopy(tiny).transformers_model, folder)
+    with pytest.raises(ValueError, match="of another adapter than the one to be trained"):
+        E2Rank.from_adapter(folder, merge=False, device="cpu")
     with pytest.raises(FileNotFoundError, match="holds no adapter"):
         E2Rank.from_adapter(folder.parent)
     with pytest.raises(FileNotFoundError, match="nowhere is no folder here"):

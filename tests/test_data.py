@@ -65,7 +65,7 @@ def test_depth_takes_the_first_documents(slates: Path) -> None:
         [row[name][:2] for name in columns] for row in whole["a"]
     ]
     assert load_training_data([entry(slates, depth=99)])[0]["b"][:] == whole["b"][:]
-    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="depth must be a whole number of at least 1, got 0"):
         load_training_data([entry(slates, depth=0)])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from e2rank_st.data import Source
 from e2rank_st.settings import Settings, help_text, parse_settings
 from e2rank_st.trainer import E2RankTrainingArguments
 
@@ -108,6 +109,15 @@ def test_files_that_come_along(folder: str, name: str, tmp_path: Path) -> None:
     parsed = parse_settings([str(path), "--train", "slates.parquet", "--output_dir", str(tmp_path)])
     assert parsed.arguments.listwise_weight == (0.0 if name == "stage1.yaml" else 2.0)
     assert parsed.arguments.bf16
+
+
+@pytest.mark.parametrize("name", ["stage1.yaml", "stage2.yaml"])
+def test_data_of_the_recipe(name: str, tmp_path: Path) -> None:
+    """Guards against a misspelt field of a data set in the recipe of the bundled model."""
+    path = Path(__file__).parents[1] / "models" / name
+    settings = parse_settings([str(path), "--output_dir", str(tmp_path)]).settings
+    entries = [Source.parse(entry) for entry in (*settings.train, *settings.dev)]
+    assert {Path(entry.path).name.split(".")[0] for entry in entries} >= {"squad", "medquad", "dl22", "nfcorpus_dev"}
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from e2rank_st import E2Rank
 from e2rank_st.adapters import WEIGHTS, read_adapter_config
 from e2rank_st.cli import app
 from e2rank_st.index import Index
+from e2rank_st.model import bundled_folder
 from e2rank_st.train import main
 from e2rank_st.trainer import E2RankTrainer
 from tests.toy import toy_rows
@@ -200,6 +201,8 @@ def test_adapter_of_the_bundled_base_names_it(settings: Path, tmp_path: Path) ->
     assert (model.listwise.num_prompt_documents, model.listwise.max_prompt_tokens) == (4, 200)
     main([str(settings), "--model", str(folder), "--max_steps", "1", "--output_dir", str(tmp_path / "second")])
     second = tmp_path / "second" / "final"  # a second stage: the same adapter, trained on, and no Hub was asked
+    assert history(tmp_path / "second")["earlier"] == history(tmp_path / "adapter")
+    assert history(tmp_path / "adapter")["earlier"] is None
     assert read_adapter_config(second) == read_adapter_config(folder)
     with safe_open(folder / WEIGHTS, "pt") as old, safe_open(second / WEIGHTS, "pt") as new:
         moved = [(new.get_tensor(name) - old.get_tensor(name)).abs().max() for name in old.keys()]  # noqa: SIM118
@@ -210,6 +213,27 @@ def test_adapter_of_the_bundled_base_names_it(settings: Path, tmp_path: Path) ->
         main([str(settings), "--model", "runs/stage1/final", "--output_dir", str(tmp_path / "none")])
     with pytest.raises(OSError):  # a bare name is one of Sentence-Transformers' own
         main([str(settings), "--model", "no-such-model", "--output_dir", str(tmp_path / "none")])
+
+
+def test_a_stage_does_not_resume_on_another_model(settings: Path, tmp_path: Path) -> None:
+    """Guards against vectors and a guard of one first stage in a run that began on another."""
+    first = ["--lora_rank", "2", "--max_steps", "1", "--output_dir"]
+    for number in (1, 2):
+        main([str(settings), *first, str(tmp_path / str(number))])
+    (tmp_path / "1" / "final").rename(tmp_path / "stage1")
+    second = [str(settings), "--model", str(tmp_path / "stage1"), "--max_steps", "1", "--resume", "true"]
+    main(second)
+    (tmp_path / "stage1").rename(tmp_path / "gone")
+    (tmp_path / "2" / "final").rename(tmp_path / "stage1")
+    with pytest.raises(ValueError, match=r"was started with another model in .*stage1"):
+        main(second)
+
+
+def test_a_run_on_the_bundled_model_goes_back_to_its_record(settings: Path, tmp_path: Path) -> None:
+    """Guards against data that the bundled model was trained on and a model made from it knows nothing of."""
+    main([str(settings), "--model", "bundled", "--max_steps", "1", "--output_dir", str(tmp_path / "mine")])
+    earlier = history(tmp_path / "mine")["earlier"]
+    assert earlier == json.loads((bundled_folder() / "training.json").read_text(encoding="utf-8"))
 
 
 def test_resumed_script_ends_as_an_unbroken_one(

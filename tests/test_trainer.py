@@ -76,11 +76,14 @@ class StopAt(TrainerCallback):
 RUNS: dict[str, tuple[Callable[[E2Rank], E2Rank], dict[str, Any]]] = {
     "full": (with_dropout, {"shuffle_prompt": 0.5, "random_prompt_size": 0.5, "documents_per_slate": 4}),
     "adapter, cached, guarded": (with_adapter, {"mini_batch_size": 4, "guard_weight": 1.0}),
-    "frozen documents": (with_adapter, {"freeze_documents": True, "guard_weight": 1.0, "query_weight": 0.3}),
+    "frozen documents, second stage": (
+        with_trained_adapter,
+        {"freeze_documents": True, "guard_weight": 1.0, "query_weight": 0.3},
+    ),
 }
 
 
-RESUMED = [("full", 3), ("full", 5), ("adapter, cached, guarded", 7), ("frozen documents", 4)]
+RESUMED = [("full", 3), ("full", 5), ("adapter, cached, guarded", 7), ("frozen documents, second stage", 4)]
 
 
 def test_nothing_is_trained_after_the_last_step(tiny: E2Rank, tmp_path: Path) -> None:

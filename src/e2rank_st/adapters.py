@@ -13,14 +13,25 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["CONFIG", "PREFIX", "WEIGHTS", "merge_adapter", "read_adapter_config"]
+__all__ = ["CONFIG", "WEIGHTS", "adapter_base", "fill_adapter", "merge_adapter", "read_adapter_config"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # that peft puts before the name of a layer
 # What a configuration may say without changing the formula above.
 PLAIN = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False}
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The model that the adapter in a folder belongs to; None where there is no adapter.
+
+    Raises:
+        OSError: Its configuration cannot be read.
+    """
+    path = folder / CONFIG
+    return json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") if path.is_file() else None
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -77,6 +88,30 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
         with torch.no_grad():
             change = scale * (up.float() @ down.float())
             weight.copy_(weight.float() + change.to(weight.device))
+
+
+def fill_adapter(backbone: Any, path: Path) -> None:
+    """Give the adapter that a backbone has the saved weights, in float32, whatever the base has.
+
+    Args:
+        backbone: A transformers model with a peft adapter.
+        path: A file of weights; peft saves them without the adapter's name.
+
+    Raises:
+        ValueError: It holds other weights than the adapter has.
+    """
+    saved = load_file(path)
+    (adapter,) = backbone.active_adapters()
+    wanted = {name: weight for name, weight in backbone.named_parameters() if f".{adapter}." in name}
+    given = {PREFIX + name.replace(f".{adapter}.", "."): name for name in wanted}
+    if given.keys() != saved.keys():
+        odd = sorted(given.keys() ^ saved.keys())[0]
+        raise ValueError(f"{path.name} is of another adapter than the one to be trained: {odd} is in one only.")
+    with torch.no_grad():
+        for name, place in given.items():
+            weight = wanted[place]
+            weight.data = weight.data.float()  # bfloat16 would round what is saved, and lose small updates
+            weight.copy_(saved[name])
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:

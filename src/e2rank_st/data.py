@@ -46,7 +46,8 @@ class Source:
         path: File or folder.
         name: Name of the data set, instead of what the file says or is called.
         limit: How many slates to draw; all by default.
-        depth: How many documents of each slate to take, from its start: of a mined one the judged, then the nearest.
+        depth: How many documents of each slate to take, from its start: of a mined one those that are judged, then the
+            nearest. What is left out of the gold ones is told in the log.
         own_first_stage: Whether an evaluator sorts the candidates by the model first. By default it does, unless they
             are a first stage's results.
         options: Those of the reader, see :func:`~e2rank_st.readers.open_slates`.
@@ -83,14 +84,17 @@ class Source:
         """Read the slates; of more than ``limit`` as many are drawn, and stay in their order.
 
         Raises:
-            ValueError: There are none, ``depth`` leaves none of their documents, or the reader refuses the file.
+            ValueError: There are none, ``depth`` is below 1, or the reader refuses the file.
             TypeError: The file's reader has no such option.
             OSError: The file cannot be read.
         """
         options = dict(self.options) | ({} if self.name is None else {"source": self.name})
-        if self.depth is not None and self.depth < 1:
-            raise ValueError(f"{self.path}: depth must be at least 1, got {self.depth}.")
-        slates = [slate.first(self.depth) for slate in open_slates(self.path, **options)]
+        slates = list(open_slates(self.path, **options))
+        if self.depth is not None:
+            known = sum(map(_number_gold, slates))
+            slates = [slate.first(self.depth) for slate in slates]
+            if lost := known - sum(map(_number_gold, slates)):
+                logger.warning("%s: depth %d leaves out %d of %d gold documents.", self.path, self.depth, lost, known)
         if not slates:
             raise ValueError(f"{self.path} holds no slates.")
         return [slates[place] for place in self.chosen(len(slates), seed)]
@@ -109,6 +113,10 @@ class Source:
         except FileNotFoundError:
             return record
         return record | {"manifest": {name: value for name, value in asdict(manifest).items() if value}}
+
+
+def _number_gold(slate: Slate) -> int:
+    return sum(slate.gold)
 
 
 def load_training_data(

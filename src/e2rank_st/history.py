@@ -43,7 +43,8 @@ class History:
         steps: Steps trained.
         resumed_from: Step that the run went on from, if it was resumed.
         seconds: Wall time of training since then, evaluation included.
-        earlier: The record of the run whose result this one started from, such as stage I; None without one.
+        earlier: The record of the run whose result this one started from, such as stage I; None if it started from a
+            checkpoint, a model of the Hub or one without a record.
         environment: Versions and hardware.
     """
 
@@ -80,6 +81,7 @@ def read_earlier(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         OSError: It cannot be read.
+        ValueError: It is damaged.
     """
     path = folder / JSON_NAME
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None

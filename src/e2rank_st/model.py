@@ -23,7 +23,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
-from e2rank_st.adapters import merge_adapter, read_adapter_config
+from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from e2rank_st.adapters import fill_adapter, merge_adapter, read_adapter_config
 from e2rank_st.atomic import replacing
 from e2rank_st.checkpoints import Checkpoint, find_checkpoint
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
@@ -132,14 +133,15 @@ class E2Rank(SentenceTransformer):
 
         Args:
             folder: What training with ``lora_rank`` wrote.
-            merge: Whether to add the adapter to the weights. Kept apart, which needs peft, it can be trained on, and
-                the model is what ``E2Rank(folder)`` loads; but a base that is installed needs no Hub here.
+            merge: Whether to add the adapter to the weights. Kept apart it can be trained on: ``E2Rank(folder)`` also
+                does that, but asks the Hub for a base that is installed here.
             **kwargs: As for the class; they go to the base.
 
         Raises:
             FileNotFoundError: If the folder holds no adapter.
-            ValueError: If it is no plain LoRA adapter, or its base is another model than it names.
+            ValueError: If it is no plain LoRA adapter, is damaged, or its base is another model than it names.
             OSError: If the base cannot be loaded.
+            ImportError: If the adapter is to be kept apart, and peft is missing.
         """
         folder = Path(folder)
         base = read_adapter_config(folder)["base_model_name_or_path"]
@@ -149,7 +151,11 @@ class E2Rank(SentenceTransformer):
             merge_adapter(model.transformers_model, folder)
             model.transformers_model.name_or_path = folder.name  # no longer the base
         else:
-            model.load_adapter(str(folder), is_trainable=True)
+            try:
+                model.load_adapter(str(folder), is_trainable=True)
+            except ImportError as error:
+                raise ImportError("Adapters need peft: pip install 'e2rank-st[train]'") from error
+            fill_adapter(model.transformers_model, folder / ADAPTER_WEIGHTS)
         model._configure(folder)
         return model
 

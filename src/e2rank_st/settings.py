@@ -114,7 +114,10 @@ class Settings:
             "help": "Of the backbone; by default its own. On CPUs attention with dropout is several times slower."
         },
     )
-    lora_rank: int = field(default=0, metadata={"help": "Rank of a LoRA adapter; 0 trains all weights."})
+    lora_rank: int = field(
+        default=0,
+        metadata={"help": "Rank of a new LoRA adapter; 0 trains all weights, or the adapter that the model has."},
+    )
     lora_alpha: int | None = field(default=None, metadata={"help": "Its scale; by default twice the rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
     lora_targets: list[str] | None = field(

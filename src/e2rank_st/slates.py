@@ -75,10 +75,14 @@ class Slate:
         """Number of documents, N."""
         return len(self.documents)
 
-    def first(self, depth: int | None) -> Slate:
-        """This slate with its first documents only, at most ``depth``; None takes them all."""
-        if depth is None or depth >= len(self):
-            return self
+    def first(self, depth: int) -> Slate:
+        """This slate with its first documents only, at most ``depth``.
+
+        Raises:
+            ValueError: ``depth`` is no whole number of at least 1.
+        """
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"depth must be a whole number of at least 1, got {depth!r}.")
         return replace(self, documents=self.documents[:depth], labels=self.labels[:depth], gold=self.gold[:depth])
 
     def distinct(self) -> Slate:

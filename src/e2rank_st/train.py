@@ -23,14 +23,14 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
+from e2rank_st.adapters import adapter_base
 from e2rank_st.atomic import replacing
 from e2rank_st.checkpoints import MODEL_ID
 from e2rank_st.data import document_index, load_evaluator, load_training_data, with_prompt_orders
 from e2rank_st.evaluation import SYSTEMS, randomisation_test
 from e2rank_st.history import PARTS, History, check_plotting, read_earlier, split_log
 from e2rank_st.index import Index
-from e2rank_st.model import BUNDLED_MODELS, E2Rank, load_model
+from e2rank_st.model import BUNDLED_MODELS, BUNDLED_REPOSITORY, E2Rank, bundled_folder, load_model
 from e2rank_st.plan import make_plan
 from e2rank_st.settings import Parsed, Settings, help_text, parse_settings
 from e2rank_st.tables import Column, show
@@ -121,6 +121,8 @@ class TrainingRun:
         self.output = Path(str(arguments.output_dir))
         self.is_main = arguments.process_index == 0
         self._check_output()
+        bundled = BUNDLED_MODELS.get(settings.model, False)
+        self.earlier = read_earlier(bundled_folder() if bundled else Path(settings.model))
         set_seed(arguments.seed)
         model = load_base(settings, arguments)
         train, train_records = load_training_data(settings.train, arguments.seed, settings.skip_bad_rows)
@@ -180,7 +182,7 @@ class TrainingRun:
             steps=state.global_step,
             resumed_from=int(checkpoint.rpartition("-")[2]) if checkpoint else None,
             seconds=round(seconds, 1),
-            earlier=read_earlier(Path(self.settings.model)),
+            earlier=self.earlier,
         )
         self._save(history)
         return history
@@ -208,7 +210,13 @@ class TrainingRun:
         """Keep what a resumed run needs; the metrics of the model before training as soon as they are known."""
         per_query = {evaluator.name: evaluator.per_query for evaluator in self._evaluators()}
         before = self._metrics(metrics) if metrics else {}
-        start = {"told": self.told, "data": self.data, "before": before, "per_query": per_query}
+        start = {
+            "told": self.told,
+            "data": self.data,
+            "earlier": self.earlier,
+            "before": before,
+            "per_query": per_query,
+        }
         if self.is_main:
             with replacing(self.output / RUN_FILE) as fresh:
                 fresh.write_text(json.dumps(start, default=str) + "\n", encoding="utf-8")
@@ -223,6 +231,10 @@ class TrainingRun:
         """Read what the run was started with, and compare."""
         start: dict[str, Any] = json.loads((self.output / RUN_FILE).read_text(encoding="utf-8"))
         data, told = json.loads(json.dumps([self.data, self.told], default=str))
+        if start.get("earlier") != self.earlier:
+            raise ValueError(
+                f"{self.output} was started with another model in {self.settings.model}; start anew, in another folder."
+            )
         others = [name for name in data if data[name] != start["data"][name]]
         if others:
             raise ValueError(
@@ -274,7 +286,7 @@ def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
     options = {"device": str(arguments.device), "model_kwargs": {"dtype": settings.dtype}}
     if settings.model in BUNDLED_MODELS:
         model = load_model(settings.model, **options)
-    elif (Path(settings.model) / ADAPTER_CONFIG).is_file():
+    elif adapter_base(Path(settings.model)) == BUNDLED_REPOSITORY:  # which is installed, and needs no Hub
         model = E2Rank.from_adapter(settings.model, merge=False, **options)
     else:
         if not Path(settings.model).is_dir() and not MODEL_ID.fullmatch(settings.model):

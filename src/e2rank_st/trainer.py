@@ -19,7 +19,6 @@ from typing import Any, Literal
 from weakref import WeakSet
 
 import torch
-from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers, MultiDatasetBatchSamplers
 from torch import nn
@@ -28,8 +27,8 @@ from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
-from e2rank_st.adapters import PREFIX
 from e2rank_st.adapters import WEIGHTS as ADAPTER
+from e2rank_st.adapters import fill_adapter
 from e2rank_st.collator import SlateCollator
 from e2rank_st.index import Index
 from e2rank_st.losses import CachedE2RankLoss, E2RankLoss
@@ -89,7 +88,7 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
         metadata={"help": "Documents keep the vectors of the model before training: a step costs one prompt a slate."},
     )
     guard_weight: float = field(
-        default=0.0, metadata={"help": "Factor of the guard that keeps plain embeddings near the base model's."}
+        default=0.0, metadata={"help": "Factor of the guard that keeps plain embeddings near those before training."}
     )
     gather_across_devices: bool = field(
         default=True, metadata={"help": "Documents of the other processes are negatives too."}
@@ -352,26 +351,13 @@ class E2RankTrainer(SentenceTransformerTrainer):
             return
         folder = Path(resume_from_checkpoint)
         if (folder / ADAPTER).exists() and not self.is_fsdp_enabled:
-            self._load_adapter(load_file(folder / ADAPTER))
+            fill_adapter(self.model.transformers_model, folder / ADAPTER)
             return
         weights = E2Rank(resume_from_checkpoint, device="cpu").state_dict()
         if self.is_fsdp_enabled:
             set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
         else:
             self.model.load_state_dict(weights)
-
-    def _load_adapter(self, saved: Mapping[str, torch.Tensor]) -> None:
-        """Take an adapter's weights, by their names in the model: peft saves them without the adapter's name."""
-        backbone: Any = self.model.transformers_model
-        (adapter,) = backbone.active_adapters()
-        wanted = {name: parameter for name, parameter in backbone.named_parameters() if f".{adapter}." in name}
-        given = {PREFIX + name.replace(f".{adapter}.", "."): name for name in wanted}
-        if given.keys() != saved.keys():
-            odd = sorted(given.keys() ^ saved.keys())[0]
-            raise ValueError(f"The checkpoint's adapter is not the one that is being trained: {odd} is in one only.")
-        with torch.no_grad():
-            for name, place in given.items():
-                wanted[place].copy_(saved[name])
 
     def _load_best_model(self) -> None:
         """Take the weights of the best checkpoint; the host would go on with the last ones where that fails."""

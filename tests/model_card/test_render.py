@@ -17,7 +17,17 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from e2rank_st import E2Rank
-from tests.model_card.data import BASE, REVISION, mteb, official, reranking, toy_results, write_model, write_results
+from tests.model_card.data import (
+    BASE,
+    ENVIRONMENT,
+    REVISION,
+    mteb,
+    official,
+    reranking,
+    toy_results,
+    write_model,
+    write_results,
+)
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/card.md"
@@ -160,17 +170,21 @@ def test_earlier_stages_are_told(tmp_path: Path):
     scores = {"before": {"dl21_embedding_ndcg@10": 0.5}, "after": {"dl21_embedding_ndcg@10": 0.5125}, "p_values": {}}
     earlier = scores | {
         "settings": {"per_device_train_batch_size": 32},
-        "loss": {"contrastive_weight": 1.0},
-        "data": {"train": [slates], "dev": []},
+        "loss": {"contrastive_weight": 1.0, "query_weight": 0.5},
+        "data": {"train": [slates], "dev": [{"path": "dl21.jsonl", "slates": 40, "documents": 4000}]},
+        "environment": ENVIRONMENT | {"hardware": {"device": "a GPU", "threads": 1}},
         "best_step": None,
         "steps": 70,
     }
     text = card(tmp_path, *toy_results(), earlier=earlier)
-    assert "Stage 1: 70 steps of 32 slates; weights of the loss: contrastive 1; all vectors trained." in text
-    assert "| dl21 | 53 | embedding | 50.00 | 51.25 |" in text
-    assert text.index("Stage 1: 70") < text.index("Stage 2: 600 steps of 16 slates, of which")
+    assert (
+        "Training stage 1: 70 steps of 32 slates; weights of the loss: contrastive 1; all vectors trained. On" in text
+    )
+    assert "| dl21 | 40 | embedding | 50.00 | 51.25 |" in text
+    assert text.index("stage 1: 70") < text.index("stage 2: 600 steps of 16 slates, of which")
     assert "| 873 | 9,000 |" in text
-    assert "Stage" not in card(tmp_path, *toy_results())
+    assert "| training | a GPU, 1 threads |" in text
+    assert "Training stage" not in card(tmp_path, *toy_results())
 
 
 def test_data_of_unknown_licence_is_refused(tmp_path: Path):
