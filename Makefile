@@ -39,18 +39,13 @@ format: $(VENV)/.dev  ## fix what check would say about imports and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-train: build/stage2/final  ## train the bundled model, from the data in DATA into build, which is kept; about an hour on 2 cores
+train: build/train/final  ## train the bundled model, from the data in DATA into build, which is kept; about half an hour on 2 cores
 
-# A stage goes on from its last checkpoint if it was interrupted. To train anew, remove the folders in build.
-TRAIN = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train
-# The last of its files.
+# The last of the files of slates. A run goes on from its last checkpoint; to train anew, remove the folders in build.
 SLATES = build/slates/squad_dev.jsonl
 
-build/stage2/final: build/stage1/final | $(SLATES)
-	$(TRAIN) models/stage2.yaml --output_dir build/stage2 --resume true
-
-build/stage1/final: | $(SLATES)
-	$(TRAIN) models/stage1.yaml --output_dir build/stage1 --resume true
+build/train/final: | $(SLATES)
+	OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train models/train.yaml --output_dir build/train --resume true
 
 $(SLATES): | $(VENV)/.dev
 	$(VENV)/bin/python models/make_slates.py --data "$(DATA)" --output build/slates

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import ship
 
+from e2rank_st.settings import parse_settings
+
+RECIPE = Path(__file__).parents[2] / "models" / "train.yaml"
 SHIPPED = Path(__file__).parents[2] / "models" / "e2rank-minilm-l6"
 
 
@@ -33,6 +36,15 @@ def test_what_is_shipped(run: Path, tmp_path: Path) -> None:
     assert hashes == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ship.KEPT}
     before, after = (json.loads((root / ship.LISTWISE / "config.json").read_text()) for root in (run, folder))
     assert after == before | {"query_weight": 0.5}
+
+
+def test_the_shipped_model_is_made_by_the_recipe() -> None:
+    """Guards against a settings file that was changed after the run."""
+    pytest.importorskip("accelerate")
+    told = json.loads(json.dumps(parse_settings([str(RECIPE), "--output_dir", "run"]).told, default=str))
+    run = json.loads((SHIPPED / "training.json").read_text(encoding="utf-8"))["settings"]
+    own = {"output_dir", "resume", "use_cpu"}  # of the run, and of the machine
+    assert {key: run[key] for key in run.keys() - own} == {key: told[key] for key in told.keys() - own}
 
 
 @pytest.mark.parametrize(("flags", "message"), [(["--query-weight", "2"], "0 to 1, got 2"), ([], "No such file")])
