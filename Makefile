@@ -39,13 +39,18 @@ format: $(VENV)/.dev  ## fix what check would say about imports and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-train: build/train/final  ## train the bundled model, from the data in DATA into build, which is kept; about half an hour on 2 cores
+train: build/stage2/final  ## train the bundled model, from the data in DATA into build, which is kept; about 70 minutes on 2 cores
 
-# The last of the files of slates. A run goes on from its last checkpoint; to train anew, remove the folders in build.
+# A stage goes on from its last checkpoint if it was interrupted. To train anew, remove the folders in build.
+TRAIN = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train
+# The last of its files.
 SLATES = build/slates/squad_dev.jsonl
 
-build/train/final: | $(SLATES)
-	OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train models/train.yaml --output_dir build/train --resume true
+build/stage2/final: build/stage1/final | $(SLATES)
+	$(TRAIN) models/stage2.yaml --output_dir build/stage2 --resume true
+
+build/stage1/final: | $(SLATES)
+	$(TRAIN) models/stage1.yaml --output_dir build/stage1 --resume true
 
 $(SLATES): | $(VENV)/.dev
 	$(VENV)/bin/python models/make_slates.py --data "$(DATA)" --output build/slates

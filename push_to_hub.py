@@ -1,7 +1,7 @@
 """A model → a repository on the Hugging Face Hub that anyone can load, verified before a byte of it is uploaded.
 
     python push_to_hub.py models/e2rank-minilm-l6 --repo-id org/e2rank-minilm-l6 --dry-run
-    python push_to_hub.py build/train/final --repo-id org/e2rank --card card.md --private
+    python push_to_hub.py build/stage2/final --repo-id org/e2rank --card card.md --private
 
 Standard output lists the files, the checks and the plan; progress and errors go to standard error. The token is that of
 ``hf auth login``, or HF_TOKEN.

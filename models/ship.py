@@ -1,6 +1,6 @@
 """A finished training run → the folder of the bundled model, with the reranking configuration that was chosen on dev.
 
-    python models/ship.py build/train/final models/e2rank-minilm-l6 --query-weight 0.5
+    python models/ship.py build/stage2/final models/e2rank-minilm-l6 --query-weight 0.5
 
 What belongs to the base is left out (tokenizer, code): it comes with the base. What stays is the adapter, the
 configuration, the record of the run, and a manifest with the hash of every file.

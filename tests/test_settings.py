@@ -101,18 +101,20 @@ def test_wrong_files_are_refused(tmp_path: Path, content: str, message: str) -> 
         parse_settings([str(path)])
 
 
+@pytest.mark.parametrize("folder", ["settings", "models"])
 @pytest.mark.parametrize("name", ["stage1.yaml", "stage2.yaml"])
-def test_files_that_come_along(name: str, tmp_path: Path) -> None:
-    """Guards against an example whose names nobody keeps up to date."""
-    path = Path(__file__).parents[1] / "settings" / name
+def test_files_that_come_along(folder: str, name: str, tmp_path: Path) -> None:
+    """Guards against an example, or the bundled model's recipe, whose names nobody keeps up to date."""
+    path = Path(__file__).parents[1] / folder / name
     parsed = parse_settings([str(path), "--train", "slates.parquet", "--output_dir", str(tmp_path)])
     assert parsed.arguments.listwise_weight == (0.0 if name == "stage1.yaml" else 2.0)
     assert parsed.arguments.bf16
 
 
-def test_data_of_the_recipe(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["stage1.yaml", "stage2.yaml"])
+def test_data_of_the_recipe(name: str, tmp_path: Path) -> None:
     """Guards against a misspelt field of a data set in the recipe of the bundled model."""
-    path = Path(__file__).parents[1] / "models" / "train.yaml"
+    path = Path(__file__).parents[1] / "models" / name
     settings = parse_settings([str(path), "--output_dir", str(tmp_path)]).settings
     entries = [Source.parse(entry) for entry in (*settings.train, *settings.dev)]
     assert {Path(entry.path).name.split(".")[0] for entry in entries} >= {"squad", "medquad", "dl22", "nfcorpus_dev"}

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import ship
 
+from e2rank_st.history import stages
 from e2rank_st.settings import parse_settings
 
-RECIPE = Path(__file__).parents[2] / "models" / "train.yaml"
+SETTINGS = Path(__file__).parents[2] / "models"
 SHIPPED = Path(__file__).parents[2] / "models" / "e2rank-minilm-l6"
 
 
@@ -39,12 +40,17 @@ def test_what_is_shipped(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_shipped_model_is_made_by_the_recipe() -> None:
-    """Guards against a settings file that was changed after the run."""
+    """Guards against settings files that were changed after the run, and a record without its first stage."""
     pytest.importorskip("accelerate")
-    told = json.loads(json.dumps(parse_settings([str(RECIPE), "--output_dir", "run"]).told, default=str))
-    run = json.loads((SHIPPED / "training.json").read_text(encoding="utf-8"))["settings"]
-    own = {"output_dir", "resume", "use_cpu"}  # of the run, and of the machine
-    assert {key: run[key] for key in run.keys() - own} == {key: told[key] for key in told.keys() - own}
+    runs = stages(json.loads((SHIPPED / "training.json").read_text(encoding="utf-8")))
+    for name, run in zip(("stage1", "stage2"), runs, strict=True):
+        told = json.loads(
+            json.dumps(parse_settings([str(SETTINGS / f"{name}.yaml"), "--output_dir", "run"]).told, default=str)
+        )
+        own = {"output_dir", "resume", "use_cpu"}  # of the run, and of the machine
+        assert {key: run["settings"][key] for key in run["settings"].keys() - own} == {
+            key: told[key] for key in told.keys() - own
+        }
 
 
 @pytest.mark.parametrize(("flags", "message"), [(["--query-weight", "2"], "0 to 1, got 2"), ([], "No such file")])
