@@ -153,7 +153,7 @@ def prompt_documents(rows: Sequence[Row]) -> Any:
                 axes.axhline(100 * row.scores["main"], color=style.colour, linewidth=0.9, linestyle=(0, (1, 3)))
     axes.set_xticks(sorted({row.num_prompt_documents or 0 for part in curves.values() for row in part}))
     _axes(axes, "dotted level: plain embedding", "documents in the prompt (K)", "nDCG@10")
-    axes.legend(fontsize="small", frameon=False)
+    figure.legend(loc="outside lower center", fontsize="small", frameon=False)  # the curves fill the axes
     return figure
 
 
