@@ -29,6 +29,7 @@ def adapter_base(folder: Path) -> str | None:
 
     Raises:
         OSError: Its configuration cannot be read.
+        ValueError: It is damaged.
     """
     path = folder / CONFIG
     return json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") if path.is_file() else None

@@ -11,7 +11,7 @@ from e2rank_st.history import stages
 from e2rank_st.settings import parse_settings
 
 SETTINGS = Path(__file__).parents[2] / "models"
-SHIPPED = Path(__file__).parents[2] / "models" / "e2rank-minilm-l6"
+SHIPPED = SETTINGS / "e2rank-minilm-l6"
 
 
 @pytest.fixture
