@@ -39,7 +39,7 @@ format: $(VENV)/.dev  ## fix what check would say about imports and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-train: build/stage2/final  ## train the bundled model, from the data in DATA into build, which is kept; about 70 minutes on 2 cores
+train: build/stage2/final  ## train the bundled model, from the data in DATA into build, which is kept; about 50 minutes on 2 cores
 
 # A stage goes on from its last checkpoint if it was interrupted. To train anew, remove the folders in build.
 TRAIN = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train

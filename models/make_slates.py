@@ -3,11 +3,11 @@
     python models/make_slates.py --data ../shared/data --output build/slates
 
 Questions get the passages that the untrained base finds nearest, so that a prompt made from a slate looks like one made
-from a first stage's results; what is known to answer them is gold, and the rest unjudged. Claims are queries that are
-no questions: a sentence, without some of its words, asks for the document that it was taken out of (inverse cloze task,
-Lee et al. 2019, arXiv 1906.00300). A few are left with a word or two, as some questions are. A strong first stage's
-order and lists with many grades teach preferences. They are few and long: each is dealt out into several slates, so
-that prompts of one question differ.
+from a first stage's results; what is known to answer them is gold, and the rest unjudged. Documents that dev judges are
+left out, so that dev stays unseen. Claims are queries that are no questions: a sentence, without some of its words,
+asks for the document that it was taken out of (inverse cloze task, Lee et al. 2019, arXiv 1906.00300). A few are left
+with a word or two, as some questions are. A strong first stage's order and lists with many grades teach preferences.
+They are few and long: each is dealt out into several slates, so that prompts of one question differ.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import logging
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -68,12 +68,12 @@ class Dealt:
 
 
 MINED = (
-    Mined("squad", 7_500, 6_000, 1_500),
-    Mined("medquad", 5_000, 3_400, 1_500),
+    Mined("squad", 20_000, 8_000, 1_500),
+    Mined("medquad", 20_000, 8_000, 1_500),
     Mined("wikiqa", 10_000, 873),
     Mined("mediqa", 2_000, 208),
 )
-DEALT = (Dealt("dl22", 36, 60), Dealt("dl23", 24, 60))
+DEALT = (Dealt("dl22", 48, 60), Dealt("dl23", 36, 60))
 SQUAD_DEV = Mined("squad", 2_000, 200)
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 CLAIM_WORDS = range(8, 31)  # words of a sentence that can be a claim
@@ -134,6 +134,26 @@ def draw_part(collection: Collection, source: Mined, seed: int) -> Collection:
     return Collection(corpus, collection.queries, {query: collection.judgements[query] for query in queries})
 
 
+def unseen(folder: Path) -> Collection:
+    """The training split without the documents that dev judges, of which nothing is to be learned here."""
+    train = Collection.load(folder, "train")
+    try:
+        dev = Collection.load(folder, "dev")
+    except FileNotFoundError:  # it has no such split
+        return train
+    return without(train, {id_ for grades in dev.judgements.values() for id_ in grades})
+
+
+def without(collection: Collection, documents: Set[str]) -> Collection:
+    """Leave documents out; judgements of them, too."""
+    corpus = {id_: text for id_, text in collection.corpus.items() if id_ not in documents}
+    judgements = {
+        query: {id_: grade for id_, grade in grades.items() if id_ in corpus}
+        for query, grades in collection.judgements.items()
+    }
+    return Collection(corpus, collection.queries, {query: grades for query, grades in judgements.items() if grades})
+
+
 def with_claims(collection: Collection, number: int, seed: int) -> Collection:
     """Take sentences out of documents that answer no question, and let them ask for what is left.
 
@@ -183,7 +203,7 @@ def write_first_stage(path: Path, model: E2Rank, collection: Collection) -> None
 
 
 def _mined(source: Mined, model: E2Rank, options: argparse.Namespace) -> Iterator[Slate]:
-    part = draw_part(Collection.load(options.data / source.name, "train"), source, options.seed)
+    part = draw_part(unseen(options.data / source.name), source, options.seed)
     if source.claims:
         asked = len(part.judgements)
         part = with_claims(part, source.claims, options.seed)

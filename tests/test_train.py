@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from e2rank_st import E2Rank
 from e2rank_st.adapters import WEIGHTS, read_adapter_config
 from e2rank_st.cli import app
+from e2rank_st.data import document_index
 from e2rank_st.index import Index
 from e2rank_st.model import bundled_folder
 from e2rank_st.train import main
@@ -189,6 +190,23 @@ def test_frozen_documents_and_a_query_weight(
     assert record["loss"]["query_weight"] == 0.25
     assert {"listwise", "guard"} <= record["log"][0].keys()
     assert E2Rank(str(tmp_path / "run" / "final"), device="cpu").listwise.query_weight == 0.25
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_documents_are_embedded_in_the_precision_of_training(
+    bf16: bool, settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a float32 adapter that takes twice as long before training as within it."""
+    precisions = []
+
+    def spy(*args: Any, **options: Any) -> Index:
+        precisions.append(torch.is_autocast_enabled("cpu"))
+        return document_index(*args, **options)
+
+    monkeypatch.setattr("e2rank_st.train.document_index", spy)
+    flags = ["--freeze_documents", "true", "--contrastive_weight", "0", "--max_steps", "1"]
+    main([str(settings), *flags, "--bf16", str(bf16).lower(), "--use_cpu", "true"])
+    assert precisions == [bf16]
 
 
 def test_adapter_of_the_bundled_base_names_it(settings: Path, tmp_path: Path) -> None:

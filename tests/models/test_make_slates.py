@@ -5,7 +5,7 @@ from pathlib import Path
 
 import make_slates
 import pytest
-from make_slates import Dealt, Mined, deal, draw_part, with_claims, write_first_stage
+from make_slates import Dealt, Mined, deal, draw_part, unseen, with_claims, write_first_stage
 
 from e2rank_st.collection import Collection
 from e2rank_st.slates import Slate
@@ -33,6 +33,20 @@ def test_groups_are_drawn_whole_and_questions_have_their_answers() -> None:
     assert len(part.judgements) == 4
     assert all(grades.keys() <= part.corpus.keys() for grades in part.judgements.values())
     assert part == draw_part(whole, Mined("s", 30, 4), seed=0) != draw_part(whole, Mined("s", 30, 4), seed=1)
+
+
+def test_documents_that_dev_judges_are_left_out(tmp_path: Path) -> None:
+    """Guards against dev figures of documents that were trained on, and against a set without dev that is refused."""
+    rows = [json.dumps({"_id": f"d{number}", "text": f"text {number}"}) for number in range(4)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "asked"}', encoding="utf-8")
+    (tmp_path / "qrels_train.tsv").write_text("query-id\tcorpus-id\tscore\nq\td0\t1\n", encoding="utf-8")
+    assert unseen(tmp_path).corpus.keys() == {f"d{number}" for number in range(4)}
+    judged = "query-id\tcorpus-id\tscore\nq\td0\t0\nq\td2\t1\n"
+    (tmp_path / "qrels_dev.tsv").write_text(judged, encoding="utf-8")
+    rest = unseen(tmp_path)
+    assert rest.corpus.keys() == {"d1", "d3"}
+    assert rest.judgements == {}
 
 
 def test_claims_are_taken_out_of_documents_that_answer_no_question() -> None:
