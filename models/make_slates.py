@@ -4,10 +4,11 @@
 
 Questions get the passages that the untrained base finds nearest, so that a prompt made from a slate looks like one made
 from a first stage's results; what is known to answer them is gold, and the rest unjudged. Documents that dev judges are
-left out, so that dev stays unseen. Claims are queries that are no questions: a sentence, without some of its words,
-asks for the document that it was taken out of (inverse cloze task, Lee et al. 2019, arXiv 1906.00300). A few are left
-with a word or two, as some questions are. A strong first stage's order and lists with many grades teach preferences.
-They are few and long: each is dealt out into several slates, so that prompts of one question differ.
+left out, by their id: a text that comes again under another one stays. Claims are queries that are no questions: a
+sentence, without some of its words, asks for the document that it was taken out of (inverse cloze task, Lee et al.
+2019, arXiv 1906.00300). A few are left with a word or two, as some questions are. A strong first stage's order and
+lists with many grades teach preferences. They are few and long: each is dealt out into several slates, so that prompts
+of one question differ.
 """
 
 from __future__ import annotations
@@ -135,7 +136,14 @@ def draw_part(collection: Collection, source: Mined, seed: int) -> Collection:
 
 
 def unseen(folder: Path) -> Collection:
-    """The training split without the documents that dev judges, of which nothing is to be learned here."""
+    """Read the training split without the documents that dev judges, by which the model is chosen.
+
+    Args:
+        folder: Data in BEIR's layout; it may have no split ``dev``.
+
+    Raises:
+        FileNotFoundError: A file of the training split is missing.
+    """
     train = Collection.load(folder, "train")
     try:
         dev = Collection.load(folder, "dev")
