@@ -47,13 +47,13 @@ TRAIN = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train
 SLATES = build/slates/squad_dev.jsonl
 
 build/stage2/final: build/stage1/final | $(SLATES)
-	$(TRAIN) models/stage2.yaml --output_dir build/stage2 --resume true
+	$(TRAIN) recipes/e2rank-minilm-l6/stage2.yaml --output_dir build/stage2 --resume true
 
 build/stage1/final: | $(SLATES)
-	$(TRAIN) models/stage1.yaml --output_dir build/stage1 --resume true
+	$(TRAIN) recipes/e2rank-minilm-l6/stage1.yaml --output_dir build/stage1 --resume true
 
 $(SLATES): | $(VENV)/.dev
-	$(VENV)/bin/python models/make_slates.py --data "$(DATA)" --output build/slates
+	$(VENV)/bin/python recipes/e2rank-minilm-l6/make_slates.py --data "$(DATA)" --output build/slates
 
 # What is there already is kept, since a clone's file times say nothing: a result of run_mteb.py if it is of the same
 # model and data, else that is an error; one of run_reranking.py as it is, but the card refuses results of several states
@@ -98,7 +98,7 @@ benchmark: $(VENV)/.base  ## time reranking against the recipe of the public mod
 	$(VENV)/bin/python eval/benchmark_rerank.py
 
 publish-check: $(VENV)/.dev  ## build and verify the Hub repository of the bundled model, without the Hub
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python push_to_hub.py models/e2rank-minilm-l6 --repo-id $(REPO_ID) --dry-run
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python push_to_hub.py src/e2rank_st/bundled --repo-id $(REPO_ID) --dry-run
 
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from e2rank_st import __version__
-from e2rank_st.tables import Column, show
+from e2rank_st.console import Column, show
 
 if TYPE_CHECKING:
     from e2rank_st.publishing import Build, Source, Target

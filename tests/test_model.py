@@ -25,9 +25,9 @@ from transformers import AutoModel, AutoTokenizer
 import e2rank_st.model as model_module
 from e2rank_st import E2Rank
 from e2rank_st.checkpoints import find_checkpoint
-from e2rank_st.index import Index
 from e2rank_st.model import bundled_folder, load_model, seal_tokenizer
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+from e2rank_st.search.index import Index
 from tests.conftest import toy_tokenizer
 
 QUERY = "how long do fleas live"

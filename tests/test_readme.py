@@ -11,12 +11,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from records import read_rows
-from summary import summary
 
-from e2rank_st.slates import read_slates
+from e2rank_st.benchmarks.results import read_rows
+from e2rank_st.benchmarks.summary import summary
+from e2rank_st.data.slates import read_slates
+from tests import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:```\n(.*?)```\n)?", re.DOTALL)
 

@@ -25,14 +25,14 @@ from typing_extensions import Unpack
 from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
 from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from e2rank_st.adapters import fill_adapter, merge_adapter, read_adapter_config
-from e2rank_st.atomic import replacing
 from e2rank_st.checkpoints import Checkpoint, find_checkpoint
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+from e2rank_st.storage import replacing
 
 if TYPE_CHECKING:
-    from e2rank_st.index import Index
+    from e2rank_st.search.index import Index
 
-__all__ = ["BUNDLED_MODELS", "E2Rank", "bundled_base", "bundled_folder", "load_model", "seal_tokenizer"]
+__all__ = ["BUNDLED_MODELS", "E2Rank", "adapter_name", "bundled_base", "bundled_folder", "load_model", "seal_tokenizer"]
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class E2Rank(SentenceTransformer):
         assert model.transformers_model is not None
         if merge:
             merge_adapter(model.transformers_model, folder)
-            model.transformers_model.name_or_path = folder.name  # no longer the base
+            model.transformers_model.name_or_path = adapter_name(folder)  # no longer the base
         else:
             try:
                 model.load_adapter(str(folder), is_trainable=True)
@@ -389,9 +389,13 @@ def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) ->
 
 
 def bundled_folder() -> Path:
-    """Where the bundled adapter is: in the installed package, or beside the sources."""
-    installed = Path(__file__).parent / "bundled"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "models" / BUNDLED_NAME
+    """Where the bundled adapter is."""
+    return Path(__file__).parent / "bundled"
+
+
+def adapter_name(folder: Path) -> str:
+    """What the model in an adapter's folder is called: as the folder, but for the bundled one."""
+    return BUNDLED_NAME if folder.resolve() == bundled_folder().resolve() else folder.resolve().name
 
 
 def bundled_base() -> str:

@@ -12,9 +12,8 @@ from huggingface_hub import HfApi
 
 import e2rank_st.publishing.hub as hub_module
 from e2rank_st import E2Rank
+from tests import ROOT
 from tests.hub_server import HubServer
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 import e2rank_st.modeling_e2rank
 from e2rank_st import E2Rank
 from e2rank_st.publishing.build import Source, build
-from e2rank_st.publishing.card import read_card
+from e2rank_st.publishing.card.page import read_card
 from e2rank_st.publishing.contents import check_contents
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"

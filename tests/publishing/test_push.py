@@ -15,8 +15,8 @@ import e2rank_st
 import push_to_hub
 from e2rank_st import E2Rank
 from e2rank_st.publishing import Source, Target, build, verify
+from tests import ROOT
 from tests.hub_server import HubServer
-from tests.publishing.conftest import ROOT
 
 RELOAD = """
 import json, sys

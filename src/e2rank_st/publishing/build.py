@@ -19,12 +19,12 @@ from huggingface_hub import snapshot_download
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from e2rank_st import adapters
-from e2rank_st.atomic import replacing
 from e2rank_st.checkpoints import CHECKPOINTS
 from e2rank_st.model import BUNDLED_REPOSITORY, E2Rank, bundled_base
-from e2rank_st.publishing.card import HUB_ID, Card, read_card
+from e2rank_st.publishing.card.page import HUB_ID, Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
 from e2rank_st.publishing.inspection import Kind, check_size, inspect, read_json, weight_names
+from e2rank_st.storage import replacing
 
 __all__ = ["REVISIONS", "Build", "Source", "build"]
 

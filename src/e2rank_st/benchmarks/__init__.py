@@ -1,0 +1,1 @@
+"""Models → results on public test sets, as files, tables and figures."""

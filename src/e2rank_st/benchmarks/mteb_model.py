@@ -1,0 +1,428 @@
+"""E2Rank inside MTEB: an encoder for its embedding tasks, a search system for retrieval and reranking.
+
+    import mteb
+    from e2rank_st import E2Rank
+    from e2rank_st.benchmarks.mteb_model import E2RankMTEB
+
+    model = E2RankMTEB(E2Rank("org/e2rank"), name="org/e2rank", revision="main", mode="two-stage")
+    mteb.evaluate(model, mteb.get_tasks(tasks=["NFCorpus"]))
+
+Stage 1 sorts a corpus, or the candidates that a task gives, by the cosine of stored vectors; it is exact and holds one
+chunk of scores at a time. Stage 2 reranks the best of them listwise with the same vectors. The order in which a task
+lists its documents and candidates, which may show its labels, has no influence: stage 1 sorts them first, and what it
+cannot tell apart is ordered by a hash.
+
+Axes: B queries, N documents of the corpus, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from transformers.utils.logging import tqdm
+
+from e2rank_st.benchmarks.corpus import Corpus, Layout, unit
+from e2rank_st.benchmarks.costs import Cost, counted
+from e2rank_st.benchmarks.instructions import instruction_template, listwise_instruction
+from e2rank_st.search.exact import Matrix, Rows
+
+try:
+    from mteb._create_dataloaders import create_dataloader
+    from mteb.abstasks import AbsTaskRetrieval
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ScoringFunction
+    from mteb.types import PromptType
+except ImportError as error:
+    raise ImportError("Evaluation by MTEB needs its package: pip install 'e2rank-st[eval]'") from error
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from torch.utils.data import DataLoader
+
+    from e2rank_st.model import E2Rank
+
+__all__ = ["MODES", "E2RankMTEB", "Mode", "SearchCost", "load_e2rank"]
+
+Mode: TypeAlias = Literal["embedding", "two-stage"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+# A cosine of stage 1 is not comparable with one of stage 2. Shifted by this, it is below all of those: in [-4, -2].
+TAIL_SHIFT = 3.0
+QUERIES_AT_ONCE = 64  # in one call of rerank, between two steps of the progress bar
+QUERY, DOCUMENT = PromptType("query"), PromptType("document")
+
+
+@dataclass(frozen=True)
+class SearchCost:
+    """What searching one corpus took.
+
+    Attributes:
+        task: Name of the task.
+        subset: Its subset.
+        split: Its split.
+        mode: How it was searched.
+        queries: B.
+        documents: N.
+        index: Embedding of the distinct documents; nothing where their vectors were there already.
+        retrieval: Embedding of the queries, and stage 1.
+        reranking: Stage 2: the listwise prompts.
+    """
+
+    task: str
+    subset: str
+    split: str
+    mode: Mode
+    queries: int
+    documents: int
+    index: Cost
+    retrieval: Cost
+    reranking: Cost
+
+
+class E2RankMTEB(AbsEncoder):
+    """A model for ``mteb.evaluate``.
+
+    Instructions are those of MTEB's metadata where the model's formats have a place for one: its query prompt is
+    ``Instruct: ...`` and ``Query:`` in two lines, its listwise prompt has the field ``{instruction}``. Other models are
+    prompted as they are configured.
+
+    Args:
+        model: The model.
+        name: What results call it: ``organisation/name``.
+        revision: Which state of it.
+        mode: ``"embedding"`` searches by plain embeddings, ``"two-stage"`` reranks what they find. Tasks without search
+            are the same in both. Results of the modes are told apart by ``experiment_kwargs``, so that a cached one is
+            not taken for the other.
+        rerank_depth: How many documents of a query to rerank.
+        num_prompt_documents: K, instead of the configured one.
+        chunk_size: How many documents to embed and score at a time.
+        keep_vectors: Take the vectors of the last corpus where the same one comes again, as it does in the other mode.
+            Only right as long as the weights do not change.
+
+    Attributes:
+        costs: A :class:`SearchCost` for each search, in their order.
+
+    Raises:
+        ValueError: A value is not allowed.
+    """
+
+    def __init__(
+        self,
+        model: E2Rank,
+        *,
+        name: str,
+        revision: str,
+        mode: Mode = "embedding",
+        rerank_depth: int = 100,
+        num_prompt_documents: int | None = None,
+        chunk_size: int = 50_000,
+        keep_vectors: bool = False,
+    ) -> None:
+        if "/" not in name:
+            raise ValueError(f"Got the name {name!r}; MTEB wants organisation/name.")
+        if rerank_depth < 1 or chunk_size < 1:
+            raise ValueError(f"Got rerank_depth={rerank_depth} and chunk_size={chunk_size}; give at least 1.")
+        self.model = model
+        self.name, self.revision = name, revision
+        self.rerank_depth = rerank_depth
+        configured = model.listwise.num_prompt_documents
+        self.num_prompt_documents = configured if num_prompt_documents is None else num_prompt_documents
+        self.chunk_size = chunk_size
+        self.keep_vectors = keep_vectors
+        self.costs: list[SearchCost] = []
+        self.instruction_template = instruction_template(model.prompts.get("query"))
+        self._corpus: Corpus | None = None
+        self._index_cost = Cost()
+        self.set_mode(mode)
+
+    def set_mode(self, mode: Mode) -> None:
+        """Change the mode; the vectors of the last corpus stay.
+
+        Raises:
+            ValueError: There is no such mode.
+        """
+        if mode not in MODES:
+            raise ValueError(f"Got the mode {mode!r}; give one of {', '.join(MODES)}.")
+        self.mode = mode
+        self.mteb_model_meta: ModelMeta = self._meta()
+
+    def _meta(self) -> ModelMeta:
+        experiment: dict[str, Any] = {"mode": self.mode}
+        if self.mode == "two-stage":
+            experiment |= {"prompt_documents": self.num_prompt_documents, "rerank_depth": self.rerank_depth}
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        if dtype != "float32":
+            experiment["dtype"] = dtype
+        meta: ModelMeta = ModelMeta.create_empty(
+            overwrites={
+                "name": self.name,
+                "revision": self.revision,
+                "n_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+                "max_tokens": self.model.max_seq_length,
+                "embed_dim": self.model.get_embedding_dimension(),
+                "framework": ["Sentence Transformers", "PyTorch"],
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "use_instructions": self.instruction_template is not None,
+                "experiment_kwargs": experiment,
+            }
+        )
+        return meta
+
+    def encode(
+        self,
+        inputs: DataLoader[Any],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> Matrix:
+        """Embed texts, of shape (texts, D).
+
+        Args:
+            inputs: MTEB's batches.
+            task_metadata: What the instruction comes from.
+            hf_split: Not used.
+            hf_subset: Not used.
+            prompt_type: Whether they are queries or documents; None for neither.
+            **kwargs: Arguments of ``SentenceTransformer.encode``.
+        """
+        return self._embed([text for batch in inputs for text in batch["text"]], task_metadata, prompt_type, **kwargs)
+
+    def _embed(
+        self, texts: list[str], task_metadata: TaskMetadata, prompt_type: PromptType | None, **options: Any
+    ) -> Matrix:
+        if prompt_type is DOCUMENT:
+            vectors = self.model.encode_document(texts, **options)
+        else:
+            encode = self.model.encode if prompt_type is None else self.model.encode_query
+            vectors = encode(texts, prompt=self._query_prompt(task_metadata, prompt_type), **options)
+        return np.asarray(vectors)
+
+    def _query_prompt(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> str | None:
+        """The text before a query; None for the model's own."""
+        instruction = self._instruction(task_metadata, prompt_type)
+        if not isinstance(self.instruction_template, str) or not instruction:
+            return None
+        return self.instruction_template.replace("{instruction}", instruction)
+
+    def _instruction(self, task_metadata: TaskMetadata, prompt_type: PromptType | None) -> str:
+        # MTEB hands a dictionary through where a task has prompts for queries and documents only, and neither is asked.
+        instruction: Any = self.get_instruction(task_metadata, prompt_type)
+        return instruction if isinstance(instruction, str) else ""
+
+    def index(
+        self,
+        corpus: Any,
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        encode_kwargs: Any,
+        num_proc: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Embed a corpus, each distinct text once, and keep the vectors.
+
+        Args:
+            corpus: Documents with ``id``, ``text`` and perhaps ``title``.
+            task_metadata: The task's.
+            hf_split: Not used.
+            hf_subset: Not used.
+            encode_kwargs: Arguments of ``SentenceTransformer.encode``.
+            num_proc: How many processes prepare the texts.
+            **kwargs: Not used.
+
+        Raises:
+            ValueError: A quantised precision is asked for.
+        """
+        if encode_kwargs.get("precision", "float32") != "float32":
+            raise ValueError(f"Got precision={encode_kwargs['precision']!r}; search compares float32 vectors only.")
+        prepared: Any = create_dataloader(
+            corpus, task_metadata=task_metadata, prompt_type=DOCUMENT, num_proc=num_proc
+        ).dataset
+        layout = Layout.of(list(corpus["id"]), prepared.select_columns("text"))
+
+        def encode(texts: list[str]) -> Matrix:
+            return self._embed(texts, task_metadata, DOCUMENT, **encode_kwargs)
+
+        with counted(self.model) as self._index_cost:
+            if self.keep_vectors and self._corpus and self._corpus.layout.fingerprint == layout.fingerprint:
+                return
+            self._corpus = None  # before another one's vectors take memory
+            dimension = self.model.get_embedding_dimension() or 0
+            self._corpus = Corpus.embed(layout, encode, dimension, self.chunk_size)
+
+    def search(
+        self,
+        queries: Any,
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        top_k: int,
+        encode_kwargs: Any,
+        top_ranked: Any = None,
+        num_proc: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, dict[str, float]]:
+        """Search the corpus that was indexed last.
+
+        Args:
+            queries: Queries with ``id`` and ``text``, and perhaps an instruction or a dialogue.
+            task_metadata: The task's.
+            hf_split: For :attr:`costs`.
+            hf_subset: For :attr:`costs`.
+            top_k: Most documents of a query.
+            encode_kwargs: Arguments of ``SentenceTransformer.encode``.
+            top_ranked: Candidates of each query by their ids; without them the whole corpus.
+            num_proc: How many processes prepare the texts.
+            **kwargs: Not used.
+
+        Returns:
+            For each query, scores of documents: cosines of stage 1, or of stage 2 for those that were reranked and
+            cosines of stage 1 less :data:`TAIL_SHIFT` for the others. A query without candidates has no document.
+
+        Raises:
+            RuntimeError: Nothing was indexed.
+            ValueError: A candidate is not in the corpus.
+        """
+        corpus = self._indexed()
+        # The loader puts instructions and dialogues into the text.
+        prepared: Any = create_dataloader(queries, task_metadata=task_metadata, prompt_type=QUERY).dataset
+        texts, ids = list(prepared["text"]), list(queries["id"])
+        depth = self.rerank_depth if self.mode == "two-stage" else 0
+        with counted(self.model) as retrieval:
+            vectors = unit(self._embed(texts, task_metadata, QUERY, **encode_kwargs))  # (B, D)
+            listed = _listed(corpus.layout, ids, top_ranked, task_metadata.name)
+            found = corpus.nearest(
+                vectors, max(top_k, depth), self.model.device, listed=listed, only=top_ranked is not None
+            )
+            results = [
+                self._named(rows, corpus.cosines(query, rows)) for query, rows in zip(vectors, found, strict=True)
+            ]
+        with counted(self.model) as reranking:
+            if depth:
+                heads = self._rerank(texts, [rows[:depth] for rows in found], task_metadata, encode_kwargs)
+                results = [_head_and_tail(*parts) for parts in zip(heads, results, strict=True)]
+        place = (task_metadata.name, hf_subset, hf_split, self.mode, len(ids), len(corpus.layout.ids))
+        self.costs.append(SearchCost(*place, self._index_cost, retrieval, reranking))
+        return {id_: dict(islice(scores.items(), top_k)) for id_, scores in zip(ids, results, strict=True)}
+
+    def _indexed(self) -> Corpus:
+        if self._corpus is None:
+            raise RuntimeError("There is no corpus to search; call index first.")
+        return self._corpus
+
+    def _named(self, rows: Rows, scores: Iterable[float]) -> dict[str, float]:
+        ids = self._indexed().layout.ids
+        return {ids[row]: score for row, score in zip(rows, scores, strict=True)}
+
+    def _rerank(
+        self, queries: list[str], heads: list[Rows], task_metadata: TaskMetadata, options: Any
+    ) -> list[dict[str, float]]:
+        """Stage 2: the score of each row of the heads, best first; a progress bar for all, since each call is short."""
+        instruction = None
+        if "{instruction}" in self.model.listwise.format.template:
+            instruction = listwise_instruction(self._instruction(task_metadata, QUERY))
+        settings = {"instruction": instruction, "batch_size": options.get("batch_size", 32)}
+        results: list[dict[str, float]] = []
+        with tqdm(total=len(queries), desc="rerank", disable=not options.get("show_progress_bar", True)) as progress:
+            for start in range(0, len(queries), QUERIES_AT_ONCE):
+                part = slice(start, start + QUERIES_AT_ONCE)
+                results += self._listwise(queries[part], heads[part], settings)
+                progress.update(len(heads[part]))
+        return results
+
+    def _listwise(self, queries: list[str], heads: list[Rows], settings: dict[str, Any]) -> list[dict[str, float]]:
+        """Rerank documents, in the order that stage 1 gave them, with their stored vectors."""
+        corpus = self._indexed()
+        documents = corpus.layout.read(np.concatenate(heads))
+        bounds = pairwise(accumulate(map(len, heads), initial=0))
+        rankings = self.model.rerank(
+            queries,
+            [documents[start:stop] for start, stop in bounds],
+            document_embeddings=[corpus.vectors[rows] for rows in heads],
+            num_prompt_documents=self.num_prompt_documents,
+            candidate_order="given",
+            show_progress_bar=False,
+            **settings,
+        )
+        return [
+            self._named(rows[[hit["corpus_id"] for hit in ranking]], [hit["score"] for hit in ranking])
+            for rows, ranking in zip(heads, rankings, strict=True)
+        ]
+
+
+def load_e2rank(
+    name: str,
+    revision: str | None = None,
+    *,
+    device: str | None = None,
+    mode: Mode = "embedding",
+    prompt_documents: int | None = None,
+    rerank_depth: int = 100,
+    dtype: str = "float32",
+    prompts: dict[str, str] | None = None,
+) -> E2RankMTEB:
+    """Load a model as MTEB's registry does: what a result's ``experiment_kwargs`` say are arguments here.
+
+    Args:
+        name: Its Hub id.
+        revision: The commit.
+        device: Where it runs; by default the best there is.
+        mode: See :class:`E2RankMTEB`.
+        prompt_documents: K, instead of the configured one.
+        rerank_depth: How many documents of a query to rerank.
+        dtype: Of the weights.
+        prompts: Texts before queries and documents, instead of the configured ones.
+
+    Raises:
+        ValueError: A value is not allowed.
+        OSError: The model cannot be loaded.
+    """
+    from e2rank_st.model import E2Rank
+
+    model = E2Rank(name, revision=revision, device=device, prompts=prompts, model_kwargs={"dtype": dtype})
+    options: Any = {"rerank_depth": rerank_depth, "num_prompt_documents": prompt_documents}
+    return E2RankMTEB(model, name=name, revision=revision or "main", mode=mode, **options)
+
+
+def _listed(layout: Layout, queries: list[str], top_ranked: Any, task: str) -> list[Rows] | None:
+    """Rows of each query's candidates; without candidates, the row that is the query itself where that is no answer."""
+    not_itself = _leaves_out_itself(task)
+    if top_ranked is None:
+        return [_rows(layout, {query} & layout.row_of.keys(), query) for query in queries] if not_itself else None
+    left_out = [{query} if not_itself else set() for query in queries]
+    return [
+        _rows(layout, set(top_ranked.get(query) or ()) - itself, query)
+        for query, itself in zip(queries, left_out, strict=True)
+    ]
+
+
+def _rows(layout: Layout, candidates: set[str], query: str) -> Rows:
+    missing = sorted(candidates - layout.row_of.keys())
+    if missing:
+        raise ValueError(f"Query {query!r} has {len(missing)} candidates that the corpus lacks, as {missing[0]!r}.")
+    return np.sort(np.fromiter((layout.row_of[id_] for id_ in candidates), np.int64, len(candidates)))
+
+
+def _leaves_out_itself(task: str) -> bool:
+    """Whether MTEB drops a result with the query's own id. Too late for a prompt, which would hold the query twice."""
+    classes: list[type] = [AbsTaskRetrieval]
+    while classes:
+        cls = classes.pop()
+        classes += cls.__subclasses__()
+        if getattr(getattr(cls, "metadata", None), "name", None) == task:
+            return bool(cls.ignore_identical_ids)  # type: ignore[attr-defined]
+    return False
+
+
+def _head_and_tail(head: dict[str, float], scores: dict[str, float]) -> dict[str, float]:
+    """What was reranked, then the rest of stage 1, strictly below."""
+    return head | {id_: score - TAIL_SHIFT for id_, score in scores.items() if id_ not in head}

@@ -1,0 +1,168 @@
+"""Names of data sets → their licences, and what a model that was trained on some of them has seen of a task.
+
+What a model was trained on and chosen by is read from its ``training.json``; only what that file cannot know is a row
+here: titles, licences and public names. A data set without a row is refused, since nobody could say its licence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2rank_st.training.record import JSON_NAME, stages
+
+__all__ = ["SEEN_BY_BASE", "SOURCES", "Source", "TrainingData", "by_name"]
+
+MS_MARCO = "MS MARCO terms, non-commercial research"
+DEV, DEV_TASK = "_dev", "-dev"  # behind the name of a data set: its dev split, as training and as tasks.py call it
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set.
+
+    Attributes:
+        name: What training calls it.
+        title: What its authors call it.
+        licence: Terms of use of its texts and judgements.
+        labels: Where its labels come from, apart from a teacher model.
+        hub: Its authors' data set on the Hub, if there is one.
+        mteb: What MTEB's lists of training data call it.
+        tasks: Evaluation tasks on it.
+    """
+
+    name: str
+    title: str
+    licence: str
+    labels: str
+    hub: str | None = None
+    mteb: str = ""
+    tasks: tuple[str, ...] = ()
+
+
+SOURCES = (
+    Source(
+        "squad",
+        "SQuAD 1.1",
+        "CC BY-SA 4.0",
+        "the paragraph a question was asked about",
+        "rajpurkar/squad",
+        "SQuAD",
+        ("squad-dev",),
+    ),
+    Source("medquad", "MedQuAD", "CC BY 4.0", "the answer to a question", mteb="MedQuAD"),
+    Source(
+        "wikiqa",
+        "WikiQA",
+        "Microsoft Research data licence",
+        "sentences judged right or wrong",
+        "microsoft/wiki_qa",
+        "WikiQA",
+    ),
+    Source(
+        "mediqa",
+        "MEDIQA 2019, task 3",
+        "research use",
+        "answers graded by people",
+        mteb="MEDIQA2019",
+        tasks=("mediqa-dev",),
+    ),
+    *(
+        Source(
+            f"dl{year}",
+            f"TREC Deep Learning 20{year}, passages",
+            MS_MARCO,
+            "SPLADE++'s order of its best 100" if year == 22 else "passages graded by NIST",
+            mteb="MSMARCO" if year < 21 else "MSMARCOv2",
+            tasks=(f"dl{year}",),
+        )
+        for year in range(19, 24)
+    ),
+    Source(
+        "nfcorpus",
+        "NFCorpus",
+        "academic use",
+        "links between pages",
+        "mteb/nfcorpus",
+        "NFCorpus",
+        ("NFCorpus", "nfc", "nfcorpus-dev", "NanoNFCorpusRetrieval"),
+    ),
+    Source(
+        "scifact",
+        "SciFact",
+        "CC BY 4.0, ODC-By 1.0",
+        "claims checked by people",
+        "mteb/scifact",
+        "SciFact",
+        ("SciFact", "scifact", "NanoSciFactRetrieval"),
+    ),
+)
+# Of all-MiniLM-L6-v2, by its card: training sets of its authors that are tasks, too.
+SEEN_BY_BASE = frozenset(
+    {"MSMARCO", "MSMARCOHardNegatives", "NanoMSMARCORetrieval", "NQ", "NQHardNegatives", "NanoNQRetrieval"}
+)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model was trained on and chosen by.
+
+    Attributes:
+        train: A record for each training set, by its name: see
+            :meth:`e2rank_st.training.datasets.Source.record`. Of several
+            stages' records it is that with the most documents.
+        dev: The same for what the settings were chosen by.
+    """
+
+    train: Mapping[str, Mapping[str, Any]]
+    dev: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainingData:
+        """Read a model's ``training.json``, earlier stages included.
+
+        Raises:
+            OSError: There is none.
+            ValueError: It names a training set that is none of :data:`SOURCES`.
+        """
+        runs = stages(json.loads((folder / JSON_NAME).read_text(encoding="utf-8")))
+        train, dev = ([record for run in runs for record in run["data"][part]] for part in ("train", "dev"))
+        found = cls(by_name(sorted(train, key=lambda record: record["documents"])), by_name(dev))
+        unknown = found.train.keys() - {row.name for row in SOURCES}
+        if unknown:
+            raise ValueError(
+                f"{JSON_NAME} names the training data {', '.join(sorted(unknown))}, whose licence nobody wrote down; "
+                "add rows to SOURCES in eval/sources.py."
+            )
+        return found
+
+    @property
+    def sources(self) -> list[Source]:
+        """The rows of the training sets, in the order of the table."""
+        return [row for row in SOURCES if row.name in self.train]
+
+    def seen(self, task: str) -> str:
+        """Say what of a task the model has seen.
+
+        Args:
+            task: What MTEB or ``tasks.py`` calls it.
+        """
+        row = next((row for row in SOURCES if task in row.tasks), None)
+        if row is None:
+            return "no: the base was trained on it" if task in SEEN_BY_BASE else "yes"
+        is_dev = task == row.name + DEV_TASK
+        if row.name in self.train:
+            return "no: trained on the train split, chosen by this one: a dev score" if is_dev else "no: trained on it"
+        if row.name in self.dev or (is_dev and row.name + DEV in self.dev):
+            return "yes, but settings were chosen by these very queries: a dev score"
+        if row.name + DEV in self.dev:
+            return "yes; settings were chosen by its dev queries, not by these"
+        return "yes"
+
+
+def by_name(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Records under the names that training gave them, of one name the last."""
+    return {record.get("name") or Path(record["path"]).name.split(".")[0]: record for record in records}

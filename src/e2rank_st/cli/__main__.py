@@ -1,0 +1,6 @@
+"""``python -m e2rank_st.cli``: the command ``e2rank``, for launchers that start modules, such as torchrun."""
+
+from e2rank_st.cli.app import app
+
+if __name__ == "__main__":
+    app(prog_name="e2rank")

@@ -1,0 +1,378 @@
+"""The command ``e2rank``: search the standard library's docstrings, rerank a file, embed a file.
+
+Results go to standard output: a table on a terminal, tab-separated lines in a pipe, JSON lines on request. Everything
+else (progress, times, warnings, errors) goes to standard error. The model and torch are imported by the commands that
+need them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from e2rank_st import __version__
+from e2rank_st.checkpoints import MODEL_ID
+from e2rank_st.console import Column, show
+from e2rank_st.data.documents import Format, check_text, read_documents
+from e2rank_st.storage import replacing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from e2rank_st.model import E2Rank
+    from e2rank_st.search.index import Index
+
+__all__ = ["app"]
+
+logger = logging.getLogger(__name__)
+
+BUNDLED, BUNDLED_BASE = "bundled", "bundled-base"
+HIT_COLUMNS = (
+    Column("rank", "d", style="bold"),
+    Column("score", ".4f", style="green"),
+    Column("before", "d"),
+    Column("score", ".4f"),
+    Column("name", share=1, style="cyan"),
+    Column("first line", share=1),
+)
+RERANK_COLUMNS = (
+    Column("rank", "d", style="bold"),
+    Column("score", ".4f", style="green"),
+    Column("id", "d"),
+    Column("text", share=1),
+)
+
+
+class _Commands(TyperGroup):
+    """Ends a command that the user can put right with one line on stderr instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a reader that went away (``| head``) is still handled
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError, ImportError) as error:
+            logger.debug("the error in full", exc_info=True)
+            typer.echo(f"e2rank: error: {_one_line(error)}", err=True)
+            raise typer.Exit(1) from error
+        return result
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename2 or error.filename}: {error.strerror}"  # the second is the target of a rename
+    return " ".join(str(error).split())
+
+
+class _StderrHandler(logging.Handler):
+    """Looks standard error up for each message, since a spinner takes its place for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"{record.levelname.lower()}: {self.format(record)}", err=True)
+
+
+def _set_verbosity(verbosity: int) -> int:
+    """Show the package's warnings, with -v also what it does, with -vv also the traceback of an error."""
+    package = logging.getLogger("e2rank_st")
+    package.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
+    if not package.handlers:
+        package.addHandler(_StderrHandler())
+    return verbosity
+
+
+def _examples(*commands: str) -> str:
+    """Format examples for the end of a help text, where the leading mark keeps the line ends."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"e2rank {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help and usage errors: a line stays a line
+    epilog=_examples(
+        "e2rank demo",
+        'e2rank rerank "how long do fleas live" passages.txt',
+        "e2rank embed passages.txt --output vectors.npy",
+    ),
+)
+
+ModelName = Annotated[
+    str,
+    typer.Option("--model", metavar="NAME", help="Hub id or folder; 'bundled' is the small model that comes along."),
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; by default the best there is.")
+]
+DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
+Dtype = Annotated[
+    DtypeName, typer.Option(metavar="TYPE", help="auto, float32 or bfloat16; auto is bfloat16 on a GPU that has it.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts in a forward pass.")]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        show_default=False,
+        callback=_set_verbosity,
+        help="Say more; -vv with tracebacks.",
+    ),
+]
+Source = Annotated[
+    str, typer.Argument(metavar="FILE", help="A document a line, or JSON lines with 'text'; - is stdin.")
+]
+FileFormat = Annotated[Format, typer.Option("--format", help="How FILE is written; auto tells by its first line.")]
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Retrieve and rerank with one embedding model (E2Rank)."""
+
+
+@contextmanager
+def _step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]:
+    """Show a spinner while something is under way, if stderr is a terminal, and tell how long it took."""
+    start = time.perf_counter()
+    with Console(stderr=True).status(doing) if spin else nullcontext():
+        yield
+    if tell:
+        typer.echo(f"{doing}: {time.perf_counter() - start:.1f} s", err=True)
+
+
+def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool = False) -> E2Rank:
+    """Load the model; where it may have to be downloaded, the bars of the download are shown instead of a spinner."""
+    is_local = name in (BUNDLED, BUNDLED_BASE) or Path(name).is_dir()
+    if not is_local and not MODEL_ID.fullmatch(name):
+        raise ValueError(f"Got --model {name}, which is no folder here and no Hub id (org/name).")
+    # Read when torch is first imported: threads that spin while they wait made a busy 2-core machine 5 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with _step("loading the model", spin=is_local, tell=tell):
+        from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+        from e2rank_st.model import load_model
+
+        if is_local or not sys.stderr.isatty():
+            disable_progress_bar()
+        try:
+            return load_model(name, **_placement(device, dtype))
+        finally:
+            enable_progress_bar()  # the bars of reranking hang on the same switch
+
+
+def _check_query(query: str, advice: str) -> None:
+    check_text(query, "QUERY")
+    if not query.strip():
+        raise ValueError(f"Got an empty query; {advice}")
+
+
+def _placement(device: str | None, dtype: DtypeName) -> dict[str, Any]:
+    """Choose where the model is to run and in what type, refusing a device that does not work here."""
+    import torch
+    from sentence_transformers.util import get_device_name
+
+    device = device or get_device_name()
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch says with either that it lacks a device
+        raise ValueError(f"Got --device {device}, which does not work here ({error}); try --device cpu.") from error
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    return {"device": device, "model_kwargs": {"dtype": dtype}}
+
+
+@app.command(epilog=_examples("e2rank demo", 'e2rank demo "compress a file with gzip" --top-k 3'))
+def demo(
+    queries: Annotated[list[str] | None, typer.Argument(metavar="QUERY", help="By default, three are given.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Results for each query.")] = 10,
+    cache: Annotated[bool, typer.Option(help="Keep the vectors in the user's cache folder.")] = True,
+    model: ModelName = BUNDLED,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 32,
+    verbose: Verbose = 0,
+) -> None:
+    """Search the docstrings of Python's standard library. Retrieves 100, reranks them with their stored vectors."""
+    from e2rank_st.cli.demo import QUERIES, answer
+    from e2rank_st.data.docstrings import collect
+
+    for query in queries or ():
+        _check_query(query, "ask something, or give no query at all for the three built-in ones.")
+    encoder = _load_model(model, device, dtype, tell=True)
+    with _step("collecting the standard library's docstrings"):
+        docstrings = collect()
+    index = _demo_index(encoder, [docstring.document for docstring in docstrings], model if cache else None, batch_size)
+    for query in queries or QUERIES:
+        found = answer(encoder, index, query, top_k)
+        rows = (
+            (hit.rank, hit.score, hit.retrieval_rank, hit.retrieval_score, docstring.name, docstring.summary)
+            for hit in found.hits
+            for docstring in [docstrings[hit.row]]
+        )
+        show(HIT_COLUMNS, rows, title=query)
+        retrieval, reranking = found.retrieval_seconds * 1000, found.rerank_seconds * 1000
+        typer.echo(f"retrieved in {retrieval:.0f} ms, reranked in {reranking:.0f} ms\n", err=True)
+
+
+def _demo_index(model: E2Rank, texts: list[str], cache_name: str | None, batch_size: int) -> Index:
+    """Take the vectors from the cache, or make them and keep them there; without a name leave the cache alone."""
+    from e2rank_st.cli.demo import cache_folder, keep_index, kept_index
+    from e2rank_st.search.index import Index
+
+    folder = cache_folder(cache_name, model, texts) if cache_name else None
+    if folder:
+        with _step("looking for stored vectors"):
+            index = kept_index(model, texts, folder)
+        if index:
+            return index
+    start = time.perf_counter()
+    index = Index.build(model, texts, batch_size, show_progress_bar=sys.stderr.isatty())
+    seconds = time.perf_counter() - start
+    typer.echo(f"embedding {len(texts)} texts: {seconds:.1f} s, {len(texts) / seconds:.0f} texts/s", err=True)
+    if folder:
+        keep_index(index, folder)
+    return index
+
+
+@app.command(
+    epilog=_examples(
+        'e2rank rerank "how long do fleas live" passages.txt',
+        'e2rank rerank "how long do fleas live" passages.txt --embeddings vectors.npy',
+        'zcat hits.jsonl.gz | e2rank rerank "how long do fleas live" --json --top-k 5',
+    )
+)
+def rerank(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is asked.")],
+    source: Source = "-",
+    top_k: Annotated[int | None, typer.Option(min=0, metavar="N", help="Results to show; by default all.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write JSON lines, with the other fields of the input.")
+    ] = False,
+    file_format: FileFormat = "auto",
+    embeddings: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="Vectors of the documents, from 'e2rank embed'.")
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told to do.")] = None,
+    num_prompt_documents: Annotated[
+        int | None, typer.Option(min=0, metavar="K", help="Documents shown in the prompt.")
+    ] = None,
+    candidate_order: Annotated[
+        Literal["given", "similarity"] | None,
+        typer.Option(metavar="ORDER", help="given: the prompt shows the first documents; similarity: the nearest."),
+    ] = None,
+    model: ModelName = BUNDLED,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 32,
+    verbose: Verbose = 0,
+) -> None:
+    """Sort documents by how well they answer a query. A score is a cosine, comparable within one call only."""
+    _check_query(query, "say what the documents are to be sorted by.")
+    records = read_documents(source, file_format)
+    vectors = _read_vectors(embeddings) if embeddings else None
+    ranking = _load_model(model, device, dtype).rerank(
+        query,
+        [record["text"] for record in records],
+        top_k=top_k,
+        document_embeddings=vectors,
+        instruction=instruction,
+        num_prompt_documents=num_prompt_documents,
+        candidate_order=candidate_order,
+        batch_size=batch_size,
+        show_progress_bar=sys.stderr.isatty(),
+    )
+    hits = [(rank, hit["score"], hit["corpus_id"]) for rank, hit in enumerate(ranking, 1)]
+    if as_json:
+        for rank, score, row in hits:
+            _write_json({"rank": rank, "score": score, "corpus_id": row}, records[row])
+    else:
+        show(RERANK_COLUMNS, [(*hit, records[hit[-1]]["text"]) for hit in hits])
+
+
+@app.command(
+    epilog=_examples(
+        "e2rank embed passages.txt --output vectors.npy",
+        'echo "how long do fleas live" | e2rank embed --task query',
+    )
+)
+def embed(
+    source: Source = "-",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.npy", help="Write a float32 matrix instead.")
+    ] = None,
+    task: Annotated[Literal["query", "document"], typer.Option(help="What the texts are.")] = "document",
+    file_format: FileFormat = "auto",
+    model: ModelName = BUNDLED,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 32,
+    verbose: Verbose = 0,
+) -> None:
+    """Embed texts. Writes JSON lines: the fields of the input and 'embedding'."""
+    import numpy as np
+
+    records = read_documents(source, file_format)
+    encoder = _load_model(model, device, dtype)
+    encode = encoder.encode_query if task == "query" else encoder.encode_document
+    texts = [record["text"] for record in records]
+    vectors = np.asarray(encode(texts, batch_size=batch_size, show_progress_bar=sys.stderr.isatty()), dtype=np.float32)
+    if output:
+        with replacing(output) as fresh, fresh.open("wb") as file:
+            np.save(file, vectors)
+        typer.echo(f"wrote {len(vectors)} vectors of dimension {vectors.shape[1]} to {output}", err=True)
+        return
+    for record, vector in zip(records, vectors, strict=True):
+        _write_json({"embedding": vector.tolist()}, record)
+
+
+# The settings are the training script's own: as many as the trainer has, and the same in a file.
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(context: typer.Context) -> None:
+    """Train a model on slates; settings come from a YAML file and flags, 'e2rank train --help' lists them."""
+    from e2rank_st.training.run import main as run_training
+
+    _set_verbosity(1)
+    run_training(context.args)
+
+
+def _read_vectors(path: Path) -> NDArray[Any]:
+    """Read a matrix that ``embed --output`` wrote; a pickle could run code, so it is refused."""
+    import numpy as np
+
+    try:
+        vectors: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path} is no matrix of numbers in NumPy's format; make one with e2rank embed --output."
+        ) from error
+    return vectors
+
+
+def _write_json(results: dict[str, Any], record: dict[str, Any]) -> None:
+    """Write one JSON line: results first; a field of the input by the same name is kept as ``input_...``."""
+    kept = {f"input_{name}" if name in results else name: value for name, value in record.items()}
+    sys.stdout.write(json.dumps({**results, **kept}) + "\n")

@@ -1,0 +1,269 @@
+"""Training data, in the forms in which they lie about → slates.
+
+Every reader streams, and refuses a bad row with its place, or counts it. A form is a row of :data:`FORMS`: the columns
+that tell it from the others, and what reads it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2rank_st.data.beir import Collection
+from e2rank_st.data.files import Row, SlateError, columns, identifier, number, parsed, text
+from e2rank_st.data.slates import Slate, listed, listed_texts, read_slates
+
+__all__ = ["FORMS", "Form", "open_slates", "read_beir", "read_columns", "read_qrels", "read_rankings", "read_results"]
+
+
+def read_beir(
+    folder: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    gold_from: float = 1,
+    source: str | None = None,
+    skip_bad_rows: bool = False,
+) -> Iterator[Slate]:
+    """Read the judged documents of each query of a BEIR folder; the grades are the labels.
+
+    Args:
+        folder: As :meth:`~e2rank_st.data.beir.Collection.load` takes it.
+        split: Whose judgements.
+        gold_from: Least grade of a gold positive. NIST calls a passage relevant from 2.
+        source: Name of the data set; the folder's by default.
+        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing the folder.
+
+    Yields:
+        A slate for each judged query, in the order of the judgements.
+
+    Raises:
+        FileNotFoundError: The folder lacks a file.
+        SlateError: A row of it is bad.
+        ImportError: The files are parquet and pyarrow is missing.
+    """
+    collection = Collection.load(folder, split, skip_bad_rows=skip_bad_rows)
+    for query, grades in collection.judgements.items():
+        yield Slate(
+            collection.queries[query],
+            tuple(collection.corpus[document] for document in grades),
+            tuple(grades.values()),
+            tuple(grade >= gold_from for grade in grades.values()),
+            Path(folder).resolve().name if source is None else source,
+        )
+
+
+def read_rankings(
+    path: str | os.PathLike[str],
+    *,
+    gold_document: int | None = None,
+    source: str | None = None,
+    skip_bad_rows: bool = False,
+) -> Iterator[Slate]:
+    """Read the public E2Rank rows: ``source``, ``query``, ``document`` (N texts), ``ranking`` (1-based, best first).
+
+    The rows do not say which document is the gold one: their rankings are all a teacher's.
+
+    Args:
+        path: JSON lines or parquet.
+        gold_document: Place of the gold positive in ``document``, from 0, where the file is known to have one.
+        source: A name for all rows instead of their own.
+        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing the file.
+
+    Yields:
+        A slate a row; the best document has the label N - 1, the worst 0.
+
+    Raises:
+        SlateError: A row is bad, such as a ranking that is no permutation.
+        ImportError: The file is parquet and pyarrow is missing.
+    """
+
+    def parse(row: Row) -> Slate:
+        documents, ranking = listed("document", row.get("document")), listed("ranking", row.get("ranking"))
+        if len(ranking) != len(documents):
+            raise SlateError("ranking", "lengths differ", f"got {len(ranking)} ranks for {len(documents)} documents.")
+        places = [place for place in ranking if isinstance(place, int) and not isinstance(place, bool)]
+        if sorted(places) != list(range(1, len(documents) + 1)):
+            raise SlateError(
+                "ranking", "no permutation", f"got {ranking!r:.80}; give each of 1..{len(documents)} once."
+            )
+        if gold_document is not None and not 0 <= gold_document < len(documents):
+            raise SlateError("document", "no gold one", f"got {len(documents)}, gold_document={gold_document}.")
+        labels = {place - 1: float(worse) for worse, place in enumerate(reversed(places))}
+        return Slate(
+            text(row, "query"),
+            listed_texts("document", documents),
+            tuple(labels[place] for place in range(len(documents))),
+            tuple(place == gold_document for place in range(len(documents))),
+            (row.get("source") or Path(path).name.split(".")[0]) if source is None else source,
+        )
+
+    return parsed(path, parse, skip_bad_rows=skip_bad_rows)
+
+
+def read_columns(
+    path: str | os.PathLike[str], *, source: str | None = None, skip_bad_rows: bool = False
+) -> Iterator[Slate]:
+    """Read Sentence-Transformers columns: ``anchor``, ``positive``, and any of ``negative``, ``negative_1``, ...
+
+    Args:
+        path: JSON lines or parquet.
+        source: Name of the data set; the file's by default.
+        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing the file.
+
+    Yields:
+        A slate a row: the positive is gold and labelled 1, the negatives 0. A negative that is null is left out, as
+        tables have it that pad rows of different lengths.
+
+    Raises:
+        SlateError: A row is bad.
+        ImportError: The file is parquet and pyarrow is missing.
+    """
+    name = Path(path).name.split(".")[0] if source is None else source
+
+    def parse(row: Row) -> Slate:
+        fields = sorted((place, column) for column in row if (place := _negative(column)) is not None)
+        negatives = [text(row, column) for _, column in fields if row[column] is not None]
+        documents = (text(row, "positive"), *negatives)
+        gold = (True, *(False for _ in negatives))
+        return Slate(text(row, "anchor"), documents, tuple(float(flag) for flag in gold), gold, name)
+
+    return parsed(path, parse, skip_bad_rows=skip_bad_rows)
+
+
+def read_results(
+    path: str | os.PathLike[str],
+    *,
+    qrels: str | os.PathLike[str] | None = None,
+    gold_from: float = 1,
+    source: str | None = None,
+    skip_bad_rows: bool = False,
+) -> Iterator[Slate]:
+    """Read a first stage's results with text: ``query`` and ``hits``, best first, each with ``content`` and ``docid``.
+
+    With judgements a label is a grade, and an unjudged passage has None. Without them the order of the list is the
+    label, which makes a strong first stage a teacher.
+
+    Args:
+        path: JSON lines or parquet; each hit also names its query, ``qid``, where there are judgements.
+        qrels: Judgements in TREC's form: query id, iteration, document id, grade.
+        gold_from: Least grade of a gold positive. NIST calls a passage relevant from 2.
+        source: Name of the data set; the file's by default.
+        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing the file.
+
+    Yields:
+        A slate a row, its N documents in the order of the list. Without judgements the first has the label N - 1, the
+        last 0, and none is gold.
+
+    Raises:
+        SlateError: A row is bad, such as hits that are not in the order of their ranks, or a query without judgements.
+        ImportError: The file is parquet and pyarrow is missing.
+    """
+    name = Path(path).name.split(".")[0] if source is None else source
+    grades = None if qrels is None else read_qrels(qrels)
+
+    def parse(row: Row) -> Slate:
+        hits = [hit if isinstance(hit, Mapping) else {} for hit in listed("hits", row.get("hits"))]
+        ranks = [number(hit, "rank") for hit in hits if "rank" in hit]
+        if ranks != sorted(ranks):
+            raise SlateError("hits", "not in order", f"got the ranks {ranks!r:.60}; sort them, the best first.")
+        labels: list[float | None] = [float(worse) for worse in reversed(range(len(hits)))]
+        if grades is not None:
+            query = identifier(hits[0] if hits else {}, "qid")
+            if query not in grades:
+                raise SlateError(
+                    "qid", "unjudged query", f"{query!r} is not in {qrels}; skip it, or read without qrels."
+                )
+            labels = [grades[query].get(identifier(hit, "docid")) for hit in hits]
+        gold = tuple(grades is not None and label is not None and label >= gold_from for label in labels)
+        return Slate(text(row, "query"), tuple(text(hit, "content") for hit in hits), tuple(labels), gold, name)
+
+    return parsed(path, parse, skip_bad_rows=skip_bad_rows)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of file that :func:`open_slates` recognises.
+
+    Attributes:
+        columns: The columns that tell it from the others.
+        read: What reads it.
+    """
+
+    columns: frozenset[str]
+    read: Callable[..., Iterator[Slate]]
+
+
+FORMS = (
+    Form(frozenset({"query", "documents", "labels"}), read_slates),
+    Form(frozenset({"query", "document", "ranking"}), read_rankings),
+    Form(frozenset({"anchor", "positive"}), read_columns),
+    Form(frozenset({"query", "hits"}), read_results),
+)
+
+
+def open_slates(path: str | os.PathLike[str], **options: Any) -> Iterator[Slate]:
+    """Read slates in whatever form they are: a folder is BEIR's, a file is told by its columns.
+
+    Args:
+        path: Folder or file.
+        **options: Those of the form's reader, for example ``split`` for a folder, or ``qrels`` for a first stage's
+            results.
+
+    Returns:
+        The slates, one by one.
+
+    Raises:
+        ValueError: The file is of no known form, or its first row is bad (SlateError).
+        TypeError: The form's reader has no such option.
+        OSError: The file cannot be read.
+        ImportError: The file is parquet and pyarrow is missing.
+    """
+    if Path(path).is_dir():
+        return read_beir(path, **options)
+    found = columns(path)
+    for form in FORMS:
+        if form.columns <= found:
+            return form.read(path, **options)
+    known = "; ".join(", ".join(sorted(form.columns)) for form in FORMS)
+    raise ValueError(f"{path} has the columns {', '.join(sorted(found))}; slates are read from files with {known}.")
+
+
+def _negative(column: str) -> int | None:
+    """The number of a column of negatives; None for another column."""
+    stem, _, place = column.partition("_")
+    if stem != "negative":
+        return None
+    return int(place) if place.isdecimal() else 0 if not place else None
+
+
+def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+    """Read judgements in TREC's form: query id, iteration, document id, grade.
+
+    Returns:
+        Grades by query, by document.
+
+    Raises:
+        SlateError: A line is bad, or a document has two grades for a query.
+        OSError: The file cannot be read.
+    """
+    grades: dict[str, dict[str, float]] = {}
+    with Path(path).open(encoding="utf-8") as lines:
+        for line, content in enumerate(lines, 1):
+            if content.strip():
+                try:
+                    _judge(grades, content.split())
+                except SlateError as error:
+                    raise error.at(f"{path}:{line}") from error.__cause__
+    return grades
+
+
+def _judge(grades: dict[str, dict[str, float]], fields: list[str]) -> None:
+    if len(fields) != 4:
+        raise SlateError("line", "no judgement", f"got {' '.join(fields)!r:.60}; write 'qid 0 docid grade'.")
+    query, _, document, _ = fields
+    grade = number({"grade": fields[3]}, "grade")
+    if grades.setdefault(query, {}).setdefault(document, grade) != grade:
+        raise SlateError("grade", "judged twice", f"{document!r} has another grade for {query!r}.")

@@ -1,0 +1,66 @@
+"""Rankings ↔ run files in TREC's form: ``query Q0 document rank score system``, a document a line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from e2rank_st.data.files import SlateError, number
+from e2rank_st.storage import replacing
+
+__all__ = ["read_run", "write_run"]
+
+
+def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float]], system: str) -> None:
+    """Write a run, whole or not at all; a score that is read again is the very same number.
+
+    Args:
+        path: The file.
+        run: For each query, by id, the scores of its documents, by id, the best first.
+        system: Name of the run, in every line.
+
+    Raises:
+        ValueError: An id or the name is empty or holds white space, which ends a field.
+        OSError: The file cannot be written.
+    """
+    for name in (system, *run, *(document for scores in run.values() for document in scores)):
+        if len(name.split()) != 1 or name != name.strip():
+            raise ValueError(f"Got the id {name!r}; a TREC run cannot hold white space in ids, so rename it.")
+    with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as file:
+        for query, scores in run.items():
+            for rank, (document, score) in enumerate(scores.items(), 1):
+                file.write(f"{query} Q0 {document} {rank} {score!r} {system}\n")
+
+
+def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+    """Read a run; as in trec_eval, the scores decide, and the ranks in the file do not.
+
+    Equal scores keep the order of the file.
+
+    Returns:
+        For each query, in the order of the file, the scores of its documents, the best first.
+
+    Raises:
+        SlateError: A line has not six fields, a score is no number, or a document comes twice for a query.
+        OSError: The file cannot be read.
+    """
+    run: dict[str, dict[str, float]] = {}
+    with Path(path).open(encoding="utf-8") as lines:
+        for line, content in enumerate(lines, 1):
+            if content.strip():
+                try:
+                    _add(run, content.split())
+                except SlateError as error:
+                    raise error.at(f"{path}:{line}") from error.__cause__
+    return {query: dict(sorted(scores.items(), key=lambda item: -item[1])) for query, scores in run.items()}
+
+
+def _add(run: dict[str, dict[str, float]], fields: list[str]) -> None:
+    if len(fields) != 6:
+        raise SlateError("line", "no result", f"got {' '.join(fields)!r:.60}; write 'qid Q0 docid rank score system'.")
+    query, _, document, _, score, _ = fields
+    scores = run.setdefault(query, {})
+    if document in scores:
+        raise SlateError("docid", "comes twice", f"{document!r} is there already for {query!r}; give each once.")
+    scores[document] = number({"score": score}, "score")

@@ -1,0 +1,1 @@
+"""Rankings and judgements → metrics, and whether a difference is more than chance."""

@@ -1,0 +1,316 @@
+"""Queries with judged candidates → nDCG of the first stage, of the plain embedding and of listwise reranking.
+
+All three rank the same candidates, so that their differences are those of the method. nDCG is trec_eval's: the gain of
+a document is its grade, and negative or missing grades gain nothing.
+
+Axes: B queries, N candidates of one query, D dimensions.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from torch import Tensor
+
+from e2rank_st.data.files import identifier, parsed
+from e2rank_st.data.formats import read_qrels, read_results
+from e2rank_st.data.slates import Slate
+from e2rank_st.modeling_e2rank import cosine
+from e2rank_st.training.labels import text_id
+
+__all__ = ["SYSTEMS", "RerankingEvaluator", "ndcg", "randomisation_test"]
+
+logger = logging.getLogger(__name__)
+
+SYSTEMS = ("first_stage", "embedding", "listwise")
+QUERIES_AT_ONCE = 256  # whose candidates' vectors are gathered at a time
+SIGNS_AT_ONCE = 4096  # sign vectors of the randomisation test in memory
+Grade: TypeAlias = float | None
+Signs: TypeAlias = NDArray[np.float64]
+
+
+def ndcg(grades: Sequence[Grade], ideal: Iterable[Grade] | None = None, at_k: int = 10) -> float:
+    """Compute nDCG as trec_eval's ``ndcg_cut`` (Järvelin and Kekäläinen 2002): gain = grade, discount log2(1 + rank).
+
+    Args:
+        grades: Grades of the documents in the order of the ranking; None for an unjudged one.
+        ideal: Grades of all judged documents of the query, also those that are not in the ranking; by default
+            ``grades``.
+        at_k: How many ranks count.
+
+    Returns:
+        A number from 0 to 1; 0 for a query without a relevant document.
+    """
+    best = sorted((_gain(grade) for grade in (grades if ideal is None else ideal)), reverse=True)
+    perfect = _dcg(best[:at_k])
+    return _dcg([_gain(grade) for grade in grades[:at_k]]) / perfect if perfect else 0.0
+
+
+def _gain(grade: Grade) -> float:
+    return max(grade or 0.0, 0.0)
+
+
+def _dcg(gains: Sequence[float]) -> float:
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
+
+
+def randomisation_test(
+    first: Sequence[float], second: Sequence[float], *, permutations: int = 100_000, seed: int = 0
+) -> float:
+    """Test whether two systems differ on the same queries: Fisher's paired randomisation test (Smucker et al. 2007).
+
+    Under the null hypothesis the sign of each query's difference is a coin's. All sign vectors are tried where they
+    are no more than ``permutations``, else as many are drawn.
+
+    Args:
+        first: A score for each of B queries.
+        second: The other system's.
+        permutations: Most sign vectors.
+        seed: Of their draw.
+
+    Returns:
+        The two-sided p-value of the mean difference.
+
+    Raises:
+        ValueError: The lists are empty or differ in length.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"Got {len(first)} and {len(second)} scores; give both for the same queries, at least one.")
+    differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)  # (B,)
+    # A sum in another order differs in its last bits; what is equal has to count as equal.
+    observed = abs(differences.sum()) - 1e-9
+    exact = 2 ** min(len(differences), 62) <= permutations
+    signs = (_all_signs if exact else _drawn_signs)(len(differences), permutations, seed)
+    extreme = sum(int((np.abs(chunk @ differences) >= observed).sum()) for chunk in signs)
+    # The observed signs are one of all; among drawn ones they have to be counted in.
+    return extreme / 2 ** len(differences) if exact else (extreme + 1) / (permutations + 1)
+
+
+def _all_signs(number: int, *_: int) -> Iterator[Signs]:
+    for start in range(0, 2**number, SIGNS_AT_ONCE):
+        codes = np.arange(start, min(start + SIGNS_AT_ONCE, 2**number))
+        yield np.where(codes[:, None] >> np.arange(number) & 1, 1.0, -1.0)
+
+
+def _drawn_signs(number: int, permutations: int, seed: int) -> Iterator[Signs]:
+    generator = np.random.default_rng(seed)
+    for start in range(0, permutations, SIGNS_AT_ONCE):
+        yield generator.choice((-1.0, 1.0), size=(min(SIGNS_AT_ONCE, permutations - start), number))
+
+
+class RerankingEvaluator(BaseEvaluator):
+    """Measures how a model ranks given candidates, by its plain embedding and listwise.
+
+    The metrics are ``{name}_first_stage_ndcg@10`` (the candidates as they come), ``{name}_embedding_ndcg@10`` (sorted
+    by the cosine of query and document) and ``{name}_listwise_ndcg@10`` (reranked with the same document vectors),
+    each from 0 to 1; the last one is the primary metric.
+
+    Args:
+        queries: B queries.
+        documents: The candidates of each, in the order of the first stage.
+        grades: A grade for each candidate, higher is better; None for an unjudged one.
+        ideal: Grades of all judged documents of each query, also of those that are no candidates, which the ideal
+            ranking holds; by default ``grades``.
+        name: Prefix of the metrics.
+        at_k: How many ranks count.
+        own_first_stage: Sort the candidates by the model's own cosine before a prompt is built, instead of trusting the
+            order in which they come. Wanted wherever that order might show the labels. Equal scores are ordered by a
+            hash of the text.
+        num_prompt_documents: K; by default the model's.
+        candidate_order: ``"given"`` or ``"similarity"``; by default the model's.
+        batch_size: Texts in a forward pass.
+        show_progress_bar: Whether to show progress bars.
+        write_csv: Whether to add a line to ``RerankingEvaluator_{name}_results.csv`` in the output folder.
+
+    Attributes:
+        per_query: After a call, for each system, nDCG of each query: what :func:`randomisation_test` takes.
+
+    Raises:
+        ValueError: There are no queries, or the lists differ in length.
+    """
+
+    def __init__(
+        self,
+        queries: Sequence[str],
+        documents: Sequence[Sequence[str]],
+        grades: Sequence[Sequence[Grade]],
+        *,
+        ideal: Sequence[Iterable[Grade]] | None = None,
+        name: str = "",
+        at_k: int = 10,
+        own_first_stage: bool = False,
+        num_prompt_documents: int | None = None,
+        candidate_order: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        write_csv: bool = True,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.queries, self.documents, self.grades = list(queries), list(documents), list(grades)
+        self.ideal = list(grades if ideal is None else ideal)
+        self._check()
+        self.name = name
+        self.at_k = at_k
+        self.own_first_stage = own_first_stage
+        self.num_prompt_documents = num_prompt_documents
+        self.candidate_order = candidate_order
+        self.batch_size = batch_size
+        self.show_progress_bar = show_progress_bar
+        self.write_csv = write_csv
+        self.metrics = tuple(f"{system}_ndcg@{at_k}" for system in SYSTEMS)
+        self.primary_metric = f"{name}_{self.metrics[-1]}" if name else self.metrics[-1]
+        self.csv_file = "_".join(filter(None, ("RerankingEvaluator", name, "results.csv")))
+        self.per_query: dict[str, list[float]] = {}
+
+    @classmethod
+    def from_slates(cls, slates: Iterable[Slate], **options: Any) -> RerankingEvaluator:
+        """Evaluate on slates: their documents are the candidates, their labels the grades.
+
+        Args:
+            slates: At least one.
+            **options: As for the class.
+
+        Raises:
+            ValueError: There are no slates.
+        """
+        slates = list(slates)
+        columns = [[getattr(slate, name) for slate in slates] for name in ("query", "documents", "labels")]
+        return cls(*columns, **options)
+
+    @classmethod
+    def from_results(
+        cls,
+        path: str | os.PathLike[str],
+        qrels: str | os.PathLike[str],
+        *,
+        places: Sequence[int] | None = None,
+        **options: Any,
+    ) -> RerankingEvaluator:
+        """Evaluate on a first stage's results with judgements; the ideal ranking also holds what was not retrieved.
+
+        Args:
+            path: Results with text, see :func:`~e2rank_st.data.formats.read_results`.
+            qrels: Judgements in TREC's form.
+            places: Which rows of the file, counted from 0; all by default.
+            **options: As for the class.
+
+        Raises:
+            SlateError: A row of a file is bad.
+            OSError: A file cannot be read.
+        """
+        slates = list(read_results(path, qrels=qrels))
+        judged = read_qrels(qrels)
+        ids = parsed(path, lambda row: identifier(row["hits"][0], "qid"))
+        ideal = [list(judged[query].values()) for query in ids]
+        chosen = range(len(slates)) if places is None else places
+        return cls.from_slates([slates[place] for place in chosen], ideal=[ideal[place] for place in chosen], **options)
+
+    def _check(self) -> None:
+        sizes = {name: len(getattr(self, name)) for name in ("queries", "documents", "grades", "ideal")}
+        if len(set(sizes.values())) != 1 or not self.queries:
+            raise ValueError(f"Got {sizes}; give one of each for every query, and at least one query.")
+        for query, texts, grades in zip(self.queries, self.documents, self.grades, strict=True):
+            if len(texts) != len(grades):
+                raise ValueError(f"{query!r:.60} has {len(texts)} candidates and {len(grades)} grades; give as many.")
+
+    def __call__(  # type: ignore[override]  # no other model has embeddings
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Evaluate a model.
+
+        Args:
+            model: A model with ``rerank``.
+            output_path: Folder for the CSV file.
+            epoch: Where in the training, for the CSV file; -1 for none.
+            steps: The same in steps.
+
+        Returns:
+            The three metrics by name.
+        """
+        self.per_query = self.scores(model)
+        means = [math.fsum(scores) / len(scores) for scores in self.per_query.values()]
+        logger.debug(
+            "%s: %s", self.name or "nDCG", ", ".join(f"{k} {v:.4f}" for k, v in zip(SYSTEMS, means, strict=True))
+        )
+        if output_path is not None and self.write_csv:
+            self._write(Path(output_path, self.csv_file), [epoch, steps, *means])
+        metrics = self.prefix_name_to_metrics(dict(zip(self.metrics, means, strict=True)), self.name)
+        self.store_metrics_in_model_card_data(model, metrics, int(epoch), steps)
+        return metrics
+
+    def scores(self, model: Any) -> dict[str, list[float]]:
+        """Compute nDCG of each query, for each of :data:`SYSTEMS`.
+
+        Each distinct text is embedded once, and the listwise ranking uses the same vectors.
+
+        Args:
+            model: A model with ``rerank``.
+        """
+        rows = {text: row for row, text in enumerate(dict.fromkeys(text for texts in self.documents for text in texts))}
+        vectors = self._embedded(model.encode_document, list(rows))
+        query_vectors = self._embedded(model.encode_query, self.queries)
+        scores: dict[str, list[float]] = {system: [] for system in SYSTEMS}
+        for start in range(0, len(self.queries), QUERIES_AT_ONCE):
+            chunk = range(start, min(start + QUERIES_AT_ONCE, len(self.queries)))
+            matrices = [vectors[[rows[text] for text in self.documents[query]]] for query in chunk]  # (N, D) each
+            similar = [
+                self._by_similarity(query, matrix, query_vectors[query])
+                for query, matrix in zip(chunk, matrices, strict=True)
+            ]
+            given = similar if self.own_first_stage else [list(range(len(self.documents[query]))) for query in chunk]
+            listwise = self._listwise(model, chunk, given, matrices)
+            for system, orders in zip(SYSTEMS, (given, similar, listwise), strict=True):
+                scores[system] += [self._ndcg(query, order) for query, order in zip(chunk, orders, strict=True)]
+        return scores
+
+    def _embedded(self, encode: Callable[..., Any], texts: list[str]) -> Tensor:
+        vectors: Tensor = encode(
+            texts, batch_size=self.batch_size, show_progress_bar=self.show_progress_bar, convert_to_tensor=True
+        )
+        return vectors
+
+    def _by_similarity(self, query: int, matrix: Tensor, vector: Tensor) -> list[int]:
+        """The candidates by their cosine; ties by text where the given order is not to be trusted, else as given."""
+        cosines, texts = cosine(matrix, vector).tolist(), self.documents[query]
+        ties = [text_id(text) if self.own_first_stage else 0 for text in texts]
+        return sorted(range(len(texts)), key=lambda place: (-cosines[place], ties[place]))
+
+    def _listwise(self, model: Any, chunk: range, given: list[list[int]], matrices: list[Tensor]) -> list[list[int]]:
+        """Rerank the candidates in their given order; places are those of ``documents`` again."""
+        rankings = model.rerank(
+            [self.queries[query] for query in chunk],
+            [[self.documents[query][place] for place in order] for query, order in zip(chunk, given, strict=True)],
+            document_embeddings=[matrix[order] for order, matrix in zip(given, matrices, strict=True)],
+            num_prompt_documents=self.num_prompt_documents,
+            # Sorted already: "given" is the same, without embedding the queries again.
+            candidate_order="given" if self.own_first_stage else self.candidate_order,
+            batch_size=self.batch_size,
+            show_progress_bar=self.show_progress_bar,
+        )
+        return [[order[hit["corpus_id"]] for hit in ranking] for order, ranking in zip(given, rankings, strict=True)]
+
+    def _ndcg(self, query: int, order: Sequence[int]) -> float:
+        return ndcg([self.grades[query][place] for place in order], self.ideal[query], self.at_k)
+
+    def _write(self, path: Path, values: list[float]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(["epoch", "steps", *self.metrics])
+            writer.writerow(values)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the options, for the model card."""
+        return {"at_k": self.at_k, "own_first_stage": self.own_first_stage}

@@ -1,0 +1,1 @@
+"""Queries and a corpus → slates: mined candidates, and a teacher's labels."""

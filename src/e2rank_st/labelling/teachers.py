@@ -1,0 +1,258 @@
+"""Slates → slates with a teacher's labels.
+
+A teacher is whatever gives each document of a query a number, higher being better: a cross-encoder, another E2Rank or
+embedding model, or a large language model. Which documents are known positives stays marked, whatever the teacher
+thinks of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import Tensor, nn
+from transformers.utils.logging import tqdm
+
+from e2rank_st.data.slates import Slate
+from e2rank_st.labelling.llm import AnswerError, LLMTeacher, TeacherError
+
+__all__ = [
+    "AnswerError",
+    "CrossEncoderTeacher",
+    "E2RankTeacher",
+    "EmbeddingTeacher",
+    "LLMTeacher",
+    "Teacher",
+    "TeacherError",
+    "label_slates",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class Teacher(Protocol):
+    """Labels the documents of a query. A class that inherits from this one has to define :meth:`label` only."""
+
+    @abstractmethod
+    def label(self, query: str, documents: Sequence[str]) -> list[float]:
+        """A label for each of N documents, higher is better."""
+
+    def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The labels of B slates; one after the other, unless a teacher knows better."""
+        return [self.label(*slate) for slate in zip(queries, documents, strict=True)]
+
+
+class CrossEncoderTeacher(Teacher):
+    """A Sentence-Transformers cross-encoder.
+
+    Labels are its raw outputs, before any sigmoid, which would make ties of the best documents in float32.
+
+    Args:
+        model: The cross-encoder, with a single output.
+        batch_size: Pairs in a forward pass.
+
+    Raises:
+        ValueError: The model has several outputs, so that none says which document is better.
+    """
+
+    def __init__(self, model: CrossEncoder, *, batch_size: int = 32) -> None:
+        if model.num_labels != 1:
+            raise ValueError(f"The cross-encoder has {model.num_labels} outputs; give one that has a single score.")
+        self.model = model
+        self.batch_size = batch_size
+
+    def label(self, query: str, documents: Sequence[str]) -> list[float]:
+        """The raw score of each of N documents."""
+        return self.label_batch([query], [documents])[0]
+
+    def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The raw scores of B slates; all their pairs go through the model together, sorted by length."""
+        pairs = [(query, text) for query, texts in zip(queries, documents, strict=True) for text in texts]
+        options: Any = {"activation_fn": nn.Identity(), "convert_to_tensor": True, "show_progress_bar": False}
+        scores: Tensor = self.model.predict(pairs, batch_size=self.batch_size, **options) if pairs else torch.empty(0)
+        return [part.tolist() for part in scores.float().cpu().split([len(texts) for texts in documents])]
+
+
+class E2RankTeacher(Teacher):
+    """Another model that reranks listwise; labels are its cosines.
+
+    Args:
+        model: :class:`~e2rank_st.model.E2Rank`, or any Sentence-Transformers model that has its ``rerank``.
+        candidate_order: Which documents the prompt holds. Slates list known positives first, so that the default,
+            ``"similarity"``, is the one that does not tell the teacher.
+        **options: Further options of ``rerank``.
+
+    Raises:
+        ValueError: The model cannot rerank.
+    """
+
+    def __init__(self, model: SentenceTransformer, *, candidate_order: str = "similarity", **options: Any) -> None:
+        if not hasattr(model, "rerank"):
+            raise ValueError("The model has no rerank; give an E2Rank model.")
+        self._rerank: Any = model.rerank
+        self.options = {"show_progress_bar": False, **options, "candidate_order": candidate_order}
+
+    def label(self, query: str, documents: Sequence[str]) -> list[float]:
+        """The cosine of each of N documents to the listwise query."""
+        return self.label_batch([query], [documents])[0]
+
+    def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The cosines of B slates; each distinct text is embedded once."""
+        rankings = self._rerank(list(queries), [list(texts) for texts in documents], **self.options)
+        scores = ({hit["corpus_id"]: hit["score"] for hit in ranking} for ranking in rankings)
+        return [[found[place] for place in range(len(found))] for found in scores]
+
+
+class EmbeddingTeacher(Teacher):
+    """A stronger embedding model; labels are cosines to the query, sharpened by feedback from its own best documents.
+
+    ``q + feedback_weight · mean(best documents)`` is Rocchio's pseudo-relevance feedback on vectors of unit length.
+    Slates share passages, so each distinct text is embedded once in the teacher's life, and its vector kept.
+
+    Args:
+        model: Any Sentence-Transformers model.
+        feedback_documents: How many of its best documents of a slate are fed back; 0 for none.
+        feedback_weight: Their weight, the query's being 1.
+        batch_size: Texts in a forward pass.
+
+    Raises:
+        ValueError: A number is negative.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        feedback_documents: int = 0,
+        feedback_weight: float = 0.5,
+        batch_size: int = 32,
+    ) -> None:
+        if feedback_documents < 0 or feedback_weight < 0:
+            raise ValueError(
+                f"feedback_documents and feedback_weight must be at least 0, got {feedback_documents} and "
+                f"{feedback_weight}."
+            )
+        self.model = model
+        self.feedback_documents, self.feedback_weight = feedback_documents, feedback_weight
+        self.batch_size = batch_size
+        self._kept: dict[str, dict[str, Tensor]] = {"query": {}, "document": {}}
+
+    def label(self, query: str, documents: Sequence[str]) -> list[float]:
+        """The cosine of each of N documents to the query."""
+        return self.label_batch([query], [documents])[0]
+
+    def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The cosines of B slates."""
+        query_vectors = self._vectors("query", queries)
+        document_vectors = self._vectors("document", [text for texts in documents for text in texts])
+        return [
+            self._scores(query_vectors[query], torch.stack([document_vectors[text] for text in texts])).tolist()
+            for query, texts in zip(queries, documents, strict=True)
+        ]
+
+    def _scores(self, query: Tensor, documents: Tensor) -> Tensor:
+        scores = documents @ query  # (N,)
+        if not self.feedback_documents:
+            return scores
+        best = documents[scores.argsort(descending=True, stable=True)[: self.feedback_documents]]
+        return documents @ nn.functional.normalize(query + self.feedback_weight * best.mean(0), dim=0)
+
+    def _vectors(self, kind: str, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Unit vectors in float32 of all texts seen so far."""
+        kept, encode = self._kept[kind], getattr(self.model, f"encode_{kind}")
+        if fresh := list(dict.fromkeys(text for text in texts if text not in kept)):
+            vectors = encode(fresh, batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False)
+            kept |= zip(fresh, nn.functional.normalize(vectors.float().cpu(), dim=-1), strict=True)
+        return kept
+
+
+def label_slates(
+    slates: Iterable[Slate],
+    teacher: Teacher,
+    *,
+    batch_size: int = 32,
+    seed: int | None = 0,
+    skip_failures: bool = False,
+    total: int | None = None,
+    show_progress_bar: bool | None = None,
+) -> Iterator[Slate]:
+    """Replace the labels of slates by a teacher's. Gold documents stay marked as such.
+
+    Args:
+        slates: The slates; at most ``batch_size`` of them are taken ahead.
+        teacher: What labels them.
+        batch_size: Slates that the teacher is given together.
+        seed: The teacher is shown the documents in an order drawn from this and the query, since slates list known
+            positives first and a listwise teacher favours what comes first. None shows them as they are, for example
+            lists of a first stage.
+        skip_failures: Leave out slates for which the teacher has no usable answer (AnswerError), and log how many.
+            An endpoint that cannot be reached is an error all the same.
+        total: How many slates there are, for the progress bar.
+        show_progress_bar: Whether to show one; by default if this logger's level is INFO or lower.
+
+    Yields:
+        The slates, in their order.
+
+    Raises:
+        TeacherError: The teacher failed.
+        SlateError: The teacher gave another number of labels, or one that is not finite.
+    """
+    if show_progress_bar is None:
+        show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
+    rest, failed = iter(slates), 0
+    with tqdm(total=total, desc="label", unit="slate", disable=not show_progress_bar) as progress:
+        while batch := list(islice(rest, batch_size)):
+            for slate in _labelled(batch, teacher, seed, skip_failures):
+                if slate is None:
+                    failed += 1
+                else:
+                    yield slate
+            progress.update(len(batch))
+    if failed:
+        logger.warning("Left out %d slates for which the teacher had no usable answer.", failed)
+
+
+def _labelled(batch: Sequence[Slate], teacher: Teacher, seed: int | None, skip_failures: bool) -> list[Slate | None]:
+    """The slates with new labels, None where there are none."""
+    orders = [_order(slate, seed) for slate in batch]
+    shown = [[slate.documents[place] for place in order] for slate, order in zip(batch, orders, strict=True)]
+    queries = [slate.query for slate in batch]
+    labels: list[list[float] | None]
+    try:
+        labels = [*teacher.label_batch(queries, shown)]
+    except AnswerError:
+        if not skip_failures:
+            raise
+        labels = [_label_or_none(teacher, *slate) for slate in zip(queries, shown, strict=True)]
+    return [
+        None if given is None else _with_labels(slate, order, given)
+        for slate, order, given in zip(batch, orders, labels, strict=True)
+    ]
+
+
+def _order(slate: Slate, seed: int | None) -> list[int]:
+    places = list(range(len(slate)))
+    if seed is not None:
+        random.Random(f"{seed}\n{slate.query}").shuffle(places)
+    return places
+
+
+def _label_or_none(teacher: Teacher, query: str, documents: Sequence[str]) -> list[float] | None:
+    try:
+        return teacher.label(query, documents)
+    except AnswerError as error:
+        logger.info("No labels for %r: %s", query, error)
+        return None
+
+
+def _with_labels(slate: Slate, order: Sequence[int], labels: Sequence[float]) -> Slate:
+    given = dict(zip(order, labels, strict=False))
+    # A missing one shortens the tuple, which the slate refuses; so does one too many.
+    return replace(slate, labels=(*(given[place] for place in sorted(given)), *labels[len(order) :]))

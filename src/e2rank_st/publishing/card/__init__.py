@@ -1,0 +1,1 @@
+"""A model's facts and results → its card."""

@@ -1,0 +1,105 @@
+"""The folder of a trained adapter → what its card says of the model; nothing is loaded but small files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from e2rank_st.adapters import WEIGHTS, read_adapter_config
+from e2rank_st.benchmarks.training_data import TrainingData
+from e2rank_st.checkpoints import find_checkpoint
+from e2rank_st.model import adapter_name
+from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+from e2rank_st.training.record import JSON_NAME
+
+__all__ = ["Facts"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A trained model.
+
+    Attributes:
+        name: Of its folder.
+        adapter: ``adapter_config.json``.
+        trained_parameters: Numbers in the adapter.
+        dimension: D.
+        pooling: How token embeddings become one vector.
+        max_tokens: Most tokens of a query or document.
+        prompts: Texts before queries and documents.
+        listwise: The reranking configuration.
+        training: ``training.json``.
+        data: What it was trained on and chosen by.
+    """
+
+    name: str
+    adapter: Mapping[str, Any]
+    trained_parameters: int
+    dimension: int
+    pooling: str
+    max_tokens: int
+    prompts: Mapping[str, str]
+    listwise: ListwiseRerank
+    training: Mapping[str, Any]
+    data: TrainingData
+
+    @classmethod
+    def read(cls, folder: Path) -> Facts:
+        """Read a model's folder.
+
+        Raises:
+            OSError: A file is missing.
+            ValueError: The folder holds no plain LoRA adapter of an E2Rank model, or data without a known licence.
+        """
+        pooling = _module_config(folder, E2RankPooling)
+        return cls(
+            name=adapter_name(folder),
+            adapter=read_adapter_config(folder),
+            trained_parameters=_numbers(folder / WEIGHTS),
+            dimension=pooling["word_embedding_dimension"],
+            pooling=next(mode for mode, key in E2RankPooling.STOCK_KEYS if pooling[key]),
+            max_tokens=_read(folder / "tokenizer_config.json")["model_max_length"],
+            prompts=_read(folder / "config_sentence_transformers.json")["prompts"],
+            listwise=ListwiseRerank(**_module_config(folder, ListwiseRerank)),
+            training=_read(folder / JSON_NAME),
+            data=TrainingData.read(folder),
+        )
+
+    @property
+    def base(self) -> str:
+        """Hub id of the model that it was trained from."""
+        return str(self.adapter["base_model_name_or_path"])
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the base takes at a time.
+
+        Raises:
+            ValueError: The base is no known one.
+        """
+        return ListwiseRerank(**find_checkpoint(repository=self.base).listwise).max_prompt_tokens
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _module_config(folder: Path, cls: type) -> dict[str, Any]:
+    """The configuration of a module of the model, where ``modules.json`` says that it is."""
+    paths = [row["path"] for row in _read(folder / "modules.json") if row["type"].endswith(f".{cls.__name__}")]
+    if len(paths) != 1:
+        raise ValueError(
+            f"modules.json in {folder} names {len(paths)} modules {cls.__name__}; an E2Rank model has one."
+        )
+    return dict(_read(folder / paths[0] / "config.json"))
+
+
+def _numbers(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  # no mapping

@@ -1,0 +1,1 @@
+"""Vectors → the nearest texts, exactly, and the index that keeps both."""

@@ -1,0 +1,1 @@
+"""Slates → a trained model."""

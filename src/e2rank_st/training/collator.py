@@ -1,0 +1,323 @@
+"""Slates → batches that a loss understands: queries, listwise prompts and documents as token ids, and their labels.
+
+Prompts are made by the model's own prompt builder from the documents that reranking would show it, so that training
+prompts are those of inference. What is drawn at random is a function of seed, epoch and query, and of nothing else: a
+resumed run, or one with other data-loader workers, sees the same batches.
+
+Axes: B slates, N documents of the longest slate of a batch, K documents in a prompt, L tokens, D dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from torch import Tensor
+
+from e2rank_st.model import E2Rank
+from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS, Embedder, PromptBuilder, TextTokenizer, cosine
+from e2rank_st.search.index import Index
+from e2rank_st.training.labels import PADDING, SlateLabels, text_id
+from e2rank_st.training.losses import COLUMNS
+
+__all__ = ["SlateCollator", "distinct_documents", "prompt_orders", "sample_documents"]
+
+logger = logging.getLogger(__name__)
+
+FILLER = "."  # the document of a row that only fills up a shorter slate
+GUARDED_EVERY = 4  # slates for one guarded document, which costs two forward passes of its whole length
+Row = Mapping[str, Any]
+
+
+@dataclass(kw_only=True)
+class SlateCollator(SentenceTransformerDataCollator):
+    """Collates slates for :class:`~e2rank_st.training.losses.E2RankLoss`.
+
+    A row has the columns ``query``, ``documents`` (a list), ``labels`` (a number or None for each document), ``gold``
+    (a flag for each document), and optionally ``prompt_order``: places in ``documents``, in the order in which the
+    prompt takes them, as :func:`prompt_orders` computes it. Without it the documents are taken as they stand.
+
+    The prompt shows the first K of the whole slate, as reranking does, also where they are not among the documents
+    that are drawn to be scored.
+
+    Args:
+        model: The model whose tokenizer, prompts, lengths and listwise configuration count.
+        documents_per_slate: Most documents of a slate that are scored; of a longer slate some are drawn.
+        num_prompt_documents: K; by default the model's.
+        shuffle_prompt: Share of prompts whose documents come in random order, against position bias.
+        random_prompt_size: Share of prompts that show a random number of documents, from 1 to K.
+        seed: Of everything that is drawn.
+        columns: Which columns the loss needs.
+        frozen: Documents and their vectors, for a loss with frozen documents.
+        fill_up: Fill up all slates to ``documents_per_slate``, not only to the longest of the batch. Processes that
+            share the weights need it, since they have to make the same forward passes.
+
+    Raises:
+        ValueError: A value is not allowed.
+    """
+
+    preprocess_fn: Callable[..., Any] = field(init=False, repr=False)
+    model: E2Rank = field(repr=False)
+    documents_per_slate: int = 16
+    num_prompt_documents: int | None = None
+    shuffle_prompt: float = 0.0
+    random_prompt_size: float = 0.0
+    seed: int = 0
+    columns: tuple[str, ...] = COLUMNS[:3]
+    frozen: Index | None = field(default=None, repr=False)
+    fill_up: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values, and take what is needed from the model."""
+        self.preprocess_fn = self.model.preprocess
+        if self.num_prompt_documents is None:
+            self.num_prompt_documents = self.model.listwise.num_prompt_documents
+        for name, least in (("documents_per_slate", 1), ("num_prompt_documents", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        for name in ("shuffle_prompt", "random_prompt_size"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be a share from 0 to 1, got {getattr(self, name)}.")
+        unknown = set(self.columns) - set(COLUMNS)
+        if unknown:
+            raise ValueError(f"columns must be among {COLUMNS}, got {tuple(sorted(unknown))}.")
+        listwise = self.model.listwise
+        self._builder = PromptBuilder(
+            TextTokenizer(self.model.tokenizer), listwise.format, listwise.max_prompt_tokens, listwise.max_query_tokens
+        )
+        texts = [] if self.frozen is None else self.frozen.texts
+        self._rows = {text: row for row, text in enumerate(texts)}
+        # Shared memory: workers that outlive an epoch have to see the next one begin.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, from 0: the draws of each are others."""
+        self._epoch.fill_(epoch)
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Collate rows.
+
+        Args:
+            features: B rows.
+
+        Returns:
+            ``label`` ``(B, N, 3)``, see :meth:`~e2rank_st.training.labels.SlateLabels.pack`; then, for each column,
+            ``{column}_input_ids`` and ``{column}_attention_mask``: ``(B, L)`` for ``query`` and ``listwise``,
+            ``(B·N, L)`` for ``documents``, slate by slate, short ones filled up with rows of :data:`FILLER`. Where
+            documents are frozen, ``documents_sentence_embedding`` ``(B·N, D)`` in their place, and a document of every
+            fourth slate as ``guarded``, ``(G, L)``. Also ``dataset_name`` where the rows have it.
+
+        Raises:
+            KeyError: A row lacks a column, or the vector of a document is missing.
+            ValueError: The lists of a row differ in length, or its prompt order names no document.
+        """
+        for row in features:
+            _check(row)
+        draws = [self._random(row) for row in features]
+        slates = [
+            sample_documents(row, self.documents_per_slate, draw) for row, draw in zip(features, draws, strict=True)
+        ]
+        batch: dict[str, Any] = {"label": _labels(features, slates, self._slate_size(slates))}
+        if "dataset_name" in features[0]:
+            batch["dataset_name"] = features[0]["dataset_name"]
+        embedder = Embedder(self.model, 1, False)  # for its tokens: nothing is embedded here
+        for column in (name for name in COLUMNS if name in self.columns):
+            if column == "documents" and self.frozen is not None:
+                batch["documents_sentence_embedding"] = self._vectors(features, slates)
+                continue
+            sequences = list(self._sequences(column, features, slates, draws, embedder))
+            batch |= {f"{column}_{name}": value for name, value in self._padded(sequences).items()}
+        return batch
+
+    def prompt_documents(self, row: Row, draw: random.Random) -> list[int]:
+        """Choose the documents of a row's prompt.
+
+        Args:
+            row: A row.
+            draw: Where chance comes from.
+
+        Returns:
+            At most K places in the row's documents, in the order of the prompt.
+        """
+        order = row.get("prompt_order")
+        chosen = list(range(len(row["documents"])) if order is None else order)[: self.num_prompt_documents]
+        if chosen and draw.random() < self.random_prompt_size:
+            chosen = chosen[: draw.randint(1, len(chosen))]
+        if draw.random() < self.shuffle_prompt:
+            draw.shuffle(chosen)
+        return chosen
+
+    def _slate_size(self, slates: Sequence[Sequence[int]]) -> int:
+        return self.documents_per_slate if self.fill_up else max(map(len, slates))
+
+    def _random(self, row: Row) -> random.Random:
+        return random.Random(text_id(f"{self.seed} {int(self._epoch)} {row['query']}"))
+
+    def _sequences(
+        self,
+        column: str,
+        rows: Sequence[Row],
+        slates: Sequence[Sequence[int]],
+        draws: Sequence[random.Random],
+        embedder: Embedder,
+    ) -> Iterator[tuple[int, ...]]:
+        """The token ids of each text of a column."""
+        if column == "listwise":
+            queries = embedder.tokens("query", [row["query"] for row in rows])
+            for query, row, draw in zip(queries, rows, draws, strict=True):
+                shown = [row["documents"][place] for place in self.prompt_documents(row, draw)]
+                instruction = self.model.listwise.instruction
+                yield self._builder.build(query, embedder.tokens("document", shown), instruction).ids
+            return
+        if column == "query":
+            task, texts = "query", [row["query"] for row in rows]
+        elif column == "guarded":
+            drawn = list(zip(rows, draws, strict=True))[::GUARDED_EVERY]
+            task, texts = "document", [row["documents"][draw.randrange(len(row["documents"]))] for row, draw in drawn]
+        else:
+            task, texts = "document", []
+            for row, places in zip(rows, slates, strict=True):
+                texts += [row["documents"][place] for place in places]
+                texts += [FILLER] * (self._slate_size(slates) - len(places))
+        for tokens in embedder.tokens(task, texts):
+            yield embedder.texts.with_special_tokens(tokens.ids, self.model.max_seq_length)
+
+    def _vectors(self, rows: Sequence[Row], slates: Sequence[Sequence[int]]) -> Tensor:
+        """The stored vectors of all slates, (B·N, D); zeros fill up."""
+        assert self.frozen is not None
+        size = self._slate_size(slates)
+        vectors = torch.zeros(len(rows), size, self.frozen.dimension)
+        for number, (row, places) in enumerate(zip(rows, slates, strict=True)):
+            stored = [self._rows[row["documents"][place]] for place in places]
+            vectors[number, : len(places)] = torch.from_numpy(self.frozen.embeddings[stored])
+        return vectors.flatten(0, 1)
+
+    def _padded(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+        tokenizer, width = self.model.tokenizer, max(map(len, sequences))
+        input_ids = torch.full((len(sequences), width), tokenizer.pad_token_id or 0)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, ids in enumerate(sequences):
+            span = slice(width - len(ids), width) if tokenizer.padding_side == "left" else slice(len(ids))
+            input_ids[row, span] = torch.tensor(ids)
+            attention_mask[row, span] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def sample_documents(row: Row, number: int, draw: random.Random) -> list[int]:
+    """Draw the documents of a slate that are to be scored.
+
+    Gold documents are kept, up to half of the places, and so is one with the best label; whatever else there is, is
+    drawn evenly. Without that half a query with a hundred positives would come without a negative.
+
+    Args:
+        row: A row of slates.
+        number: Most documents to keep.
+        draw: Where chance comes from.
+
+    Returns:
+        Places in the row's documents, ascending.
+    """
+    gold, labels = row["gold"], row["labels"]
+    places = list(range(len(gold)))
+    if len(places) <= number:
+        return places
+    draw.shuffle(places)
+    kept = [place for place in places if gold[place]][: (number + 1) // 2]
+    best = max((label for label in labels if label is not None), default=None)
+    if best is not None and best not in [labels[place] for place in kept]:
+        kept.append(next(place for place in places if labels[place] == best))
+    others = [place for place in places if place not in kept]
+    return sorted((kept + others)[:number])
+
+
+def prompt_orders(
+    model: E2Rank,
+    queries: Sequence[str],
+    documents: Sequence[Sequence[str]],
+    *,
+    candidate_order: str | None = None,
+    index: Index | None = None,
+    batch_size: int = 32,
+    show_progress_bar: bool | None = None,
+) -> list[list[int]]:
+    """Order the documents of slates as reranking would before it fills a prompt.
+
+    With ``"similarity"`` the place of a document in its slate says nothing: positives that stand first in a mined
+    slate leak nothing through the prompt. Equal scores are ordered by a hash of the text.
+
+    Args:
+        model: The model as it is now.
+        queries: B queries.
+        documents: The documents of each.
+        candidate_order: ``"given"`` or ``"similarity"``; by default the model's.
+        index: The documents with their vectors; by default they are embedded here.
+        batch_size: Texts in a forward pass.
+        show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower.
+
+    Returns:
+        For each query the places of its documents, those first that a prompt takes first. Each distinct text is
+        embedded once.
+
+    Raises:
+        ValueError: ``candidate_order`` is another one.
+    """
+    order = model.listwise.candidate_order if candidate_order is None else candidate_order
+    if order not in CANDIDATE_ORDERS:
+        raise ValueError(f"candidate_order must be one of {CANDIDATE_ORDERS}, got {order!r}.")
+    if order == "given":
+        return [list(range(len(texts))) for texts in documents]
+    if show_progress_bar is None:
+        show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
+    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+    if index is None:
+        index = distinct_documents(model, documents, **options)
+    rows = {text: row for row, text in enumerate(index.texts)}
+    query_rows = {text: row for row, text in enumerate(dict.fromkeys(queries))}
+    query_vectors = cast("Tensor", model.encode_query(list(query_rows), convert_to_tensor=True, **options)).cpu()
+    vectors = torch.from_numpy(index.embeddings)
+    orders = []
+    for query, texts in zip(queries, documents, strict=True):
+        scores = cosine(vectors[[rows[text] for text in texts]], query_vectors[query_rows[query]]).tolist()
+        orders.append(sorted(range(len(texts)), key=lambda place: (-scores[place], text_id(texts[place]))))
+    return orders
+
+
+def distinct_documents(model: E2Rank, documents: Iterable[Sequence[str]], **options: Any) -> Index:
+    """Embed each distinct document of slates once.
+
+    Args:
+        model: The model as it is now.
+        documents: Those of each slate.
+        **options: As for :meth:`~e2rank_st.search.index.Index.build`.
+    """
+    return Index.build(model, list(dict.fromkeys(text for texts in documents for text in texts)), **options)
+
+
+def _check(row: Row) -> None:
+    number = len(row["documents"])
+    for name in ("labels", "gold"):
+        if len(row[name]) != number:
+            raise ValueError(
+                f"The slate of {row['query']!r:.60} has {len(row[name])} {name} for {number} documents; give as many."
+            )
+    order = row.get("prompt_order")
+    if order is not None and not set(order) <= set(range(number)):
+        raise ValueError(
+            f"The prompt_order of {row['query']!r:.60} has {order!r:.60}; its {number} documents are counted from 0."
+        )
+
+
+def _labels(rows: Sequence[Row], slates: Sequence[Sequence[int]], size: int) -> Tensor:
+    labels, gold, texts = (
+        [[row[name][place] for place in places] for row, places in zip(rows, slates, strict=True)]
+        for name in ("labels", "gold", "documents")
+    )
+    filled = SlateLabels.from_rows(labels, gold, texts)
+    missing = (0, size - filled.labels.shape[1])
+    parts = zip(filled, (PADDING, False, 0), strict=True)
+    return SlateLabels(*(torch.nn.functional.pad(part, missing, value=value) for part, value in parts)).pack()

@@ -1,0 +1,303 @@
+"""What the settings name as data → data sets to train on, evaluators, and a record of where it all came from."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import logging
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sentence_transformers.base.evaluation import SequentialEvaluator
+from torch import nn
+
+from e2rank_st.data.formats import open_slates, read_beir, read_columns, read_rankings, read_results
+from e2rank_st.data.slates import Slate, read_manifest, read_slates
+from e2rank_st.evaluation.evaluator import RerankingEvaluator
+from e2rank_st.model import E2Rank
+from e2rank_st.search.index import Index
+from e2rank_st.storage import replacing
+from e2rank_st.training.collator import distinct_documents, prompt_orders
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+__all__ = ["Source", "document_index", "fingerprint", "load_evaluator", "load_training_data", "with_prompt_orders"]
+
+logger = logging.getLogger(__name__)
+
+OWN = ("path", "name", "limit", "depth", "own_first_stage")
+READERS = (read_beir, read_columns, read_rankings, read_results, read_slates)
+FINGERPRINT_VALUES = 1024  # of each parameter: enough to tell models apart, however large they are
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of the settings ``train`` or ``dev``.
+
+    Attributes:
+        path: File or folder.
+        name: Name of the data set, instead of what the file says or is called.
+        limit: How many slates to draw; all by default.
+        depth: How many documents of each slate to take, from its start: of a mined one those that are judged, then the
+            nearest. What is left out of the gold ones is told in the log.
+        own_first_stage: Whether an evaluator sorts the candidates by the model first. By default it does, unless they
+            are a first stage's results.
+        options: Those of the reader, see :func:`~e2rank_st.data.formats.open_slates`.
+    """
+
+    path: str
+    name: str | None = None
+    limit: int | None = None
+    depth: int | None = None
+    own_first_stage: bool | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Read an entry: a path, or a JSON object with ``path`` and any of the other fields and reader options.
+
+        Raises:
+            ValueError: The object lacks a path, or has an unknown field.
+        """
+        if not text.lstrip().startswith("{"):
+            return cls(text)
+        values = json.loads(text)
+        options = sorted({name for reader in READERS for name in list(inspect.signature(reader).parameters)[1:]})
+        for name in values:
+            if name not in OWN and name not in options:
+                nearest = difflib.get_close_matches(name, [*OWN, *options], n=1, cutoff=0.0)[0]
+                raise ValueError(f"Unknown field {name!r} in the data {text}; did you mean {nearest!r}?")
+        if not isinstance(values.get("path"), str):
+            raise ValueError(f"The data {text} has no path; name a file or folder.")
+        own = {name: values.pop(name) for name in OWN if name in values}
+        return cls(**own, options=values)
+
+    def slates(self, seed: int) -> list[Slate]:
+        """Read the slates; of more than ``limit`` as many are drawn, and stay in their order.
+
+        Raises:
+            ValueError: There are none, ``depth`` is below 1, or the reader refuses the file.
+            TypeError: The file's reader has no such option.
+            OSError: The file cannot be read.
+        """
+        options = dict(self.options) | ({} if self.name is None else {"source": self.name})
+        slates = list(open_slates(self.path, **options))
+        if self.depth is not None:
+            known = sum(map(_number_gold, slates))
+            slates = [slate.first(self.depth) for slate in slates]
+            if lost := known - sum(map(_number_gold, slates)):
+                logger.warning("%s: depth %d leaves out %d of %d gold documents.", self.path, self.depth, lost, known)
+        if not slates:
+            raise ValueError(f"{self.path} holds no slates.")
+        return [slates[place] for place in self.chosen(len(slates), seed)]
+
+    def chosen(self, total: int, seed: int) -> list[int]:
+        """Draw which slates of all are taken: their places, ascending."""
+        return sorted(random.Random(seed).sample(range(total), min(total if self.limit is None else self.limit, total)))
+
+    def record(self, slates: Iterable[Slate]) -> dict[str, Any]:
+        """Say where slates come from: the entry, counts, the hash of the file, and its manifest where it has one."""
+        slates = list(slates)
+        record = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        record |= {"slates": len(slates), "documents": sum(map(len, slates)), "sha256": _sha256(Path(self.path))}
+        try:
+            manifest = read_manifest(self.path)
+        except FileNotFoundError:
+            return record
+        return record | {"manifest": {name: value for name, value in asdict(manifest).items() if value}}
+
+
+def _number_gold(slate: Slate) -> int:
+    return sum(slate.gold)
+
+
+def load_training_data(
+    entries: Iterable[str], seed: int = 0, skip_bad_rows: bool = False
+) -> tuple[DatasetDict, list[dict[str, Any]]]:
+    """Read what to train on.
+
+    Args:
+        entries: See :meth:`Source.parse`.
+        seed: Of what is drawn.
+        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing a file.
+
+    Returns:
+        A data set for each name of a source, with the columns ``query, documents, labels, gold``; and a record of each
+        entry. A document that a slate holds twice is there once.
+
+    Raises:
+        ValueError: An entry is wrong, or its file is.
+        OSError: A file cannot be read.
+        ImportError: The package ``datasets`` is missing.
+    """
+    try:
+        from datasets import DatasetDict
+    except ImportError as error:
+        raise ImportError("Training needs more packages: pip install 'e2rank-st[train]'") from error
+    by_name: dict[str, list[Slate]] = {}
+    records = []
+    for source in map(Source.parse, entries):
+        if skip_bad_rows:
+            source = replace(source, options={"skip_bad_rows": True, **source.options})
+        slates = source.slates(seed)
+        records.append(source.record(slates))
+        for slate in slates:
+            by_name.setdefault(slate.source or Path(source.path).name.split(".")[0], []).append(slate.distinct())
+    return DatasetDict({name: _dataset(slates) for name, slates in sorted(by_name.items())}), records
+
+
+def _dataset(slates: list[Slate]) -> Dataset:
+    from datasets import Dataset, Features, List, Value
+
+    features = Features(
+        {
+            "query": Value("string"),
+            "documents": List(Value("string")),
+            "labels": List(Value("float64")),
+            "gold": List(Value("bool")),
+        }
+    )
+    columns = {name: [getattr(slate, name) for slate in slates] for name in features}
+    return Dataset.from_dict(columns, features=features)
+
+
+def load_evaluator(
+    entries: Iterable[str], seed: int = 0, **options: Any
+) -> tuple[SequentialEvaluator | None, list[dict[str, Any]]]:
+    """Read what to evaluate on.
+
+    Args:
+        entries: See :meth:`Source.parse`.
+        seed: Of what is drawn.
+        **options: As for :class:`~e2rank_st.evaluation.evaluator.RerankingEvaluator`.
+
+    Returns:
+        An evaluator for all entries, whose ``sequential_score`` is the mean of their listwise nDCG@10, or None without
+        an entry; and a record of each.
+
+    Raises:
+        ValueError: An entry is wrong, or its file is, or two have one name.
+        OSError: A file cannot be read.
+    """
+    evaluators: list[RerankingEvaluator] = []
+    records = []
+    for source in map(Source.parse, entries):
+        name = source.name or Path(source.path).resolve().name.split(".")[0]
+        if name in [evaluator.name for evaluator in evaluators]:
+            raise ValueError(f"Two sets to evaluate on are called {name!r}; give one of them a 'name'.")
+        whole = replace(source, limit=None).slates(seed)
+        places = source.chosen(len(whole), seed)
+        slates = [whole[place] for place in places]
+        evaluators.append(_evaluator(source, slates, places, {"name": name, **options}))
+        records.append(source.record(slates))
+    if not evaluators:
+        return None, records
+    return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores)), records
+
+
+def _evaluator(source: Source, slates: list[Slate], places: list[int], options: dict[str, Any]) -> RerankingEvaluator:
+    qrels = source.options.get("qrels")
+    own = qrels is None if source.own_first_stage is None else source.own_first_stage
+    if qrels is None:
+        return RerankingEvaluator.from_slates(slates, own_first_stage=own, **options)
+    if source.options.get("skip_bad_rows"):
+        raise ValueError(
+            f"{source.path} is evaluated with judgements, row by row; mend its bad rows, or leave them out."
+        )
+    if source.depth is not None:
+        raise ValueError(f"{source.path} is evaluated as it was retrieved; leave depth={source.depth} out.")
+    # Not from the slates: the judgements also count what the run has not found.
+    return RerankingEvaluator.from_results(source.path, qrels, places=places, own_first_stage=own, **options)
+
+
+def document_index(
+    model: E2Rank, data: DatasetDict, cache: Path, batch_size: int = 32, show_progress_bar: bool | None = None
+) -> Index:
+    """Embed every distinct document of the data with the model as it is.
+
+    Args:
+        model: The model before training.
+        data: What :func:`load_training_data` gives.
+        cache: Folder to keep the vectors in, for other processes and for a run that is resumed.
+        batch_size: Texts in a forward pass.
+        show_progress_bar: Whether to show a progress bar; by default if the package's log level is INFO or lower.
+    """
+    folder = cache / fingerprint(model, data)[:16]
+    if folder.exists():
+        return Index.load(folder)
+    documents = (texts for part in data.values() for texts in part["documents"])
+    index = distinct_documents(model, documents, batch_size=batch_size, show_progress_bar=show_progress_bar)
+    index.save(folder)
+    return index
+
+
+def with_prompt_orders(
+    model: E2Rank,
+    data: DatasetDict,
+    cache: Path,
+    index: Index | None = None,
+    batch_size: int = 32,
+    show_progress_bar: bool | None = None,
+) -> DatasetDict:
+    """Add the column ``prompt_order``: the documents in the order in which the model's prompts take them.
+
+    Args:
+        model: The model before training.
+        data: What :func:`load_training_data` gives.
+        cache: File to keep the orders in, for other processes and for a run that is resumed.
+        index: The documents with their vectors; by default they are embedded here.
+        batch_size: Texts in a forward pass.
+        show_progress_bar: Whether to show progress bars; by default if the package's log level is INFO or lower.
+    """
+    if model.listwise.candidate_order == "given":
+        return data
+    key = fingerprint(model, data)
+    orders = _kept(cache, key)
+    if orders is None:
+        rows = {name: (list(part["query"]), list(part["documents"])) for name, part in data.items()}
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+        orders = {name: prompt_orders(model, *columns, index=index, **options) for name, columns in rows.items()}
+        with replacing(cache) as fresh:
+            fresh.write_text(json.dumps({"key": key, "orders": orders}), encoding="utf-8")
+    for name, part in data.items():
+        data[name] = part.add_column("prompt_order", orders[name])
+    return data
+
+
+def _kept(cache: Path, key: str) -> dict[str, list[list[int]]] | None:
+    if not cache.exists():
+        return None
+    kept = json.loads(cache.read_text(encoding="utf-8"))
+    return kept["orders"] if kept["key"] == key else None
+
+
+def fingerprint(model: nn.Module, data: Mapping[str, Any]) -> str:
+    """Hash what the order of documents depends on: their texts, and the model's weights and prompts."""
+    digest = hashlib.sha256(json.dumps([getattr(model, "prompts", {}), getattr(model, "max_seq_length", 0)]).encode())
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()[:FINGERPRINT_VALUES].to("cpu", torch.float32)
+        digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+    for name, part in data.items():
+        digest.update(name.encode())
+        for row in part:
+            digest.update(json.dumps([row["query"], row["documents"]]).encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    """Hash of a file, or of all files of a folder with their names."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
+        digest.update(b"" if path.is_file() else file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()

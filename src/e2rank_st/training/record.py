@@ -1,0 +1,192 @@
+"""A finished training run → ``training.json`` and curves as a picture, to lie beside the model."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2rank_st import __version__
+from e2rank_st.storage import replacing
+
+__all__ = ["History", "check_plotting", "environment", "read_earlier", "split_log", "stages"]
+
+PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "peft")
+PARTS = ("loss", "contrastive", "listwise", "localized", "guard")
+JSON_NAME, CURVES_NAME = "training.json", "curves.png"
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run was and what came of it.
+
+    Attributes:
+        settings: What the run was told, as far as it is not the default.
+        loss: Options of the loss.
+        data: Where the data comes from, by ``train`` and ``dev``: see
+            :meth:`~e2rank_st.training.datasets.Source.record`.
+        log: Losses by step: ``step`` and any of ``loss, contrastive, listwise, localized, guard, learning_rate`` and
+            ``grad_norm``.
+        dev: Metrics of the evaluator by step, ``step`` and ``{set}_{system}_ndcg@10``, from 0, the model before.
+        before: Metrics before training.
+        after: Metrics of the result.
+        p_values: Of the differences between after and before, by metric: paired randomisation tests over queries.
+        best_step: Step of the checkpoint that was kept; None for the last one.
+        steps: Steps trained.
+        resumed_from: Step that the run went on from, if it was resumed.
+        seconds: Wall time of training since then, evaluation included.
+        earlier: The record of the run whose result this one started from, such as stage I; None if it started from a
+            checkpoint, a model of the Hub or one without a record.
+        environment: Versions and hardware.
+    """
+
+    settings: Mapping[str, Any]
+    loss: Mapping[str, Any]
+    data: Mapping[str, Any]
+    log: Sequence[Mapping[str, float]]
+    dev: Sequence[Mapping[str, float]]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    p_values: Mapping[str, float]
+    best_step: int | None
+    steps: int
+    resumed_from: int | None
+    seconds: float
+    earlier: Mapping[str, Any] | None = None
+    environment: Mapping[str, Any] = field(default_factory=lambda: environment())
+
+    def write(self, folder: Path) -> None:
+        """Write ``training.json`` and ``curves.png``, each whole or not at all.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            OSError: A file cannot be written.
+        """
+        with replacing(folder / JSON_NAME) as fresh:
+            fresh.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n", encoding="utf-8")
+        with replacing(folder / CURVES_NAME) as fresh:
+            _draw(self, fresh)
+
+
+def read_earlier(folder: Path) -> dict[str, Any] | None:
+    """The record of the run that made a model, if its folder has one.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    path = folder / JSON_NAME
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def stages(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A run's record behind those of the runs that it goes back to, the first one first."""
+    earlier = record.get("earlier")
+    return [*(stages(earlier) if earlier else ()), record]
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what a run depends on, and what it runs on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return {
+        "versions": {
+            "e2rank-st": __version__,
+            "python": platform.python_version(),
+            **{name: version for name in PACKAGES if (version := _version(name))},
+        },
+        "hardware": {
+            "device": device,
+            "processes": processes,
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "platform": f"{sys.platform} {platform.machine()}",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's name: Linux has it in a file, other systems in a call."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def check_plotting() -> None:
+    """Find out before a run, and not after it, whether its curves can be drawn.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise ImportError("The curves of a run are drawn by matplotlib: pip install 'e2rank-st[train]'") from error
+
+
+def _draw(history: History, path: Path) -> None:
+    """Losses on the left, nDCG@10 on the right, over the steps."""
+    check_plotting()
+    figure = importlib.import_module("matplotlib.figure").Figure(figsize=(13, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in PARTS:
+        points = [(row["step"], row[name]) for row in history.log if name in row]
+        if points:
+            left.plot(*zip(*points, strict=True), label=name)
+    names = sorted({name for row in history.dev for name in row if "_ndcg@" in name})
+    for name in names:
+        points = [(row["step"], row[name]) for row in history.dev if name in row]
+        right.plot(*zip(*points, strict=True), marker=".", label=name, linestyle="-" if "listwise" in name else "--")
+    if history.best_step is not None and names:
+        right.axvline(history.best_step, color="grey", linewidth=0.8, linestyle=":", label="kept")
+    for axes, title in ((left, "training loss"), (right, "nDCG@10 on dev data")):
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if axes.get_lines():  # three lines a data set soon cover each other's legend, so that one is outside
+            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if axes is right else {}
+            axes.legend(fontsize="small", **place)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def split_log(
+    log: Iterable[Mapping[str, Any]], metrics: Iterable[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Sort a trainer's log into losses and evaluations.
+
+    Args:
+        log: ``log_history`` of the trainer's state.
+        metrics: Names of the evaluator's metrics.
+
+    Returns:
+        Rows of losses, and rows of metrics under their own names, both with ``step``.
+    """
+    kept, names = ("step", *PARTS, "learning_rate", "grad_norm"), set(metrics)
+    losses, evaluations = [], []
+    for row in log:
+        if "loss" in row:
+            losses.append({name: row[name] for name in kept if name in row})
+        found = {name.removeprefix("eval_"): value for name, value in row.items()}
+        found = {name: value for name, value in found.items() if name in names}
+        if found:
+            evaluations.append({"step": row["step"], **found})
+    return losses, evaluations

@@ -1,0 +1,279 @@
+"""A YAML file and flags → the settings of a training run. Flags win, and both know the same names.
+
+The names are those of :class:`Settings`, of E2Rank's training arguments, and of all that the host trainer takes. The
+file is turned into flags, so that one parser checks both: an unknown name is refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.util import get_device_name
+from transformers import HfArgumentParser
+
+from e2rank_st.training.trainer import E2RankTrainingArguments
+
+__all__ = ["Parsed", "Settings", "help_text", "parse_settings"]
+
+USAGE = "e2rank train [SETTINGS.yaml] [--NAME VALUE ...]"
+DESCRIPTION = """Train an E2Rank model on slates. Settings come from a YAML file, from flags of the same names, or from
+both; flags win. Stage I (pairs, contrastive only) has listwise_weight 0, stage II is what the defaults train."""
+MORE = "--help-all also lists the rarer settings of transformers' TrainingArguments."
+WIDTH, INDENT = 120, 32  # of the help text, in characters
+# Of more than a hundred settings of the host trainer, those that a help text shows at once.
+USUAL = (
+    "output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "bf16", "use_cpu",
+    "gradient_checkpointing", "logging_steps", "eval_steps", "save_steps", "save_total_limit",
+    "dataloader_num_workers", "deepspeed",
+)  # fmt: skip
+# What is wanted here and is not the host's default; the last ones only with data to evaluate on.
+DEFAULTS = {"logging_steps": 0.02, "save_steps": 0.1, "save_total_limit": 2}
+DEV_DEFAULTS = {
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "sequential_score",
+    "greater_is_better": True,
+}
+
+
+@dataclass
+class Settings:
+    """What to train on what. Each field's help text is in its metadata.
+
+    Raises:
+        ValueError: A value is not allowed.
+    """
+
+    model: str = field(
+        default="bundled",
+        metadata={
+            "help": "Folder or Hub id of what to train; 'bundled' is the model that comes along, "
+            "'bundled-base' its base."
+        },
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": "How to wire a plain transformers checkpoint, such as e2rank or minilm."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    train: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files or folders of slates, pairs or rankings. Instead of a path a mapping may say more: path, "
+            "name, limit (slates drawn), depth (documents of each, from the start), and the options of its reader, "
+            "such as split or qrels."
+        },
+    )
+    skip_bad_rows: bool = field(
+        default=False,
+        metadata={"help": "Leave bad rows of the training data out and report how many, instead of refusing a file."},
+    )
+    dev: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "The same, to evaluate on and to choose the best checkpoint by: mean listwise nDCG@10. Candidates "
+            "are sorted by the model first, unless own_first_stage is false or they are a first stage's results."
+        },
+    )
+    max_seq_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of a query or document; by default the model's."}
+    )
+    query_prompt: str | None = field(default=None, metadata={"help": "Text before a query; by default the model's."})
+    prompt_format: str | None = field(
+        default=None, metadata={"help": "Name of the listwise prompt's format; by default the model's."}
+    )
+    instruction: str | None = field(
+        default=None, metadata={"help": "Instruction of the listwise prompt; by default the model's."}
+    )
+    max_prompt_tokens: int | None = field(
+        default=None, metadata={"help": "Most tokens of a listwise prompt; by default the model's."}
+    )
+    max_query_tokens: int | None = field(
+        default=None, metadata={"help": "Most tokens of the query in it; by default the model's."}
+    )
+    candidate_order: Literal["given", "similarity"] | None = field(
+        default=None, metadata={"help": "Which documents a listwise prompt shows; by default the model's order."}
+    )
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32",
+        metadata={"help": "Of the weights. bfloat16 halves frozen ones; trained ones lose small updates: see bf16."},
+    )
+    dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of the backbone; by default its own. On CPUs attention with dropout is several times slower."
+        },
+    )
+    lora_rank: int = field(
+        default=0,
+        metadata={"help": "Rank of a new LoRA adapter; 0 trains all weights, or the adapter that the model has."},
+    )
+    lora_alpha: int | None = field(default=None, metadata={"help": "Its scale; by default twice the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
+    lora_targets: list[str] | None = field(
+        default=None, metadata={"help": "Names of the layers that it adapts; by default all linear ones."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the last checkpoint in the output folder, if there is one."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Show the plan (data, tokens, steps, memory) and do not train."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values that nothing else does."""
+        if not self.train:
+            raise ValueError("Got no training data; name files in the setting 'train'.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must be at least 0, got {self.lora_rank}.")
+        if self.lora_rank and self.model == "bundled":
+            raise ValueError(
+                "Got an adapter to train on the bundled model, whose merged weights have no name that others could "
+                "load them by; train on 'bundled-base', or train all weights (lora_rank 0)."
+            )
+
+    @property
+    def listwise(self) -> dict[str, Any]:
+        """What the run changes in the model's listwise configuration, but for the number of prompt documents."""
+        names = ("prompt_format", "instruction", "max_prompt_tokens", "max_query_tokens", "candidate_order")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class Parsed(NamedTuple):
+    """What :func:`parse_settings` gives.
+
+    Attributes:
+        settings: What to train on what.
+        arguments: How to train.
+        told: By name, what is not the default of this package or of the host trainer.
+    """
+
+    settings: Settings
+    arguments: E2RankTrainingArguments
+    told: dict[str, Any]
+
+
+class _Parser(HfArgumentParser):
+    """Raises where the host would print a usage of two hundred lines and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_settings(argv: Sequence[str]) -> Parsed:
+    """Read settings.
+
+    Args:
+        argv: A YAML file, if any, and flags.
+
+    Raises:
+        ValueError: A name is unknown, or a value is not allowed; the message names the file where it comes from one.
+        OSError: The file cannot be read.
+        ImportError: The file cannot be read without PyYAML.
+    """
+    parser = _parser()
+    path = Path(argv[0]) if argv and not argv[0].startswith("-") else None
+    flags, from_file = list(argv[1:] if path else argv), []
+    if path:
+        from_file = list(_tokens(_read(path)))
+        try:
+            _known(parser, from_file)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    chosen = _known(parser, [*from_file, *flags])
+    defaults = DEFAULTS | (DEV_DEFAULTS if chosen.dev else {}) | {"use_cpu": get_device_name() == "cpu"}
+    if not chosen.output_dir:
+        raise ValueError("Got no output folder; name one in the setting 'output_dir'.")
+    values = vars(_known(parser, [*_tokens(defaults), *from_file, *flags]))
+    unset = vars(_known(parser, []))
+    told = {name: value for name, value in values.items() if value != unset[name]}
+    settings = {item.name: values.pop(item.name) for item in fields(Settings)}
+    return Parsed(Settings(**settings), E2RankTrainingArguments(**values), told)
+
+
+def help_text(everything: bool = False) -> str:
+    """Describe the settings.
+
+    Args:
+        everything: Whether to list all of the host trainer's, too, instead of the usual ones.
+    """
+    host = {item.name: item for item in fields(SentenceTransformerTrainingArguments) if item.init}
+    groups = {
+        "Model and data:": fields(Settings),
+        "Training (E2Rank):": [item for item in fields(E2RankTrainingArguments) if item.name not in host],
+        "Training (transformers):": list(host.values()) if everything else [host[name] for name in USUAL],
+    }
+    lines = [USAGE, "", *textwrap.wrap(DESCRIPTION, WIDTH)]
+    for title, items in groups.items():
+        lines += ["", title, *(line for item in items for line in _described(item))]
+    return "\n".join(lines if everything else [*lines, "", MORE]) + "\n"
+
+
+def _described(item: Field[Any]) -> list[str]:
+    default = (DEFAULTS | DEV_DEFAULTS).get(item.name, item.default)
+    shown = f" [{default}]" if default not in (None, MISSING, "") else ""
+    text = " ".join(str(item.metadata["help"]).split()) + shown
+    head = f"  --{item.name}"
+    lines = textwrap.wrap(text, WIDTH, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
+    if len(head) < INDENT:
+        return [head.ljust(INDENT) + lines[0][INDENT:], *lines[1:]]
+    return [head, *lines]
+
+
+def _parser() -> _Parser:
+    kinds: list[Any] = [Settings, E2RankTrainingArguments]
+    return _Parser(kinds, prog="e2rank train", usage=USAGE, allow_abbrev=False, add_help=False)
+
+
+def _known(parser: _Parser, tokens: Sequence[str]) -> argparse.Namespace:
+    """Parse flags, refusing what is not one."""
+    values, unknown = parser.parse_known_args(list(tokens))
+    if unknown:
+        name = unknown[0].split("=")[0].removeprefix("--").replace("-", "_")
+        if not unknown[0].startswith("--"):
+            raise ValueError(
+                f"Got {unknown[0]!r} where a setting was expected; write --name value, lists after a name."
+            )
+        nearest = difflib.get_close_matches(name, vars(values), n=1, cutoff=0.0)[0]
+        raise ValueError(f"Unknown setting {name!r}; did you mean {nearest!r}? --help lists all.")
+    return values
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        yaml = importlib.import_module("yaml")
+    except ImportError as error:
+        raise ImportError("Settings in YAML need PyYAML: pip install 'e2rank-st[train]'") from error
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML ({error}); write a line 'name: value' for each setting.") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"{path} holds {type(values).__name__}; write a line 'name: value' for each setting.")
+    return values
+
+
+def _tokens(values: Mapping[str, Any]) -> Iterator[str]:
+    """Settings as flags; what is null keeps its default."""
+    for name, value in values.items():
+        if isinstance(value, list):
+            if value:
+                yield from (f"--{name}", *map(_text, value))
+        elif value is not None:
+            yield f"--{name}={_text(value)}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,26 @@
+"""What goes through a model is counted as it is: without padding, whoever sends it."""
+
+from e2rank_st import E2Rank
+from e2rank_st.benchmarks.costs import counted
+
+
+def test_counts_tokens_without_padding(tiny: E2Rank):
+    """Guards against costs that depend on the batch: texts of different lengths are padded."""
+    texts = ["one", "a much longer text than the other one is"]
+    lengths = [len(tiny.tokenizer(text)["input_ids"]) for text in texts]
+    assert lengths[0] != lengths[1]
+    with counted(tiny) as cost:
+        tiny.encode(texts)
+    assert (cost.texts, cost.tokens) == (2, sum(lengths))
+    assert cost.seconds > 0
+
+
+def test_counts_rerank_and_stops(tiny: E2Rank, facts: list[str]):
+    """Guards against reranking that is not seen, and against counting on after the block."""
+    vectors = tiny.encode_document(facts)
+    with counted(tiny) as cost:
+        tiny.rerank(["fleas", "rivers"], facts, document_embeddings=vectors, candidate_order="given")
+    assert cost.texts == 2  # a prompt each, no document
+    before = cost.tokens
+    tiny.encode("not counted")
+    assert cost.tokens == before > 0

@@ -1,0 +1,31 @@
+"""Instructions only where a model has a place for them, and of the kind that belongs there."""
+
+import pytest
+
+from e2rank_st.benchmarks.instructions import instruction_template, listwise_instruction
+
+
+@pytest.mark.parametrize(
+    ("retrieval", "listwise"),
+    [
+        (
+            "Given a web search query, retrieve relevant passages that answer the query",
+            "Given a web search query and some relevant documents, rerank the documents that answer the query",
+        ),
+        (
+            "Given a claim, retrieve documents that support or refute the claim",
+            "Given a claim and some relevant documents, rerank the documents that support or refute the claim",
+        ),
+        ("Retrieve duplicate questions from AskUbuntu forum", None),
+        ("", None),
+    ],
+)
+def test_listwise_instruction(retrieval: str, listwise: str | None):
+    """Guards against an instruction to retrieve in a prompt that is to rerank."""
+    assert listwise_instruction(retrieval) == listwise
+
+
+def test_instruction_template():
+    """Guards against a template made of a prompt that has no instruction."""
+    assert instruction_template("Instruct: Do this\nQuery:") == "Instruct: {instruction}\nQuery:"
+    assert instruction_template("query: ") is instruction_template("") is instruction_template(None) is None

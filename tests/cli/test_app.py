@@ -1,0 +1,252 @@
+"""The command e2rank: what a user types, sees, pipes and mistypes."""
+
+import io
+import json
+import logging
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import e2rank_st.data.docstrings as docstrings_module
+from e2rank_st import E2Rank, __version__
+from e2rank_st.cli.app import app
+from e2rank_st.data.docstrings import Docstring
+from e2rank_st.search.index import Index
+
+QUERY = "how long do fleas live"
+COMMAND = [sys.executable, "-m", "e2rank_st.cli.app"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """Run the command in a folder and with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run_with(*arguments: str, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(app, arguments, input=stdin)
+
+    package = logging.getLogger("e2rank_st")
+    level, handlers = package.level, list(package.handlers)
+    yield run_with
+    package.setLevel(level)
+    package.handlers[:] = handlers
+
+
+@pytest.fixture
+def facts_file(facts: list[str], tmp_path: Path) -> str:
+    (tmp_path / "facts.txt").write_text("\n".join(facts) + "\n", encoding="utf-8")
+    return "facts.txt"
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny.save_pretrained(str(folder))
+    return str(folder)
+
+
+def rows(result: Result) -> list[list[str]]:
+    assert result.exit_code == 0, result.stderr
+    return [line.split("\t") for line in result.stdout.splitlines()]
+
+
+def records(result: Result) -> list[dict]:
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_rerank_prints_what_the_library_says(run, shipped: E2Rank, facts: list[str], facts_file: str):
+    """Guards against a command that ranks otherwise than the library, and against anything but rows in a pipe."""
+    expected = [
+        [str(rank), f"{hit['score']:.4f}", str(hit["corpus_id"]), facts[hit["corpus_id"]]]
+        for rank, hit in enumerate(shipped.rerank(QUERY, facts), 1)
+    ]
+    assert rows(run("rerank", QUERY, facts_file)) == expected
+    assert rows(run("rerank", QUERY, "--top-k", "2", stdin="\n\n".join(facts))) == expected[:2]
+
+
+def test_rerank_options_reach_the_model(run, tiny: E2Rank, tiny_folder: str, facts: list[str], facts_file: str):
+    """Guards against an option that is read and forgotten."""
+    options = {"instruction": "Find what is about metals", "num_prompt_documents": 3, "candidate_order": "given"}
+    arguments = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    result = run("rerank", QUERY, facts_file, "--model", tiny_folder, "--json", *arguments)
+    expected = tiny.rerank(QUERY, facts, **options)
+    assert [hit["corpus_id"] for hit in records(result)] == [hit["corpus_id"] for hit in expected]
+    np.testing.assert_allclose(
+        [hit["score"] for hit in records(result)], [hit["score"] for hit in expected], atol=1e-5, rtol=0
+    )
+
+
+def test_json_keeps_the_fields_of_the_input(run):
+    """Guards against identifiers that are lost on the way, and a first stage's score overwritten by ours."""
+    documents = [{"text": "Iron melts.", "score": 9, "meta": {"id": "x"}}, {"text": "Fleas live 100 days.", "id": 7}]
+    found = records(run("rerank", QUERY, "--json", stdin="\n".join(map(json.dumps, documents))))
+    assert [(hit["rank"], hit["corpus_id"], hit["text"]) for hit in found] == [
+        (1, 1, "Fleas live 100 days."),
+        (2, 0, "Iron melts."),
+    ]
+    assert found[0]["id"] == 7
+    assert (found[1]["input_score"], found[1]["meta"]) == (9, {"id": "x"})
+    assert found[0]["score"] > found[1]["score"]
+
+
+def test_stored_vectors_give_the_same_ranking(run, facts_file: str, tmp_path: Path):
+    """Guards against vectors in another order than the documents, and against a result that they change."""
+    result = run("embed", facts_file, "--output", "deep/vectors.npy")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert np.load(tmp_path / "deep" / "vectors.npy").shape == (10, 384)
+    stored = run("rerank", QUERY, facts_file, "--embeddings", "deep/vectors.npy")
+    assert rows(stored) == rows(run("rerank", QUERY, facts_file))
+
+
+def test_embed_writes_json_lines(run, shipped: E2Rank):
+    """Guards against a query embedded as a document, and against the fields of the input that are lost."""
+    stdin = '{"text": "what do fleas eat", "id": 1}\n{"text": "where do fleas live", "id": 2}\n'
+    found = records(run("embed", "--task", "query", stdin=stdin))
+    assert [(row["id"], row["text"]) for row in found] == [(1, "what do fleas eat"), (2, "where do fleas live")]
+    expected = shipped.encode_query([row["text"] for row in found])
+    np.testing.assert_allclose([row["embedding"] for row in found], expected, atol=1e-6)
+
+
+def test_task_query_has_the_query_prompt(run, tiny: E2Rank, tiny_folder: str):
+    """Guards against --task query without the model's instruction for queries."""
+    (found,) = records(run("embed", "--task", "query", "--model", tiny_folder, stdin="fleas\n"))
+    np.testing.assert_allclose(found["embedding"], tiny.encode_query("fleas"), atol=1e-6)
+    assert np.abs(tiny.encode_document("fleas") - tiny.encode_query("fleas")).max() > 1e-3
+
+
+def test_demo_searches_and_keeps_the_vectors(run, facts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Guards against a second run that embeds again, and against rows that do not belong together."""
+    library = [Docstring(f"module.f{number}", f"{fact}\nMore on that.") for number, fact in enumerate(facts)]
+    monkeypatch.setattr(docstrings_module, "collect", lambda: library)
+    first = run("demo", QUERY, "melting metal", "--top-k", "3")
+    header, *hits = rows(first)[:4]
+    assert header == [f"# {QUERY}"]
+    assert [hit[0] for hit in hits] == ["1", "2", "3"]
+    assert all(library[int(hit[4].removeprefix("module.f"))].summary == hit[5] for hit in hits)
+    assert rows(first)[4] == ["# melting metal"]
+    assert "embedding 10 texts" in first.stderr
+    monkeypatch.setattr(Index, "build", None)
+    second = run("demo", QUERY, "melting metal", "--top-k", "3")
+    assert rows(second) == rows(first)
+    assert len(list((tmp_path / "cache" / "e2rank-st").iterdir())) == 1
+
+
+def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Guards against --no-cache that still writes, and against no query, which means the given ones."""
+    monkeypatch.setattr(docstrings_module, "collect", lambda: [Docstring("module.f", "Does what one asks.")])
+    assert [row[0] for row in rows(run("demo", "--no-cache"))].count("1") == 3
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rerank", QUERY, "nothing.txt"], "nothing.txt: No such file"),
+        (["rerank", QUERY, "."], ".: Is a directory"),
+        (["rerank", QUERY], "<stdin> holds no documents"),
+        (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: no JSON"),
+        (["rerank", QUERY, "facts.txt", "--embeddings", "nothing.npy"], "nothing.npy: No such file"),
+        (["rerank", QUERY, "facts.txt", "--embeddings", "facts.txt"], "facts.txt is no matrix"),
+        (["rerank", QUERY, "facts.txt", "--embeddings", "short.npy"], "(10, 384)"),
+        (["rerank", QUERY, "facts.txt", "--device", "abacus"], "--device abacus"),
+        (["rerank", QUERY, "facts.txt", "--model", "./nothing"], "--model ./nothing"),
+        (["embed", "facts.txt", "--output", "."], "Is a directory"),
+        (["demo", " "], "empty query"),
+        (["rerank", " ", "facts.txt"], "empty query"),
+        (["rerank", "\udcff", "facts.txt"], "no valid Unicode"),
+    ],
+)
+def test_errors_are_one_line(run, facts_file: str, tmp_path: Path, arguments: list[str], message: str):
+    """Guards against a traceback for what the user can put right, a status of 0, and words on standard output."""
+    (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text"\n')
+    np.save(tmp_path / "short.npy", np.ones((9, 384), np.float32))
+    result = run(*arguments)
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    assert (result.exit_code, result.stdout, len(lines)) == (1, "", 1)
+    assert lines[0].startswith("e2rank: error: ")
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["rerank"], ["rerank", QUERY, "--top-k", "-1"], ["embed", "--task", "poem"], ["sing"]]
+)
+def test_usage_errors(run, arguments: list[str]):
+    """Guards against a mistyped option that is ignored."""
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Error: " in result.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["rerank"], ["embed"]])
+def test_help_has_examples(run, command: list[str]):
+    """Guards against help that leaves the first command to guesswork."""
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Examples:\n    e2rank " in result.stdout
+
+
+def test_version(run):
+    """Guards against a version that is not the package's."""
+    assert run("--version").stdout == f"e2rank {__version__}\n"
+
+
+def test_help_needs_no_torch():
+    """Guards against seconds of imports before a line of help."""
+    code = "import sys, e2rank_st.cli.app; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
+def test_reader_that_goes_away(facts: list[str]):
+    """Guards against a traceback behind ``| head``."""
+    process = subprocess.Popen(
+        [*COMMAND, "embed"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    process.stdin.write("\n".join(facts * 20))
+    process.stdin.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=120) == 1
+    assert "Error" not in errors
+    assert "Exception" not in errors
+
+
+def test_interrupt_ends_quietly(tmp_path: Path):
+    """Guards against a traceback on Ctrl-C, and against a status that says all went well."""
+    os.mkfifo(tmp_path / "pipe")
+    process = subprocess.Popen([*COMMAND, "embed", str(tmp_path / "pipe")], stderr=subprocess.PIPE, text=True)
+    with (tmp_path / "pipe").open("w"):  # opens when the command opens the other end, which then waits for text
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors.strip()) == (130, "")
+
+
+def test_terminal_gets_a_table(facts_file: str, run, tmp_path: Path):
+    """Guards against tab-separated lines, or an escape sequence from a document, on a real terminal."""
+    (tmp_path / "facts.txt").open("a").write("\x1b]0;title\x07 Fleas live and live.\n")
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen([*COMMAND, "rerank", QUERY, facts_file], stdout=terminal, stderr=subprocess.DEVNULL)
+    os.close(terminal)
+    output = io.BytesIO()
+    try:
+        while chunk := os.read(controller, 4096):
+            output.write(chunk)
+    except OSError:  # the other end is closed: that is how a terminal says so
+        pass
+    os.close(controller)
+    assert process.wait(timeout=120) == 0
+    shown = output.getvalue().decode()
+    assert "rank" in shown
+    assert "Fleas live and live." in shown
+    assert "\t" not in shown
+    assert "\x1b]" not in shown

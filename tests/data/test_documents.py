@@ -1,0 +1,53 @@
+"""Documents: what a file holds, and the place of what it should not."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from e2rank_st.data.documents import read_documents
+
+
+@pytest.mark.parametrize(
+    ("content", "form", "expected"),
+    [
+        ("one\n\n  two \n", "auto", [{"text": "one"}, {"text": "two"}]),
+        ("one\r\ntwo", "auto", [{"text": "one"}, {"text": "two"}]),
+        ("\ufeffone\n", "auto", [{"text": "one"}]),
+        ("a\u2028b\x0cc\n", "auto", [{"text": "a\u2028b\x0cc"}]),
+        ('\n{"text": "one", "id": 7}\n', "auto", [{"text": "one", "id": 7}]),
+        ('{"text": "one"}\n', "text", [{"text": '{"text": "one"}'}]),
+        ('{"text": ""}\n', "jsonl", [{"text": ""}]),
+    ],
+)
+def test_formats(tmp_path: Path, content: str, form: str, expected: list):
+    """Guards against line ends, blank lines and marks that end up in a document, or make one."""
+    (tmp_path / "file").write_bytes(content.encode())
+    assert read_documents(str(tmp_path / "file"), form) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "form", "message"),
+    [
+        (b"", "auto", "<stdin> holds no documents"),
+        (b" \n\n", "jsonl", "<stdin> holds no documents"),
+        (b'{"text": "one"}\n\n{"text": \n', "auto", r"<stdin>:3: no JSON \(.*\)"),
+        (b"plain\n", "jsonl", "<stdin>:1: no JSON"),
+        (b'{"body": "one"}\n', "auto", "<stdin>:1: got .*field 'text'"),
+        (b'{"text": ["one"]}\n', "auto", "<stdin>:1: got .*field 'text'"),
+        (b'{"text": "one"}\n["two"]\n', "auto", "<stdin>:2: got .*field 'text'"),
+        (b'{"text": "half a pair \\ud800"}\n', "auto", "<stdin>:1: .*no valid Unicode"),
+        (b"one\n\xff\n", "auto", "<stdin>:2: not UTF-8"),
+    ],
+)
+def test_errors_name_the_line(monkeypatch: pytest.MonkeyPatch, content: bytes, form: str, message: str):
+    """Guards against a million lines of which one, nobody knows which, is wrong."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    with pytest.raises(ValueError, match=message):
+        read_documents("-", form)
+
+
+def test_missing_file_is_an_os_error(tmp_path: Path):
+    """Guards against a missing file that counts as an empty one."""
+    with pytest.raises(FileNotFoundError):
+        read_documents(str(tmp_path / "nothing"))

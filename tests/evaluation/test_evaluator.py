@@ -1,0 +1,210 @@
+"""nDCG by hand and against trec_eval's, the three systems of the evaluator, and the test of their difference."""
+
+import copy
+import csv
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from e2rank_st import E2Rank
+from e2rank_st.data.slates import Slate
+from e2rank_st.evaluation.evaluator import SYSTEMS, RerankingEvaluator, ndcg, randomisation_test
+from tests.toy import toy_rows
+
+
+def evaluator(rows: list[dict[str, Any]], **options: Any) -> RerankingEvaluator:
+    """An evaluator on rows of slates."""
+    return RerankingEvaluator(*([row[name] for row in rows] for name in ("query", "documents", "labels")), **options)
+
+
+def constant(model: E2Rank) -> E2Rank:
+    """A model that embeds all texts alike."""
+    model = copy.deepcopy(model)
+    model[0].forward = lambda features, **_: (
+        features
+        | {  # type: ignore[method-assign]
+            "token_embeddings": torch.ones(*features["input_ids"].shape, model.get_embedding_dimension() or 0)
+        }
+    )
+    return model
+
+
+def test_ndcg_by_hand() -> None:
+    """Guards against another gain, discount or cut."""
+    assert ndcg([3, 2, 0]) == 1.0
+    # Gains 0, 3, 2 at ranks 1, 2, 3; ideally 3, 2, 0.
+    expected = (3 / math.log2(3) + 2 / 2) / (3 + 2 / math.log2(3))
+    assert ndcg([0, 3, 2]) == pytest.approx(expected)
+    assert ndcg([0, 3, 2], at_k=1) == 0.0
+    assert ndcg([1], ideal=[1, 1]) == pytest.approx(1 / (1 + 1 / math.log2(3)))
+
+
+def test_grades_that_gain_nothing() -> None:
+    """Guards against unjudged or negative grades that count, and against a division by zero."""
+    assert ndcg([None, -1, 0]) == 0.0
+    assert ndcg([]) == 0.0
+    assert ndcg([None, 2, -1]) == ndcg([0, 2, 0])
+
+
+def test_ndcg_is_trec_evals() -> None:
+    """Guards against numbers that cannot stand beside published ones."""
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    rows = toy_rows(20, seed=1)
+    for seed, row in enumerate(rows):  # grades from -1 to 3, more documents than ranks that count, an unjudged one
+        row["grades"] = [(seed * 7 + place * 5) % 5 - 1 for place in range(14)] + [None]
+    qrels = {
+        str(query): {str(place): grade for place, grade in enumerate(row["grades"]) if grade is not None}
+        for query, row in enumerate(rows)
+    }
+    qrels["0"]["not retrieved"] = 3
+    run = {query: {str(place): 15.0 - place for place in range(15)} for query in qrels}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
+    for query, row in enumerate(rows):
+        ours = ndcg(row["grades"], qrels[str(query)].values())
+        assert ours == pytest.approx(theirs[str(query)]["ndcg_cut_10"], abs=1e-9)
+
+
+def test_systems_are_those_of_encode_and_rerank(tiny: E2Rank) -> None:
+    """Guards against an evaluator that ranks by something else than what a user calls."""
+    rows = toy_rows(5, seed=4)
+    scores = evaluator(rows, name="toy").scores(tiny)
+    for index, row in enumerate(rows):
+        similarity = tiny.similarity(tiny.encode_query(row["query"]), tiny.encode_document(row["documents"]))[0]
+        orders = {
+            "first_stage": range(len(row["documents"])),
+            "embedding": similarity.argsort(descending=True).tolist(),
+            "listwise": [hit["corpus_id"] for hit in tiny.rerank(row["query"], row["documents"])],
+        }
+        for system, order in orders.items():
+            assert scores[system][index] == pytest.approx(ndcg([row["labels"][place] for place in order]))
+
+
+def test_metrics_and_csv(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against names that a trainer does not find, and a file that forgets earlier evaluations."""
+    rows = toy_rows(3, seed=5)
+    measured = evaluator(rows, name="toy")
+    for steps in (10, 20):
+        metrics = measured(tiny, str(tmp_path), 0.5, steps)
+    assert list(metrics) == [f"toy_{system}_ndcg@10" for system in SYSTEMS]
+    assert measured.primary_metric == "toy_listwise_ndcg@10"
+    assert measured.greater_is_better
+    assert metrics["toy_listwise_ndcg@10"] == pytest.approx(sum(measured.per_query["listwise"]) / 3)
+    lines = list(csv.DictReader((tmp_path / "RerankingEvaluator_toy_results.csv").open(encoding="utf-8")))
+    assert [line["steps"] for line in lines] == ["10", "20"]
+    assert float(lines[1]["listwise_ndcg@10"]) == metrics["toy_listwise_ndcg@10"]
+    assert evaluator(rows, write_csv=False)(tiny, str(tmp_path / "none")).keys() == {
+        f"{system}_ndcg@10" for system in SYSTEMS
+    }
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("useless", [False, True])
+def test_own_first_stage_does_not_see_the_given_order(tiny: E2Rank, useless: bool) -> None:
+    """Guards against candidates that list positives first: any model would reach 1.0 by leaving them where they are."""
+    model = constant(tiny) if useless else tiny
+    rows = toy_rows(12, seed=6)
+    turned = [row | {name: row[name][::-1] for name in ("documents", "labels")} for row in rows]
+    forward, backward = (evaluator(part, own_first_stage=True).scores(model) for part in (rows, turned))
+    assert forward == backward
+    trusting = evaluator(rows).scores(model)
+    assert trusting["first_stage"] == [1.0] * 12, "the premise: the positive stands first"
+    if useless:
+        assert trusting["listwise"] == [1.0] * 12, "the premise: ties keep the given order"
+        assert sum(forward["listwise"]) < 0.9 * 12
+
+
+def test_each_text_is_embedded_once(tiny: E2Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against an evaluation that takes twice as long as it has to."""
+    rows = [row | {"documents": [*row["documents"], "shared"], "labels": [*row["labels"], 0.0]} for row in toy_rows(3)]
+    seen: list[str] = []
+    encode = tiny.encode_document
+    monkeypatch.setattr(
+        tiny, "encode_document", lambda texts, **options: seen.extend(texts) or encode(texts, **options)
+    )
+    evaluator(rows).scores(tiny)
+    assert len(seen) == len(set(seen)) == len({text for row in rows for text in row["documents"]})
+
+
+def test_chunks_of_queries_change_nothing(tiny: E2Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a chunk that takes another's candidates."""
+    rows = toy_rows(7, seed=8)
+    whole = evaluator(rows).scores(tiny)
+    monkeypatch.setattr("e2rank_st.evaluation.evaluator.QUERIES_AT_ONCE", 3)
+    assert evaluator(rows).scores(tiny) == whole
+
+
+def test_slates_and_queries_without_candidates(tiny: E2Rank) -> None:
+    """Guards against an empty list that stops an evaluation, and against slates read in another order."""
+    rows = toy_rows(2, seed=9)
+    slates = [Slate(*(row[name] for name in ("query", "documents", "labels"))) for row in rows]
+    assert RerankingEvaluator.from_slates(slates).scores(tiny) == evaluator(rows).scores(tiny)
+    empty = {"query": "nothing", "documents": [], "labels": []}
+    scores = evaluator([*rows, empty]).scores(tiny)
+    assert [scores[system][2] for system in SYSTEMS] == [0.0, 0.0, 0.0]
+
+
+def test_judgements_count_what_was_not_retrieved(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against an ideal ranking of the candidates only, which flatters a first stage that misses documents."""
+    hits = [{"content": f"text {place}", "docid": f"d{place}", "qid": "q", "rank": place} for place in range(3)]
+    other = [{"content": "other", "docid": "x", "qid": "other", "rank": 1}]
+    rows = [{"query": "another", "hits": other}, {"query": "a query", "hits": hits}]
+    (tmp_path / "run.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "qrels.txt").write_text("other 0 x 1\nq 0 d0 1\nq 0 d1 0\nq 0 elsewhere 3\n", encoding="utf-8")
+    measured = RerankingEvaluator.from_results(tmp_path / "run.jsonl", tmp_path / "qrels.txt", places=[1], name="run")
+    assert measured.queries == ["a query"]
+    assert measured.scores(tiny)["first_stage"] == [pytest.approx(1 / (3 + 1 / math.log2(3)))]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (([], [], []), "at least one query"),
+        ((["a"], [["b"], ["c"]], [[1]]), "one of each for every query"),
+        ((["a"], [["b", "c"]], [[1]]), "'a' has 2 candidates and 1 grades"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(columns: Any, message: str) -> None:
+    """Guards against grades of other documents."""
+    with pytest.raises(ValueError, match=message):
+        RerankingEvaluator(*columns)
+
+
+def test_randomisation_by_hand() -> None:
+    """Guards against a one-sided p-value, or one that leaves out the observed signs."""
+    # Three differences of the same sign: of 8 sign vectors, two give a sum as extreme.
+    assert randomisation_test([0.3, 0.5, 0.9], [0.2, 0.4, 0.8]) == 2 / 8
+    assert randomisation_test([0.2, 0.4, 0.8], [0.3, 0.5, 0.9]) == 2 / 8
+    assert randomisation_test([0.5, 0.5], [0.5, 0.5]) == 1.0
+    # Differences 3 and -1: the sums 2, 4, -4 and -2 are all at least as extreme as 2.
+    assert randomisation_test([3, 0], [0, 1]) == 1.0
+
+
+def test_drawn_signs_approach_all_signs() -> None:
+    """Guards against a draw that is biased, differs between runs, or ever gives p = 0."""
+    first = [0.1 * (index % 5) + 0.05 for index in range(14)]
+    second = [0.1 * (index % 3) for index in range(14)]
+    exact = randomisation_test(first, second)
+    brute = [
+        sum(s * (a - b) for s, a, b in zip(signs, first, second, strict=True))
+        for signs in itertools.product((1, -1), repeat=14)
+    ]
+    observed = sum(first) - sum(second)
+    assert exact == sum(abs(value) >= observed - 1e-9 for value in brute) / 2**14
+    drawn = randomisation_test(first, second, permutations=10_000, seed=1)
+    assert drawn == pytest.approx(exact, abs=0.02)
+    assert drawn == randomisation_test(first, second, permutations=10_000, seed=1)
+    assert drawn != randomisation_test(first, second, permutations=10_000, seed=2)
+    many = [1.0] * 200
+    assert randomisation_test(many, [0.0] * 200, permutations=999) == 1 / 1000
+
+
+@pytest.mark.parametrize("scores", [([], []), ([1.0], [1.0, 2.0])])
+def test_scores_of_other_queries_are_refused(scores: Any) -> None:
+    """Guards against a paired test of lists that are no pairs."""
+    with pytest.raises(ValueError, match="for the same queries"):
+        randomisation_test(*scores)

@@ -1,0 +1,408 @@
+"""Mining: what is found is what looking at everything finds, whatever the chunks, the rules, or an interruption."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers.util import mine_hard_negatives
+
+import e2rank_st.labelling.mining as mining_module
+from e2rank_st import E2Rank
+from e2rank_st.data.beir import Collection
+from e2rank_st.data.slates import Manifest, Slate, SlateError, write_slates
+from e2rank_st.labelling.mining import SAME_GROUP, MiningSettings, mine
+
+DIMENSION = 16
+
+
+class Embedder:
+    """Stands in for a model: random vectors that depend on the text alone, or those it was given."""
+
+    def __init__(self, given: dict[str, Sequence[float]] | None = None, salt: str = "") -> None:
+        self.given = given or {}
+        self.salt = salt
+        self.device = torch.device("cpu")
+        self.prompts = {"query": "", "document": ""}
+        self.max_seq_length = 32
+        self.embedded: list[str] = []
+
+    def encode_query(self, texts: list[str], **options: object) -> np.ndarray:
+        """As the real one, but for its options."""
+        self.embedded += texts
+        return np.array([self.vector(text) for text in texts], np.float32)
+
+    encode_document = encode_query
+
+    def vector(self, text: str) -> np.ndarray:
+        """A vector of any length."""
+        if text in self.given:
+            return np.asarray(self.given[text])
+        seed = int.from_bytes(hashlib.sha256((self.salt + text).encode()).digest()[:8], "big")
+        return np.random.default_rng(seed).normal(size=DIMENSION)
+
+
+@pytest.fixture(scope="module")
+def collection() -> Collection:
+    """60 documents in groups of 4, two of them the same text; 23 queries with one or three judged documents."""
+    corpus = {f"g{number // 4}#{number % 4}": f"document {number}" for number in range(60)}
+    corpus["copy"] = " Document  5"
+    queries = {f"q{number}": f"query {number}" for number in range(23)}
+    ids = list(corpus)
+    judgements = {query: {ids[number]: 1.0} for number, query in enumerate(queries)}
+    judgements["q7"] = {ids[7]: 2.0, ids[40]: 0.0, ids[41]: 1.0}
+    return Collection(corpus, queries, judgements)
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def brute_force(model: Embedder, collection: Collection, settings: MiningSettings) -> dict[str, list[str]]:
+    """Candidates by the definition of every rule, one query and one document at a time."""
+    found = {}
+    for query, grades in collection.judgements.items():
+        vector = unit(model.vector(collection.queries[query]))
+        gold = [id_ for id_, grade in grades.items() if grade >= settings.gold_from]
+        positives = [unit(model.vector(collection.corpus[id_])) for id_ in gold]
+        worst = min((vector @ positive for positive in positives), default=np.inf)
+        taken = {" ".join(collection.corpus[id_].split()).casefold() for id_ in grades}
+        scores, seen = {}, set()
+        for id_, text in collection.corpus.items():
+            document = unit(model.vector(text))
+            same = "#" in id_ and any(id_.split("#")[0] == other.split("#")[0] for other in gold)
+            plain = " ".join(text.split()).casefold()
+            passes = (
+                plain not in taken | seen
+                and (settings.max_score is None or vector @ document <= settings.max_score)
+                and (settings.absolute_margin is None or vector @ document <= worst - settings.absolute_margin)
+                and (settings.relative_margin is None
+                     or vector @ document <= worst - abs(worst) * settings.relative_margin)
+                and (settings.max_positive_similarity is None
+                     or all(document @ positive <= settings.max_positive_similarity for positive in positives))
+                and {"any": True, "unjudged": True, "exclude": not same, "only": same}[settings.same_group]
+            )  # fmt: skip
+            seen.add(plain)  # of the same texts the first stands for all
+            if passes:
+                scores[text] = vector @ document
+        found[query] = sorted(scores, key=lambda text: -scores[text])[: settings.num_candidates]
+    return found
+
+
+def candidates(slates: Sequence[Slate], collection: Collection) -> dict[str, list[str]]:
+    """What was mined for each query."""
+    judged = {collection.queries[query]: len(grades) for query, grades in collection.judgements.items()}
+    ids = {text: id_ for id_, text in collection.queries.items()}
+    return {ids[slate.query]: list(slate.documents[judged[slate.query] :]) for slate in slates}
+
+
+RULES = [
+    {},
+    {"num_candidates": 100},
+    {"max_score": 0.3},
+    {"absolute_margin": 0.05},
+    {"relative_margin": 0.1},
+    {"max_positive_similarity": 0.2},
+    {"max_positive_similarity": 0.3, "relative_margin": 0.2, "max_score": 0.5, "same_group": "exclude"},
+    {"gold_from": 2, "absolute_margin": 0.05},
+    *({"same_group": rule} for rule in SAME_GROUP),
+]
+
+
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_same_as_brute_force(rules: dict, collection: Collection):
+    """Guards against a rule applied after the best are taken, to the wrong query, or the wrong way round."""
+    settings = MiningSettings(**{"num_candidates": 5, "query_chunk_size": 7, "corpus_chunk_size": 9, **rules})
+    model = Embedder()
+    expected = brute_force(model, collection, settings)
+    assert candidates(list(mine(model, collection, settings)), collection) == expected
+    unruled = brute_force(model, collection, MiningSettings(num_candidates=5))
+    assert (expected == unruled) == (rules in ({}, {"same_group": "any"}, {"same_group": "unjudged"}))
+
+
+def test_chunk_sizes_do_not_matter(tiny: E2Rank, collection: Collection):
+    """Guards against ties and near ties that fall otherwise in chunks of another size; an untrained model has many."""
+    vectors = tiny.encode_document(list(collection.corpus.values()))
+    settings = MiningSettings(num_candidates=6, max_score=0.999, max_positive_similarity=0.9999)
+    whole, *others = (
+        list(
+            mine(
+                tiny,
+                collection,
+                replace(settings, query_chunk_size=queries, corpus_chunk_size=documents),
+                document_embeddings=vectors,
+            )
+        )
+        for queries, documents in [(1000, 1000), (1, 1), (4, 13)]
+    )
+    assert others == [whole, whole]
+    assert max(map(len, whole)) > 6
+
+
+def test_equal_vectors_keep_the_order_of_the_corpus():
+    """Guards against ties in an order that changes with the library, the machine, or the chunks."""
+    corpus = {f"d{number}": f"text {number}" for number in range(30)}
+    model = Embedder({text: [1.0, 2.0] for text in corpus.values()} | {"query": [0.3, 0.4]})
+    collection = Collection(corpus, {"q": "query"}, {"q": {"d3": 1}})
+    slates = [list(mine(model, collection, MiningSettings(3, corpus_chunk_size=size))) for size in (1, 7, 30)]
+    assert [slate.documents for (slate,) in slates] == [("text 3", "text 0", "text 1", "text 2")] * 3
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_products_of_few_bits_only_preselect(precision: str):
+    """Guards against other candidates where torch is set to calculate float32 products in bfloat16."""
+    draw = np.random.default_rng(0)
+    corpus = {f"d{number}": f"text {number}" for number in range(300)}
+    centre = draw.normal(size=64)
+    near = {text: centre + 0.02 * draw.normal(size=64) for text in corpus.values()}
+    model = Embedder({**near, "query": centre + 0.02 * draw.normal(size=64)})
+    collection = Collection(corpus, {"q": "query"}, {"q": {"d0": 1}})
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        slates = list(mine(model, collection, MiningSettings(20)))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert candidates(slates, collection) == brute_force(model, collection, MiningSettings(20))
+
+
+def test_labels_and_gold(collection: Collection):
+    """Guards against grades lost beside mined candidates, and against candidates marked as gold."""
+    slate = next(
+        slate for slate in mine(Embedder(), collection, MiningSettings(2), source="s") if slate.query == "query 7"
+    )
+    assert slate.documents[:3] == ("document 7", "document 40", "document 41")
+    assert slate.labels == (2, 0, 1, 0, 0)
+    assert slate.gold == (True, False, True, False, False)
+    assert slate.source == "s"
+    strict = MiningSettings(2, unjudged=True, gold_from=2)
+    slate = next(slate for slate in mine(Embedder(), collection, strict) if slate.query == "query 7")
+    assert slate.labels == (2, 0, 1, None, None)
+    assert slate.gold == (True, False, False, False, False)
+
+
+def test_same_group_can_be_marked(collection: Collection):
+    """Guards against paragraphs of the same article labelled as irrelevant where they may well answer."""
+    slates = mine(Embedder(), collection, MiningSettings(60, same_group="unjudged"))
+    slate = next(slate for slate in slates if slate.query == "query 9")
+    unjudged = {text for text, label in zip(slate.documents, slate.labels, strict=True) if label is None}
+    assert unjudged == {"document 8", "document 10", "document 11"}
+
+
+def test_same_text_is_excluded_and_comes_once(collection: Collection):
+    """Guards against a copy of the positive as its own negative, and against a candidate twice in a slate."""
+    slates = {slate.query: slate for slate in mine(Embedder(), collection, MiningSettings(100))}
+    assert " Document  5" in collection.corpus.values()
+    assert slates["query 5"].documents.count("document 5") == 1
+    assert all(" Document  5" not in slate.documents for slate in slates.values())
+    assert {len(slate) for slate in slates.values()} == {60}
+
+
+def test_empty_documents_are_no_candidates():
+    """Guards against an empty text as somebody's hard negative."""
+    corpus = {"d1": "one", "d2": " ", "d3": "three"}
+    collection = Collection(corpus, {"q": "query"}, {"q": {"d1": 1}})
+    (slate,) = mine(Embedder(), collection)
+    assert slate.documents == ("one", "three")
+    with pytest.raises(SlateError, match=r"^query 'q': documents: a text is empty"):
+        list(mine(Embedder(), replace(collection, judgements={"q": {"d2": 1}})))
+
+
+def test_sampling(collection: Collection):
+    """Guards against a draw from the wrong places, one without a seed, and one that other queries influence."""
+    ranked = candidates(list(mine(Embedder(), collection, MiningSettings(12))), collection)
+    settings = MiningSettings(4, sample_range=(2, 12), seed=5)
+    drawn = candidates(list(mine(Embedder(), collection, settings)), collection)
+    places = {query: [ranked[query].index(text) for text in texts] for query, texts in drawn.items()}
+    assert all(chosen == sorted(chosen) and chosen[0] >= 2 and len(chosen) == 4 for chosen in places.values())
+    assert {place for chosen in places.values() for place in chosen} == set(range(2, 12))
+    again = replace(collection, judgements=dict(reversed(collection.judgements.items())))
+    assert candidates(list(mine(Embedder(), again, settings)), again) == drawn
+    assert candidates(list(mine(Embedder(), collection, replace(settings, seed=6))), collection) != drawn
+
+
+def test_given_vectors_are_used(collection: Collection):
+    """Guards against a corpus embedded again, or vectors that are a row off where the corpus holds a text twice."""
+    model = Embedder()
+    vectors = model.encode_document(list(collection.corpus.values()))
+    expected = list(mine(Embedder(), collection))
+    for given in (vectors, 3 * vectors.astype(np.float64), torch.tensor(vectors)):
+        model = Embedder()
+        assert list(mine(model, collection, document_embeddings=given)) == expected
+        assert set(model.embedded) == set(collection.queries.values())
+    with pytest.raises(ValueError, match="Got 60 document_embeddings for a corpus of 61"):
+        mine(Embedder(), collection, document_embeddings=vectors[1:])
+    with pytest.raises(ValueError, match="finite matrix"):
+        mine(Embedder(), collection, document_embeddings=vectors * np.nan)
+
+
+def test_nothing_is_mined_ahead(collection: Collection):
+    """Guards against a generator that mines everything before the first slate."""
+    slates = mine(Embedder(), collection, MiningSettings(query_chunk_size=5))
+    searched = []
+    nearest = mining_module.nearest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mining_module, "nearest", lambda *args: searched.append(len(args[0])) or nearest(*args))
+        for _ in range(5):
+            next(slates)
+        assert searched == [5]
+        assert len(list(slates)) == 18
+        assert searched == [5, 5, 5, 5, 3]
+
+
+@pytest.mark.parametrize("survived", [0, 1, 3])
+def test_resuming_gives_the_same_bytes(survived: int, collection: Collection, tmp_path: Path, monkeypatch):
+    """Guards against a restart that begins anew, loses a chunk, or ends with another file than an unbroken run."""
+    settings = MiningSettings(3, query_chunk_size=5, sample_range=(0, 6))
+    monkeypatch.setattr(mining_module, "TEXTS_AT_ONCE", 25)
+    unbroken = write_slates(tmp_path / "unbroken.parquet", mine(Embedder(), collection, settings), Manifest("s"))
+    nearest, calls = mining_module.nearest, []
+
+    def dying(*args):
+        if len(calls) == survived:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return nearest(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mining_module, "nearest", dying)
+        slates = mine(Embedder(), collection, settings, parts=tmp_path / "parts")
+        with pytest.raises(KeyboardInterrupt):
+            write_slates(tmp_path / "resumed.parquet", slates, Manifest("s"))
+    assert not (tmp_path / "resumed.parquet").exists()
+
+    model = Embedder()
+    resumed = write_slates(
+        tmp_path / "resumed.parquet", mine(model, collection, settings, parts=tmp_path / "parts"), Manifest("s")
+    )
+    assert resumed.sha256 == unbroken.sha256
+    assert set(model.embedded) <= {"query 0", "query 1", "query 2"}  # nothing but a look whether it is the same model
+    assert len(list((tmp_path / "parts").glob("candidates-*"))) == 5
+    assert len(list((tmp_path / "parts").glob("documents-*"))) == 3
+
+
+def test_interrupted_embedding_goes_on(collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Guards against hours of embedding lost because the run stopped before the first search."""
+    monkeypatch.setattr(mining_module, "TEXTS_AT_ONCE", 25)
+
+    class Dying(Embedder):
+        def encode_document(self, texts: list[str], **options: object) -> np.ndarray:
+            if "document 30" in texts:
+                raise KeyboardInterrupt
+            return super().encode_query(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(mine(Dying(), collection, parts=tmp_path))
+    model = Embedder()
+    assert list(mine(model, collection, parts=tmp_path)) == list(mine(Embedder(), collection))
+    assert "document 24" not in model.embedded and "document 25" in model.embedded
+
+
+def test_parts_of_another_run_are_refused(collection: Collection, tmp_path: Path):
+    """Guards against candidates of other data, settings or weights that pass for this run's."""
+    list(mine(Embedder(), collection, parts=tmp_path))
+    other = replace(collection, judgements={"q1": {"copy": 1}})
+    for reason, change in {
+        "settings": lambda: mine(Embedder(), collection, MiningSettings(3), parts=tmp_path),
+        "judgements": lambda: mine(Embedder(), other, parts=tmp_path),
+        "corpus": lambda: mine(Embedder(), replace(other, corpus={"copy": "x"}), parts=tmp_path),
+        "another model": lambda: mine(Embedder(salt="trained"), collection, parts=tmp_path),
+    }.items():
+        with pytest.raises(ValueError, match=f"holds parts .*{reason}.*; delete it, or give another folder"):
+            change()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judgements": {"q1": {"d99": 1}}}, "name document 'd99' of query 'q1', which has no text"),
+        ({"judgements": {"q99": {"copy": 1}}}, "name query 'q99', which has no text"),
+        ({"corpus": {"d": " "}, "judgements": {"q1": {}}}, "The corpus holds no text"),
+    ],
+)
+def test_incomplete_collections_are_refused(changes: dict, message: str, collection: Collection):
+    """Guards against a KeyError in the middle of a run."""
+    with pytest.raises(ValueError, match=message):
+        mine(Embedder(), replace(collection, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
+        ({"query_chunk_size": 0}, "query_chunk_size must be at least 1, got 0"),
+        ({"corpus_chunk_size": -1}, "corpus_chunk_size must be at least 1, got -1"),
+        ({"same_group": "require"}, "same_group must be one of .*, got 'require'"),
+        ({"group_separator": ""}, "group_separator must not be empty"),
+        ({"sample_range": (0, 10)}, r"hold num_candidates=15 places, got \(0, 10\)"),
+        ({"sample_range": (-1, 30)}, "start at 0 or later"),
+    ],
+)
+def test_settings_are_checked(changes: dict, message: str):
+    """Guards against settings that would mine nothing, or not what was meant."""
+    with pytest.raises(ValueError, match=message):
+        MiningSettings(**changes)
+
+
+def test_queries_without_anything(collection: Collection, caplog: pytest.LogCaptureFixture):
+    """Guards against a query dropped in silence, or an empty slate; one without judgements gets candidates only."""
+    judgements = {"q1": {}, "q2": {"copy": 1}}
+    (one, two) = mine(Embedder(), replace(collection, judgements=judgements), MiningSettings(2))
+    assert (one.labels, one.gold) == ((0, 0), (False, False))
+    assert len(two) == 3
+    assert not caplog.messages
+    grouped = MiningSettings(2, same_group="only")
+    (two,) = mine(Embedder(), replace(collection, judgements=judgements), grouped)
+    assert two.documents == (" Document  5",)
+    assert caplog.messages == ["Left out 1 of 2 queries: nothing judged, nothing found."]
+
+
+def test_progress_bar_can_be_switched(collection: Collection, capfd: pytest.CaptureFixture):
+    """Guards against a bar in a log file, and against none where it was asked for."""
+    list(mine(Embedder(), collection, show_progress_bar=False))
+    assert capfd.readouterr().err == ""
+    list(mine(Embedder(), collection, show_progress_bar=True))
+    assert "23/23" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "margin", [{}, {"absolute_margin": 0.3}, {"relative_margin": 0.6}, {"max_score": 0.2}], ids=str
+)
+def test_margins_mean_what_they_mean_in_sentence_transformers(margin: dict, bundled: E2Rank, facts: list[str]):
+    """Guards against a margin of the same name that lets other candidates pass."""
+    pairs = {"how long do fleas live": 0, "what is the capital of China": 1, "why does bread rise": 3}
+    corpus = {f"d{number}": text for number, text in enumerate(facts)}
+    queries = {f"q{number}": query for number, query in enumerate(pairs)}
+    judgements = {f"q{number}": {f"d{positive}": 1} for number, positive in enumerate(pairs.values())}
+    collection = Collection(corpus, queries, judgements)
+    found, unruled = (
+        {slate.query: list(slate.documents[1:]) for slate in mine(bundled, collection, MiningSettings(4, **rules))}
+        for rules in (margin, {})
+    )
+    assert (found == unruled) == (not margin)
+    theirs = mine_hard_negatives(
+        Dataset.from_dict({"anchor": list(pairs), "positive": [facts[positive] for positive in pairs.values()]}),
+        bundled,
+        corpus=facts,
+        num_negatives=4,
+        range_max=9,
+        output_format="labeled-list",
+        verbose=False,
+        **margin,
+    )
+    expected = {row[0]: [text for text, label in zip(row[1], row[2], strict=True) if not label]
+                for row in (list(row.values()) for row in theirs)}  # fmt: skip
+    # What has nothing left is left out there, and keeps its positive here.
+    assert {query: texts for query, texts in found.items() if texts} == expected
+
+
+def test_real_model_finds_real_neighbours(bundled: E2Rank, facts: list[str]):
+    """Guards against a query and a document vector that do not belong together."""
+    corpus = {f"d{number}": text for number, text in enumerate(facts)}
+    collection = Collection(corpus, {"q": "how long do fleas live"}, {"q": {"d0": 1}})
+    (slate,) = mine(bundled, collection, MiningSettings(2))
+    assert slate.documents == (facts[0], facts[7], facts[4])

@@ -1,0 +1,256 @@
+"""The card: whole and the same each time, honest about where its numbers come from, and with code that runs."""
+
+import copy
+import os
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+from e2rank_st import E2Rank
+from e2rank_st.benchmarks.results import read_rows
+from e2rank_st.publishing.card import render
+from tests import ROOT
+from tests.publishing.card.data import (
+    BASE,
+    ENVIRONMENT,
+    REVISION,
+    mteb,
+    official,
+    reranking,
+    toy_results,
+    write_model,
+    write_results,
+)
+
+GOLDEN = ROOT / "tests/golden/card.md"
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+NFCORPUS = "ec0fa4fe99da2ff19ca1214b7966684033a58814"
+
+
+def card(folder: Path, *results: dict[str, Any], **changes: Any) -> str:
+    """The card of a toy model with a figure."""
+    (folder / "report").mkdir(exist_ok=True)
+    (folder / "report/reranking-scores.png").write_bytes(b"a picture")
+    model, paths = write_model(folder, **changes), [write_results(folder / "results", *results)]
+    return render.render(model, paths, folder / "report", folder / "README.md")
+
+
+def index(text: str) -> list[dict[str, Any]]:
+    """What model-index says."""
+    return yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"]
+
+
+def test_whole_card(tmp_path: Path):
+    """Guards against any change of a card that nobody looked at; E2RANK_UPDATE_GOLDEN=1 takes the new one over."""
+    text = card(tmp_path, *toy_results())
+    if os.environ.get("E2RANK_UPDATE_GOLDEN"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_metadata_is_what_the_hub_reads(tmp_path: Path):
+    """Guards against metadata that the Hub's own client reads otherwise, or refuses."""
+    data = ModelCard(card(tmp_path, *toy_results())).data
+    assert (data.library_name, data.pipeline_tag, data.license) == (
+        "sentence-transformers",
+        "text-ranking",
+        "apache-2.0",
+    )
+    assert (data.base_model, data.base_model_relation) == ("sentence-transformers/all-MiniLM-L6-v2", "finetune")
+    assert data.datasets == ["rajpurkar/squad"]  # dl22 has no data set of its authors there
+    values = {(result.dataset_name, result.metric_name): result.metric_value for result in data.eval_results}
+    assert len(values) == len(data.eval_results) == 8  # two systems on four sets, none of the baseline's
+    assert values["DL21 bm25 (local copy)", "ndcg@10, listwise"] == 0.62
+    assert values["NFCorpus (local copy)", "ndcg_at_10, two-stage"] == 0.33
+
+
+def test_rendering_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Guards against results that pile up in the card, and against a check that passes or fails for no reason."""
+    model, results = write_model(tmp_path), write_results(tmp_path / "results", *toy_results())
+    output = tmp_path / "card/README.md"
+    arguments = ["--model", str(model), "--results", str(results), "--output", str(output)]
+    assert render.main([*arguments, "--check"]) == 1
+    assert "README.md is not there; render it anew" in capsys.readouterr().err
+    assert render.main(arguments) == 0
+    first = output.read_text(encoding="utf-8")
+    assert render.main(arguments) == 0
+    assert output.read_text(encoding="utf-8") == first
+    assert render.main([*arguments, "--check"]) == 0
+    write_results(results, *toy_results()[::-1])  # the same files by other names
+    assert render.main([*arguments, "--check"]) == 1
+    assert "differs from what the model, the results and the template make" in capsys.readouterr().err
+    assert output.read_text(encoding="utf-8") == first
+
+
+def test_local_results_are_no_official_ones(tmp_path: Path):
+    """Guards against a score on a local copy under the name, or beside a revision, of the public data."""
+    text = card(tmp_path, *toy_results())
+    for entry in index(text):
+        assert entry["dataset"]["name"].endswith("(local copy)")
+        assert set(entry["dataset"]) == {"name", "type"}
+        assert "/" not in entry["dataset"]["type"]
+        assert "source" not in entry
+    tables = text.count("| NFCorpus † |")
+    assert tables and "| NFCorpus |" not in text
+    assert text.count("† on local copies of the data, no official result.") >= 4
+
+
+def test_official_results_are_told_as_mteb_tells_them(tmp_path: Path):
+    """Guards against an official result that leaderboards cannot read, and against modes that look alike."""
+    pytest.importorskip("mteb")
+    results = [official("NFCorpus", mode, level, NFCORPUS) for mode, level in (("embedding", 0.3), ("two-stage", 0.4))]
+    text = card(tmp_path, *results)
+    (entry,) = index(text)
+    assert entry["dataset"] == {
+        "name": "NFCorpus (default)",
+        "type": "mteb/nfcorpus",
+        "config": "default",
+        "split": "test",
+        "revision": NFCORPUS,
+    }
+    assert [(metric["name"], metric["value"]) for metric in entry["metrics"]] == [
+        ("ndcg_at_10", 0.3),
+        ("ndcg_at_10, two-stage", 0.4),
+    ]
+    assert entry["source"]["name"] == "MTEB"
+    assert "†" not in text
+
+
+def test_tasks_of_all_kinds(tmp_path: Path):
+    """Guards against a benchmark such as MTEB(eng, v2), run in both modes, that no card can show."""
+    searched = [mteb("NFCorpus", mode, level) for mode, level in (("embedding", 0.3), ("two-stage", 0.4))]
+    text = card(tmp_path, *searched, mteb("STS12", "embedding", 0.8, per_query={}))
+    assert "| two-stage | e2rank-st/e2rank-toy | 40.00 |  |  |" in text
+    assert "| embedding | e2rank-st/e2rank-toy | 30.00 | 80.00 | 55.00 |" in text
+
+
+def test_a_run_of_our_own_on_public_data(tmp_path: Path):
+    """Guards against the paper's setting taken for a leaderboard's."""
+    levels = {"first_stage": 0.4, "embedding": 0.5, "baseline_embedding": 0.5}
+    text = card(tmp_path, reranking("bm25", levels, local=False))
+    assert [entry["dataset"] for entry in index(text)] == [{"name": "DL21 bm25 (own run)", "type": "dl21-bm25-own-run"}]
+
+
+def test_partial_results_are_refused(tmp_path: Path):
+    """Guards against a smoke run on a card."""
+    for place, message in ((-1, r"SciFact \(two-stage\)"), (2, r"NFCorpus \(embedding\)")):  # the base's, too
+        results = copy.deepcopy(toy_results())
+        results[place]["partial"] = True
+        with pytest.raises(ValueError, match=rf"no results for a card: {message}\. Run them in full"):
+            card(tmp_path, *results)
+
+
+def test_results_of_other_weights_are_refused(tmp_path: Path):
+    """Guards against old scores beside new ones after training."""
+    results = toy_results()
+    results[-1]["model"]["revision"] = "weights-of-yesterday"
+    with pytest.raises(ValueError, match=f"several states of it: {REVISION}, weights-of-yesterday"):
+        card(tmp_path, *results)
+    results = toy_results()
+    results[2]["model"]["revision"] = "weights-of-another-base"
+    with pytest.raises(ValueError, match=f"{BASE} are of several states of it: weights-ba9876543210, weights-of-an"):
+        card(tmp_path, *results)
+    base_alone = [row for row in toy_results() if row.get("mode") and row["model"]["name"] == BASE]
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=f"No results of e2rank-toy, but of {BASE}; evaluate it first"):
+        card(tmp_path / "other", *base_alone)
+
+
+def test_earlier_stages_are_told(tmp_path: Path):
+    """Guards against a card that passes over the first stage: its steps, its loss, its data."""
+    slates = {"path": "build/slates/wikiqa.parquet", "slates": 873, "documents": 9000}
+    scores = {"before": {"dl21_embedding_ndcg@10": 0.5}, "after": {"dl21_embedding_ndcg@10": 0.5125}, "p_values": {}}
+    earlier = scores | {
+        "settings": {"per_device_train_batch_size": 32},
+        "loss": {"contrastive_weight": 1.0, "query_weight": 0.5},
+        "data": {"train": [slates], "dev": [{"path": "dl21.jsonl", "slates": 40, "documents": 4000}]},
+        "environment": ENVIRONMENT | {"hardware": {"device": "a GPU", "threads": 1}},
+        "best_step": None,
+        "steps": 70,
+    }
+    text = card(tmp_path, *toy_results(), earlier=earlier)
+    assert (
+        "Training stage 1: 70 steps of 32 slates; weights of the loss: contrastive 1; all vectors trained. On" in text
+    )
+    assert "| dl21 | 40 | embedding | 50.00 | 51.25 |" in text
+    assert text.index("stage 1: 70") < text.index("stage 2: 600 steps of 16 slates, of which")
+    assert "| 873 | 9,000 |" in text
+    assert "| training | a GPU, 1 threads |" in text
+    assert "Training stage" not in card(tmp_path, *toy_results())
+
+
+def test_data_of_unknown_licence_is_refused(tmp_path: Path):
+    """Guards against training data that the card passes over."""
+    data = {"train": [{"path": "build/slates/webcrawl.parquet", "slates": 1, "documents": 2}], "dev": []}
+    with pytest.raises(ValueError, match="training data webcrawl, whose licence nobody wrote down; add rows"):
+        card(tmp_path, *toy_results(), data=data)
+
+
+def test_what_the_model_has_seen(tmp_path: Path):
+    """Guards against a trained-on or chosen-by task that passes for zero-shot."""
+    seen = render.Facts.read(write_model(tmp_path)).data.seen
+    assert seen("SciFact") == seen("FiQA2018") == "yes"
+    assert seen("dl22") == "no: trained on it"
+    assert seen("dl21").endswith("these very queries: a dev score")
+    assert seen("nfc") == seen("NFCorpus") == "yes; settings were chosen by its dev queries, not by these"
+    assert seen("nfcorpus-dev") == seen("dl21")
+    assert seen("squad-dev") == "no: trained on the train split, chosen by this one: a dev score"
+    assert seen("MSMARCO") == "no: the base was trained on it"
+
+
+@pytest.fixture(scope="module")
+def published(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the card's code loads → local folders: the model as it is saved, and its weights with stock modules only."""
+    folder = tmp_path_factory.mktemp("published")
+    model = copy.deepcopy(tiny)
+    model.replace_listwise(candidate_order="similarity")  # as the shipped one: else a ranking depends on who retrieved
+    model.save(str(folder / "main"))
+    stock = SentenceTransformer(
+        modules=[model[0], Pooling(model.get_embedding_dimension(), model[1].pooling_mode), Normalize()],
+        prompts=model.prompts,
+        device="cpu",
+    )
+    stock.save(str(folder / "embedding"))
+    return {
+        '"{{repo_id}}", revision="embedding"': repr(str(folder / "embedding")),
+        '"{{repo_id}}"': repr(str(folder / "main")),
+    }
+
+
+def test_every_code_block_runs(published: dict[str, str]):
+    """Guards against code on the card that does not run as it stands there, each block alone, but for the Hub id."""
+    blocks = BLOCK.findall(render.TEMPLATE.read_text(encoding="utf-8"))
+    assert len(blocks) == 3
+    printed = []
+    for code in blocks:
+        assert "{{repo_id}}" in code
+        for placeholder, folder in published.items():
+            code = code.replace(placeholder, folder)
+        with redirect_stdout(StringIO()) as output:
+            exec(compile(code, "card", "exec"), {})
+        printed.append(output.getvalue())
+    assert printed[0] == printed[1]  # the same ranking by remote code and by the package
+    assert len(printed[0].splitlines()) == 2
+    assert printed[2].startswith("tensor([[")
+
+
+def test_the_committed_card_is_up_to_date(capsys: pytest.CaptureFixture[str]):
+    """Guards against a card that is older than the model, its results or the template."""
+    if not (ROOT / "model_card" / "README.md").is_file():
+        pytest.skip("no card has been rendered yet: make eval")
+    assert render.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_the_curve_over_k_is_of_the_model_that_the_results_are_of():
+    """Guards against a figure of a former model beside the results of a new one."""
+    folders = [ROOT / "eval/results", ROOT / "eval/prompt_size"]
+    revisions = [{(row.model, row.revision) for row in read_rows([folder]) if row.model} for folder in folders]
+    assert revisions[0] == revisions[1]

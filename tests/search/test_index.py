@@ -1,0 +1,228 @@
+"""Index: exact search over stored vectors, and a folder that keeps them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import e2rank_st.search.index as index_module
+from e2rank_st import E2Rank
+from e2rank_st.search.index import Index
+
+AXES = Index(["x", "y", "xy"], np.array([[1, 0], [0, 1], [3, 3]], np.float32))
+STRANGE = [
+    "",
+    "two\nlines",
+    "\u2028 is a line end to some",
+    "\N{FLEUR-DE-LIS} 猫",
+    '"quotes"\t\\',
+    "half a pair \ud800",
+]
+
+
+def random_index(documents: int = 500, dimension: int = 16, seed: int = 0) -> Index:
+    vectors = np.random.default_rng(seed).normal(size=(documents, dimension)).astype(np.float32)
+    return Index([f"text {row}" for row in range(documents)], vectors)
+
+
+def test_scores_are_cosines():
+    """Guards against dot products of vectors that are not of unit length: by hand, cos((2, 0), (3, 3)) = 1/√2."""
+    scores, ids = AXES.retrieve(np.array([[2.0, 0.0], [0.0, -1.0]]), top_k=3)
+    np.testing.assert_array_equal(ids, [[0, 2, 1], [0, 2, 1]])
+    np.testing.assert_allclose(scores, [[1, 0.5**0.5, 0], [0, -(0.5**0.5), -1]], atol=1e-7)
+    assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
+
+
+def test_retrieve_equals_brute_force():
+    """Guards against a preselection that loses one of the best documents."""
+    index, queries = random_index(), random_index(20, seed=1).embeddings
+    cosines = queries.astype(np.float64) @ index.embeddings.astype(np.float64).T
+    scores, ids = index.retrieve(queries, top_k=10)
+    np.testing.assert_array_equal(ids, np.argsort(-cosines, axis=1, kind="stable")[:, :10])
+    np.testing.assert_allclose(scores, -np.sort(-cosines, axis=1)[:, :10], atol=1e-7)
+
+
+def test_results_do_not_depend_on_the_call(monkeypatch: pytest.MonkeyPatch):
+    """Guards against scores that change in the last bits with the other queries in a call, or with its chunks."""
+    index, queries = random_index(), random_index(20, seed=1).embeddings
+    whole = index.retrieve(queries, top_k=10)
+    single = [index.retrieve(query[None], top_k=10) for query in queries]
+    monkeypatch.setattr(index_module, "SCORES_AT_ONCE", 1200)  # two queries at a time
+    chunked = index.retrieve(queries, top_k=10)
+    for part in (0, 1):
+        np.testing.assert_array_equal(whole[part], chunked[part])
+        np.testing.assert_array_equal(whole[part], np.concatenate([found[part] for found in single]))
+
+
+def test_equal_documents_keep_their_order():
+    """Guards against ties in whatever order a matrix product's rounding or an unstable sort gives."""
+    vectors = random_index(1000, 384).embeddings
+    same = np.arange(3, 1000, 7)
+    vectors[same] = vectors[3]
+    scores, ids = Index(["text"] * 1000, vectors).retrieve(vectors[3:4], top_k=50)
+    np.testing.assert_array_equal(ids[0], same[:50])
+    assert len(set(scores[0].tolist())) == 1
+
+
+@pytest.mark.parametrize(("top_k", "found"), [(0, 0), (1, 1), (3, 3), (100, 3)])
+def test_top_k(top_k: int, found: int):
+    """Guards against an error, or padding, where more is asked for than there is."""
+    scores, ids = AXES.retrieve(np.eye(2), top_k)
+    assert scores.shape == ids.shape == (2, found)
+    assert all(part.shape == (0, found) for part in AXES.retrieve(np.empty((0, 2)), top_k))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_are_taken(dtype: torch.dtype):
+    """Guards against the types that NumPy does not know, and against tensors that require a gradient."""
+    _, ids = AXES.retrieve(torch.eye(2, dtype=dtype, requires_grad=True), top_k=1)
+    assert ids.tolist() == [[0], [1]]
+
+
+def test_zero_vector_is_no_error():
+    """Guards against NaN from a division by a norm of zero."""
+    scores, _ = Index(["nothing", "x"], np.array([[0, 0], [1, 0]])).retrieve(np.array([[1, 0]]), top_k=2)
+    assert scores.tolist() == [[1, 0]]
+
+
+def test_callers_objects_stay_as_they_are():
+    """Guards against normalising the caller's matrix in place, and against a list that is shared with him."""
+    texts, vectors = ["a", "b"], np.full((2, 2), 5, np.float32)
+    index = Index(texts, vectors)
+    texts.append("c")
+    assert (vectors == 5).all()
+    assert index.texts == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "vectors", "message"),
+    [
+        (["a"], np.ones((2, 2)), "1 texts and 2 embeddings"),
+        (["a"], np.ones(2), r"shape \(2,\)"),
+        (["a", "b"], [[1, 0], [np.nan, 1]], "Embedding 1 holds NaN"),
+        (["a", None], np.ones((2, 2)), "Text 1 is a NoneType"),
+        ("ab", np.ones((2, 2)), "one string"),
+        ([], np.ones((0, 2)), "no texts"),
+    ],
+)
+def test_bad_parts_are_refused(texts: list, vectors: np.ndarray, message: str):
+    """Guards against an index that searches silently wrong."""
+    with pytest.raises(ValueError, match=message):
+        Index(texts, vectors)
+
+
+@pytest.mark.parametrize(
+    ("queries", "top_k", "message"),
+    [
+        (np.ones((1, 3)), 1, "dimension 3 for an index of dimension 2"),
+        (np.ones(2), 1, "a row for each text"),
+        (np.ones((1, 2)), -1, "top_k=-1"),
+    ],
+)
+def test_bad_queries_are_refused(queries: np.ndarray, top_k: int, message: str):
+    """Guards against vectors of another model, and against a negative count that Python would read as a slice."""
+    with pytest.raises(ValueError, match=message):
+        AXES.retrieve(queries, top_k)
+
+
+def test_build_embeds_each_text_once(tiny: E2Rank, facts: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Guards against duplicates that cost time, and against rows in another order than the texts."""
+    calls = []
+    encode = tiny.encode_document
+
+    def counted(texts: list[str], **options):
+        calls.append(texts)
+        return encode(texts, **options)
+
+    monkeypatch.setattr(tiny, "encode_document", counted)
+    index = Index.build(tiny, facts + facts[::-1])
+    assert calls == [facts]
+    np.testing.assert_allclose(index.embeddings, encode(facts + facts[::-1]), atol=1e-6)
+    np.testing.assert_array_equal(index.embeddings[:10], index.embeddings[:9:-1])
+
+
+@pytest.mark.parametrize("texts", [[], ["a", 1], "text", [("a", "b")]])
+def test_build_refuses_what_is_no_text(tiny: E2Rank, texts: list):
+    """Guards against a tuple that would be embedded as a pair of texts."""
+    with pytest.raises(ValueError, match=r"string|no texts"):
+        Index.build(tiny, texts)
+
+
+def test_saved_index_loads_as_it_was(tmp_path: Path):
+    """Guards against texts that a line format breaks apart, and against vectors that change a bit with each round."""
+    index = Index(STRANGE, np.random.default_rng(0).normal(size=(len(STRANGE), 7)))
+    for turn in range(2):
+        index.save(tmp_path / str(turn))
+        loaded = Index.load(tmp_path / str(turn))
+        assert loaded.texts == index.texts
+        np.testing.assert_array_equal(loaded.embeddings, index.embeddings)
+        index = loaded
+
+
+def test_failed_save_leaves_the_old_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Guards against an index that is lost because its successor did not fit on the disk."""
+    AXES.save(tmp_path / "index")
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(index_module, "save_file", full)
+    with pytest.raises(OSError, match="disk full"):
+        random_index().save(tmp_path / "index")
+    assert Index.load(tmp_path / "index").texts == AXES.texts
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_folder_with_other_files_is_refused(tmp_path: Path):
+    """Guards against a save that deletes the user's own files."""
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="other files"):
+        AXES.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def _other_manifest(path: Path) -> None:
+    path.write_text(json.dumps({"format": 2}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("embeddings.safetensors", _cut),
+        ("texts.jsonl", _cut),
+        ("texts.jsonl", lambda path: path.write_text('"one text"\n')),
+        ("texts.jsonl", lambda path: path.write_bytes(b'"\xff"\n')),
+        ("index.json", _cut),
+        ("index.json", _other_manifest),
+    ],
+)
+def test_damaged_index_is_refused(tmp_path: Path, name: str, damage):
+    """Guards against half an index that answers, and against an error that does not say which folder."""
+    AXES.save(tmp_path / "index")
+    damage(tmp_path / "index" / name)
+    with pytest.raises(ValueError, match=r"index in .*; build and save it again"):
+        Index.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize("name", ["embeddings.safetensors", "texts.jsonl", "index.json"])
+def test_missing_file_is_named(tmp_path: Path, name: str):
+    """Guards against an error that leaves open what is missing."""
+    AXES.save(tmp_path / "index")
+    (tmp_path / "index" / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        Index.load(tmp_path / "index")
+
+
+def test_agrees_with_the_model_that_built_it(tiny: E2Rank, bundled: E2Rank, facts: list[str]):
+    """Guards against vectors of another model, which give scores and no error where the dimension is the same."""
+    index = Index.build(tiny, facts)
+    assert index.agrees_with(tiny)
+    assert not index.agrees_with(bundled)
+    others = Index(facts, np.roll(index.embeddings, 1, axis=0))
+    assert not others.agrees_with(tiny)
