@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from e2rank_st import E2Rank
-from e2rank_st.data.beir import Collection
+from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.formats import read_beir, read_results
 from e2rank_st.data.slates import Manifest, Slate, write_slates
 from e2rank_st.labelling.mining import MiningSettings, mine
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, part in (("nfcorpus", None), ("squad", SQUAD_DEV)):
         path = options.output / f"{name}_dev.jsonl"
         if not path.exists():
-            whole = Collection.load(options.data / name, "dev")
+            whole = JudgedCorpus.load(options.data / name, "dev")
             write_first_stage(path, base, draw_part(whole, part, options.seed) if part else whole)
 
 
@@ -118,7 +118,7 @@ def deal(slate: Slate, into: Dealt, seed: int) -> Iterator[Slate]:
         yield Slate(slate.query, documents, labels, gold, slate.source)
 
 
-def draw_part(collection: Collection, source: Mined, seed: int) -> Collection:
+def draw_part(collection: JudgedCorpus, source: Mined, seed: int) -> JudgedCorpus:
     """Draw whole groups of documents (the id before ``#``), then questions that they answer."""
     draw = random.Random(f"{seed}\n{source.name}")
     groups: dict[str, list[str]] = {}
@@ -132,10 +132,10 @@ def draw_part(collection: Collection, source: Mined, seed: int) -> Collection:
     corpus = {id_: collection.corpus[id_] for id_ in chosen}
     answered = [query for query, grades in collection.judgements.items() if grades.keys() <= corpus.keys()]
     queries = draw.sample(answered, min(source.queries, len(answered)))
-    return Collection(corpus, collection.queries, {query: collection.judgements[query] for query in queries})
+    return JudgedCorpus(corpus, collection.queries, {query: collection.judgements[query] for query in queries})
 
 
-def unseen(folder: Path) -> Collection:
+def unseen(folder: Path) -> JudgedCorpus:
     """Read the training split without the documents that dev judges, by which the model is chosen.
 
     Args:
@@ -144,25 +144,25 @@ def unseen(folder: Path) -> Collection:
     Raises:
         FileNotFoundError: A file of the training split is missing.
     """
-    train = Collection.load(folder, "train")
+    train = JudgedCorpus.load(folder, "train")
     try:
-        dev = Collection.load(folder, "dev")
+        dev = JudgedCorpus.load(folder, "dev")
     except FileNotFoundError:  # it has no such split
         return train
     return without(train, {id_ for grades in dev.judgements.values() for id_ in grades})
 
 
-def without(collection: Collection, documents: Set[str]) -> Collection:
+def without(collection: JudgedCorpus, documents: Set[str]) -> JudgedCorpus:
     """Leave documents out; judgements of them, too."""
     corpus = {id_: text for id_, text in collection.corpus.items() if id_ not in documents}
     judgements = {
         query: {id_: grade for id_, grade in grades.items() if id_ in corpus}
         for query, grades in collection.judgements.items()
     }
-    return Collection(corpus, collection.queries, {query: grades for query, grades in judgements.items() if grades})
+    return JudgedCorpus(corpus, collection.queries, {query: grades for query, grades in judgements.items() if grades})
 
 
-def with_claims(collection: Collection, number: int, seed: int) -> Collection:
+def with_claims(collection: JudgedCorpus, number: int, seed: int) -> JudgedCorpus:
     """Take sentences out of documents that answer no question, and let them ask for what is left.
 
     Args:
@@ -188,10 +188,10 @@ def with_claims(collection: Collection, number: int, seed: int) -> Collection:
         queries[f"claim {id_}"] = " ".join([word for word in words if draw.random() >= dropped] or words)
         judgements[f"claim {id_}"] = {id_: 1.0}
         corpus[id_] = " ".join(sentences)
-    return Collection(corpus, queries, judgements)
+    return JudgedCorpus(corpus, queries, judgements)
 
 
-def write_first_stage(path: Path, model: E2Rank, collection: Collection) -> None:
+def write_first_stage(path: Path, model: E2Rank, collection: JudgedCorpus) -> None:
     """Write the candidates that a model retrieves for the judged queries, and the judgements beside them."""
     index = Index.build(model, list(collection.corpus.values()), show_progress_bar=True)
     ids, queries = list(collection.corpus), list(collection.judgements)

@@ -1,10 +1,15 @@
-"""Rows → a table for people on a terminal, tab-separated lines for programs behind a pipe."""
+"""What people and other programs read: tables, messages, and one line for an error.
+
+Rows become a table on a terminal, and tab-separated lines in a pipe.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +18,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Column", "show"]
+__all__ = [
+    "Column",
+    "log_to_stderr",
+    "markdown_table",
+    "one_line",
+    "progress_wanted",
+    "reported_errors",
+    "show",
+]
+
+logger = logging.getLogger(__name__)
 
 # Tabs and line ends would break a row, escape sequences of a stranger's document could take over the terminal.
 CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+BAR = "\\|"  # a bar inside a cell of a Markdown table
 
 
 @dataclass(frozen=True)
@@ -71,3 +87,68 @@ def show(columns: tuple[Column, ...], rows: Iterable[tuple[Any, ...]], title: st
     for row in cells:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], labels: int | None = None) -> str:
+    """Write a table in Markdown.
+
+    Args:
+        header: Names of the columns.
+        rows: The cells.
+        labels: How many columns are text; the others are numbers, flush right. All are text by default.
+    """
+    labels = len(header) if labels is None else labels
+    rule = ["---"] * labels + ["---:"] * (len(header) - labels)
+    lines = [f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" for row in (header, *rows)]
+    lines.insert(1, f"|{'|'.join(rule)}|")
+    return "\n".join(lines)
+
+
+def progress_wanted(given: bool | None, log: logging.Logger) -> bool:
+    """Whether to show a progress bar: as the caller says, or else if the logger's level is INFO or lower."""
+    return log.getEffectiveLevel() <= logging.INFO if given is None else given
+
+
+def log_to_stderr(verbosity: int) -> None:
+    """Show the package's warnings on standard error; with 1 also what it does, with 2 also tracebacks of errors."""
+    package = logging.getLogger("e2rank_st")
+    package.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
+    if not package.handlers:
+        package.addHandler(_StderrHandler())
+
+
+@contextmanager
+def reported_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
+    """End a command that the user can put right with one line on standard error instead of a traceback.
+
+    Args:
+        program: The command's name, at the start of the line.
+        *kinds: Errors to report besides ValueError, OSError and ImportError.
+
+    Raises:
+        SystemExit: There was such an error; the status is 1.
+    """
+    caught: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, *kinds)
+    try:
+        yield
+        sys.stdout.flush()  # here, where a reader that went away (``| head``) is still handled
+    except BrokenPipeError:
+        raise
+    except caught as error:
+        logger.debug("the error in full", exc_info=True)
+        sys.stderr.write(f"{program}: error: {one_line(error)}\n")
+        raise SystemExit(1) from error
+
+
+def one_line(error: Exception) -> str:
+    """An error's message on one line; of a file's error, the file and the system's words."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename2 or error.filename}: {error.strerror}"  # the second is the target of a rename
+    return " ".join(str(error).split())
+
+
+class _StderrHandler(logging.Handler):
+    """Looks standard error up for each message, since a spinner takes its place for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"{record.levelname.lower()}: {self.format(record)}\n")

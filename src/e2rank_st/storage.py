@@ -1,4 +1,4 @@
-"""A path → its new content, whole or not at all.
+"""Paths and contents: files that are written whole or not at all, and hashes that tell contents apart.
 
 A file or folder is first written beside its target and then renamed over it, so that neither a crash nor a full disk
 leaves half of one behind, and whoever reads meanwhile sees the old one or the new one.
@@ -6,13 +6,18 @@ leaves half of one behind, and whoever reads meanwhile sees the old one or the n
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-__all__ = ["replacing"]
+__all__ = ["file_sha256", "folder_sha256", "read_json", "replacing", "text_id", "write_json", "write_text"]
+
+BLOCK = 2**20  # bytes of a file in memory while it is hashed
 
 
 @contextmanager
@@ -39,6 +44,71 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch, "new")
         yield fresh
-        if fresh.is_dir() and target.is_dir():  # a rename replaces no folder that holds something
+        if fresh.is_dir() and target.is_dir():  # a rename cannot replace a folder that holds something
             target.rename(Path(scratch, "old"))
         fresh.replace(target)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> None:
+    """Write a value as JSON, whole or not at all.
+
+    Raises:
+        ValueError: The value holds NaN or infinity, which JSON does not have.
+        TypeError: The value has no form in JSON.
+        OSError: The file cannot be written.
+    """
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: The file is not valid JSON; the message names it.
+        OSError: The file cannot be read.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not valid JSON: {error}. Write it again.") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    _feed(digest, path)
+    return digest.hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hash of a folder: equal for equal names and contents, apart from hidden files and texts for people (``.md``)."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and path.suffix != ".md" and not any(part.startswith(".") for part in relative.parts):
+            digest.update(f"{relative.as_posix()}\0{path.stat().st_size}\0".encode())
+            _feed(digest, path)
+    return digest.hexdigest()
+
+
+def text_id(text: str) -> int:
+    """A 63-bit hash of a text: the same in every process and every run, as Python's own hash is not."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _feed(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)

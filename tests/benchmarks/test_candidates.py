@@ -19,7 +19,7 @@ from e2rank_st.benchmarks.candidates import (
     read_over_collection,
 )
 from e2rank_st.benchmarks.tasks import TASKS, Task
-from e2rank_st.data.files import SlateError
+from e2rank_st.data.files import DataError
 from e2rank_st.data.trec import write_run
 from tests.benchmarks.data import write_beir, write_task
 
@@ -234,7 +234,7 @@ def test_bad_hits_are_refused_with_their_place(tmp_path: Path, edit, message: st
     rows = [json.loads(line) for line in files.results.read_text(encoding="utf-8").splitlines()]
     edit(rows[0]["hits"][1])
     files.results.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    with pytest.raises(SlateError, match=f"jsonl:1: {message}"):
+    with pytest.raises(DataError, match=f"jsonl:1: {message}"):
         read_files(files, "bm25", 100)
 
 

@@ -25,9 +25,10 @@ from e2rank_st import E2Rank  # noqa: E402
 from e2rank_st.benchmarks import mteb_run as run_mteb  # noqa: E402
 from e2rank_st.benchmarks.mteb_model import MODES  # noqa: E402
 from e2rank_st.benchmarks.mteb_tasks import find_tasks, leaves, one_level, searches  # noqa: E402
-from e2rank_st.evaluation.evaluator import ndcg  # noqa: E402
+from e2rank_st.evaluation.metrics import ndcg  # noqa: E402
 from e2rank_st.modeling_e2rank import ListwiseRerank  # noqa: E402
-from e2rank_st.provenance import fingerprint, scrubbed  # noqa: E402
+from e2rank_st.provenance import scrubbed  # noqa: E402
+from e2rank_st.storage import folder_sha256  # noqa: E402
 from tests.beir import write_collection  # noqa: E402
 
 LONGEST_PROMPT = ListwiseRerank().max_prompt_tokens
@@ -87,7 +88,7 @@ def test_a_result_says_what_it_is(run, data: Path, tmp_path: Path, capsys: pytes
         assert (record["local"], record["partial"], record["seed"]) == (True, False, 42)
         assert record["model"]["name"] == "local/tiny"
         assert record["model"]["revision"].startswith("state-")
-        local = f"local-{fingerprint(data / 'nfcorpus')}"
+        local = f"local-sha256-{folder_sha256(data / 'nfcorpus')[:12]}"
         assert record["datasets"] == [{"task": "NFCorpus", "path": "mteb/nfcorpus", "revision": local}]
         assert record["result"]["dataset_revision"] == local
         assert record["versions"]["mteb"] == mteb.__version__
@@ -303,12 +304,12 @@ def test_scrubbed():
     assert scrubbed("1/2 of mteb/nfcorpus, and/or none") == "1/2 of mteb/nfcorpus, and/or none"
 
 
-def test_fingerprint(tmp_path: Path):
+def test_folders_are_told_apart(tmp_path: Path):
     """Guards against other data under the same revision."""
     first, second = (write_collection(tmp_path / name, seed=0) for name in "ab")
-    assert fingerprint(first) == fingerprint(second) != fingerprint(write_collection(tmp_path / "c", seed=1))
+    assert folder_sha256(first) == folder_sha256(second) != folder_sha256(write_collection(tmp_path / "c", seed=1))
     (second / "README.md").write_text("another text", encoding="utf-8")
-    assert fingerprint(first) == fingerprint(second)
+    assert folder_sha256(first) == folder_sha256(second)
 
 
 def test_one_level():

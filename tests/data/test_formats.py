@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from e2rank_st.data.beir import Collection, Texts
+from e2rank_st.data.beir import JudgedCorpus, Texts
 from e2rank_st.data.formats import open_slates, read_beir, read_columns, read_rankings, read_results
-from e2rank_st.data.slates import Manifest, Slate, SlateError, write_slates
+from e2rank_st.data.slates import DataError, Manifest, Slate, write_slates
 
 RANKING = {"source": "nq", "query": "q", "document": ["a", "b", "c"], "ranking": [3, 1, 2]}
 COLUMNS = {"anchor": "q", "positive": "a", "negative_10": "d", "negative_2": "c", "negative_1": "b", "score": 1}
@@ -144,7 +144,7 @@ def test_beir_as_published(tmp_path: Path):
 def test_bad_row(read, good, bad, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Guards against a bad row that is trained on, or that nobody can find; and against rows skipped in silence."""
     path = write_rows(tmp_path / "data.jsonl", [good, "", bad, bad, good])
-    with pytest.raises(SlateError, match=f"^{path}:3: {reason}; ") as error:
+    with pytest.raises(DataError, match=f"^{path}:3: {reason}; ") as error:
         list(read(path))
     assert error.value.place == f"{path}:3"
     with caplog.at_level(logging.INFO, logger="e2rank_st"):
@@ -182,7 +182,7 @@ def test_bad_row_in_beir(file: str, rows: list, reason: str, tmp_path: Path, cap
     rows = [row if "_id" not in row else {**row, "_id": str(row["_id"])} for row in rows]
     folder = beir_folder(tmp_path / "facts", **{file: []})
     write_rows(folder / f"{file}.jsonl", rows)
-    with pytest.raises(SlateError, match=f"{reason}; "):
+    with pytest.raises(DataError, match=f"{reason}; "):
         list(read_beir(folder))
     assert len(list(read_beir(folder, skip_bad_rows=True))) == 2
     assert caplog.messages == [f"Skipped 1 of 4 rows of {folder / file}.jsonl: {reason.split(': ', 1)[1]} (1)."]
@@ -201,14 +201,14 @@ def test_bad_qrels(qrels: str, reason: str, tmp_path: Path):
     """Guards against judgements of another collection, which would make every passage unjudged."""
     path = write_rows(tmp_path / "bm25.jsonl", [RESULTS])
     (tmp_path / "qrels.txt").write_text(qrels, encoding="utf-8")
-    with pytest.raises(SlateError, match=f"{reason}; "):
+    with pytest.raises(DataError, match=f"{reason}; "):
         list(read_results(path, qrels=tmp_path / "qrels.txt"))
 
 
 def test_gold_document_that_is_not_there(tmp_path: Path):
     """Guards against a place of the gold document that is past the end, so that there silently is none."""
     path = write_rows(tmp_path / "public.jsonl", [RANKING])
-    with pytest.raises(SlateError, match="document: no gold one; got 3, gold_document=3"):
+    with pytest.raises(DataError, match="document: no gold one; got 3, gold_document=3"):
         next(read_rankings(path, gold_document=3))
 
 
@@ -221,10 +221,10 @@ def test_damaged_files_are_named(tmp_path: Path):
     (tmp_path / "cut.parquet").write_bytes(table[:-20])
     (tmp_path / "plain.jsonl.gz").write_text("no gzip", encoding="utf-8")
     for name in ("cut.jsonl.gz", "cut.parquet", "plain.jsonl.gz"):
-        with pytest.raises(SlateError, match=f"{name}: file: damaged; "):
+        with pytest.raises(DataError, match=f"{name}: file: damaged; "):
             list(read_rankings(tmp_path / name, skip_bad_rows=True))
     (tmp_path / "latin.jsonl").write_bytes(b'{"query": "\xe9"}\n')
-    with pytest.raises(SlateError, match=r"latin\.jsonl:1: line: not UTF-8; "):
+    with pytest.raises(DataError, match=r"latin\.jsonl:1: line: not UTF-8; "):
         list(read_rankings(tmp_path / "latin.jsonl"))
     with pytest.raises(FileNotFoundError):
         list(read_rankings(tmp_path / "none.parquet"))
@@ -255,9 +255,9 @@ def test_open_slates_refuses_other_files(tmp_path: Path):
         open_slates(other)
     with pytest.raises(ValueError, match=r"no known form; its name has to end in \.parquet, "):
         open_slates(write_rows(tmp_path / "other.csv", []))
-    with pytest.raises(SlateError, match=r"broken\.jsonl:1: line: no JSON; "):
+    with pytest.raises(DataError, match=r"broken\.jsonl:1: line: no JSON; "):
         open_slates(write_rows(tmp_path / "broken.jsonl", ["no json"]))
-    with pytest.raises(SlateError, match="file: empty"):
+    with pytest.raises(DataError, match="file: empty"):
         open_slates(write_rows(tmp_path / "empty.jsonl", []))
 
 
@@ -270,13 +270,13 @@ def test_texts_are_a_mapping_on_disk():
     assert "7" in texts and "x" not in texts and len(texts) == 50
     with pytest.raises(KeyError):
         texts["x"]
-    with pytest.raises(SlateError, match="_id: comes twice"):
+    with pytest.raises(DataError, match="_id: comes twice"):
         texts.add("7", "again")
     assert texts["7"] == pairs["7"]
 
 
 def test_collection_knows_its_split(tmp_path: Path):
     """Guards against mining for the queries of the dev or test split."""
-    collection = Collection.load(beir_folder(tmp_path / "facts"), "train")
+    collection = JudgedCorpus.load(beir_folder(tmp_path / "facts"), "train")
     assert collection.judgements == {"q2": {"d2": 0.0, "3": 1.0}, "q1": {"d1": 2.0}}
     assert len(collection.queries) == 3

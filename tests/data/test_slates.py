@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import e2rank_st.data.slates as slates_module
-from e2rank_st.data.slates import Manifest, Slate, SlateError, read_manifest, read_slates, write_slates
+from e2rank_st.data.slates import DataError, Manifest, Slate, read_manifest, read_slates, write_slates
 
 MANIFEST = Manifest("facts", base_model="tiny", seed=3, settings={"num_candidates": 2})
 SLATES = [
@@ -54,7 +54,7 @@ def fields(**changes) -> dict:
 def test_slate_refuses_what_would_train_wrong(changes: dict, reason: str):
     """Guards against a slate that only fails, or trains wrong, hours later in a batch."""
     Slate(**fields())
-    with pytest.raises(SlateError, match=f"^{reason}; ") as error:
+    with pytest.raises(DataError, match=f"^{reason}; ") as error:
         Slate(**fields(**changes))
     assert error.value.reason == reason
 
@@ -74,7 +74,7 @@ def test_gold_may_be_left_out_of_a_file(tmp_path: Path):
     (tmp_path / "slates.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert list(read_slates(tmp_path / "slates.jsonl")) == [Slate("q", ("a", "b"), (1.0, None))] * 2
     (tmp_path / "bad.jsonl").write_text(json.dumps(rows[0] | {"gold": True}), encoding="utf-8")
-    with pytest.raises(SlateError, match="gold: no list"):
+    with pytest.raises(DataError, match="gold: no list"):
         list(read_slates(tmp_path / "bad.jsonl"))
     with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*none\.parquet'"):
         list(read_slates(tmp_path / "none.parquet"))
@@ -88,7 +88,7 @@ def test_distinct_keeps_each_text_once():
 
 def test_error_survives_a_process(tmp_path: Path):
     """Guards against a worker's error that cannot be unpickled, and hangs or hides the reason."""
-    error = SlateError("query", "empty", "give a text.").at("train.jsonl:7")
+    error = DataError("query", "empty", "give a text.").at("train.jsonl:7")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) == "train.jsonl:7: query: empty; give a text."
     assert (again.field, again.problem, again.place, again.reason) == (
@@ -207,7 +207,7 @@ def test_reading_is_lazy(tmp_path: Path):
     path.write_text(json.dumps(asdict(SLATES[0])) + "\nnot json\n", encoding="utf-8")
     slates = read_slates(path)
     assert next(slates) == SLATES[0]
-    with pytest.raises(SlateError, match=r"train\.jsonl:2: line: no JSON; "):
+    with pytest.raises(DataError, match=r"train\.jsonl:2: line: no JSON; "):
         next(slates)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from e2rank_st.data.files import SlateError
+from e2rank_st.data.files import DataError
 from e2rank_st.data.trec import read_run, write_run
 
 RUN = {"q2": {"b": 0.3333333432674408, "a": 0.1, "c": -1e-7}, "q1": {"x": 12.5}}
@@ -38,7 +38,7 @@ def test_scores_decide_and_not_ranks(tmp_path: Path):
 def test_bad_lines_are_refused_with_their_place(tmp_path: Path, content: str, message: str):
     """Guards against lines that are left out without a word."""
     (tmp_path / "run").write_text(content, encoding="utf-8")
-    with pytest.raises(SlateError, match=message):
+    with pytest.raises(DataError, match=message):
         read_run(tmp_path / "run")
 
 

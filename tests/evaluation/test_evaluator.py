@@ -13,7 +13,9 @@ import torch
 
 from e2rank_st import E2Rank
 from e2rank_st.data.slates import Slate
-from e2rank_st.evaluation.evaluator import SYSTEMS, RerankingEvaluator, ndcg, randomisation_test
+from e2rank_st.evaluation.evaluator import SYSTEMS, RerankingEvaluator
+from e2rank_st.evaluation.metrics import ndcg
+from e2rank_st.evaluation.significance import randomisation_test
 from tests.toy import toy_rows
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from e2rank_st.evaluation import metrics
-from e2rank_st.evaluation.evaluator import ndcg
-from e2rank_st.evaluation.metrics import MEASURES, bootstrap_interval, compare, evaluate, mean, separated
+from e2rank_st.evaluation.metrics import MEASURES, evaluate, mean, ndcg, separated
+from e2rank_st.evaluation.significance import bootstrap_interval, compare
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
 

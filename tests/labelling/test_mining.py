@@ -13,8 +13,8 @@ from sentence_transformers.util import mine_hard_negatives
 
 import e2rank_st.labelling.mining as mining_module
 from e2rank_st import E2Rank
-from e2rank_st.data.beir import Collection
-from e2rank_st.data.slates import Manifest, Slate, SlateError, write_slates
+from e2rank_st.data.beir import JudgedCorpus
+from e2rank_st.data.slates import DataError, Manifest, Slate, write_slates
 from e2rank_st.labelling.mining import SAME_GROUP, MiningSettings, mine
 
 DIMENSION = 16
@@ -47,7 +47,7 @@ class Embedder:
 
 
 @pytest.fixture(scope="module")
-def collection() -> Collection:
+def collection() -> JudgedCorpus:
     """60 documents in groups of 4, two of them the same text; 23 queries with one or three judged documents."""
     corpus = {f"g{number // 4}#{number % 4}": f"document {number}" for number in range(60)}
     corpus["copy"] = " Document  5"
@@ -55,14 +55,14 @@ def collection() -> Collection:
     ids = list(corpus)
     judgements = {query: {ids[number]: 1.0} for number, query in enumerate(queries)}
     judgements["q7"] = {ids[7]: 2.0, ids[40]: 0.0, ids[41]: 1.0}
-    return Collection(corpus, queries, judgements)
+    return JudgedCorpus(corpus, queries, judgements)
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def brute_force(model: Embedder, collection: Collection, settings: MiningSettings) -> dict[str, list[str]]:
+def brute_force(model: Embedder, collection: JudgedCorpus, settings: MiningSettings) -> dict[str, list[str]]:
     """Candidates by the definition of every rule, one query and one document at a time."""
     found = {}
     for query, grades in collection.judgements.items():
@@ -93,7 +93,7 @@ def brute_force(model: Embedder, collection: Collection, settings: MiningSetting
     return found
 
 
-def candidates(slates: Sequence[Slate], collection: Collection) -> dict[str, list[str]]:
+def candidates(slates: Sequence[Slate], collection: JudgedCorpus) -> dict[str, list[str]]:
     """What was mined for each query."""
     judged = {collection.queries[query]: len(grades) for query, grades in collection.judgements.items()}
     ids = {text: id_ for id_, text in collection.queries.items()}
@@ -114,7 +114,7 @@ RULES = [
 
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
-def test_same_as_brute_force(rules: dict, collection: Collection):
+def test_same_as_brute_force(rules: dict, collection: JudgedCorpus):
     """Guards against a rule applied after the best are taken, to the wrong query, or the wrong way round."""
     settings = MiningSettings(**{"num_candidates": 5, "query_chunk_size": 7, "corpus_chunk_size": 9, **rules})
     model = Embedder()
@@ -124,7 +124,7 @@ def test_same_as_brute_force(rules: dict, collection: Collection):
     assert (expected == unruled) == (rules in ({}, {"same_group": "any"}, {"same_group": "unjudged"}))
 
 
-def test_chunk_sizes_do_not_matter(tiny: E2Rank, collection: Collection):
+def test_chunk_sizes_do_not_matter(tiny: E2Rank, collection: JudgedCorpus):
     """Guards against ties and near ties that fall otherwise in chunks of another size; an untrained model has many."""
     vectors = tiny.encode_document(list(collection.corpus.values()))
     settings = MiningSettings(num_candidates=6, max_score=0.999, max_positive_similarity=0.9999)
@@ -147,7 +147,7 @@ def test_equal_vectors_keep_the_order_of_the_corpus():
     """Guards against ties in an order that changes with the library, the machine, or the chunks."""
     corpus = {f"d{number}": f"text {number}" for number in range(30)}
     model = Embedder({text: [1.0, 2.0] for text in corpus.values()} | {"query": [0.3, 0.4]})
-    collection = Collection(corpus, {"q": "query"}, {"q": {"d3": 1}})
+    collection = JudgedCorpus(corpus, {"q": "query"}, {"q": {"d3": 1}})
     slates = [list(mine(model, collection, MiningSettings(3, corpus_chunk_size=size))) for size in (1, 7, 30)]
     assert [slate.documents for (slate,) in slates] == [("text 3", "text 0", "text 1", "text 2")] * 3
 
@@ -160,7 +160,7 @@ def test_products_of_few_bits_only_preselect(precision: str):
     centre = draw.normal(size=64)
     near = {text: centre + 0.02 * draw.normal(size=64) for text in corpus.values()}
     model = Embedder({**near, "query": centre + 0.02 * draw.normal(size=64)})
-    collection = Collection(corpus, {"q": "query"}, {"q": {"d0": 1}})
+    collection = JudgedCorpus(corpus, {"q": "query"}, {"q": {"d0": 1}})
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -170,7 +170,7 @@ def test_products_of_few_bits_only_preselect(precision: str):
     assert candidates(slates, collection) == brute_force(model, collection, MiningSettings(20))
 
 
-def test_labels_and_gold(collection: Collection):
+def test_labels_and_gold(collection: JudgedCorpus):
     """Guards against grades lost beside mined candidates, and against candidates marked as gold."""
     slate = next(
         slate for slate in mine(Embedder(), collection, MiningSettings(2), source="s") if slate.query == "query 7"
@@ -185,7 +185,7 @@ def test_labels_and_gold(collection: Collection):
     assert slate.gold == (True, False, False, False, False)
 
 
-def test_same_group_can_be_marked(collection: Collection):
+def test_same_group_can_be_marked(collection: JudgedCorpus):
     """Guards against paragraphs of the same article labelled as irrelevant where they may well answer."""
     slates = mine(Embedder(), collection, MiningSettings(60, same_group="unjudged"))
     slate = next(slate for slate in slates if slate.query == "query 9")
@@ -193,7 +193,7 @@ def test_same_group_can_be_marked(collection: Collection):
     assert unjudged == {"document 8", "document 10", "document 11"}
 
 
-def test_same_text_is_excluded_and_comes_once(collection: Collection):
+def test_same_text_is_excluded_and_comes_once(collection: JudgedCorpus):
     """Guards against a copy of the positive as its own negative, and against a candidate twice in a slate."""
     slates = {slate.query: slate for slate in mine(Embedder(), collection, MiningSettings(100))}
     assert " Document  5" in collection.corpus.values()
@@ -205,14 +205,14 @@ def test_same_text_is_excluded_and_comes_once(collection: Collection):
 def test_empty_documents_are_no_candidates():
     """Guards against an empty text as somebody's hard negative."""
     corpus = {"d1": "one", "d2": " ", "d3": "three"}
-    collection = Collection(corpus, {"q": "query"}, {"q": {"d1": 1}})
+    collection = JudgedCorpus(corpus, {"q": "query"}, {"q": {"d1": 1}})
     (slate,) = mine(Embedder(), collection)
     assert slate.documents == ("one", "three")
-    with pytest.raises(SlateError, match=r"^query 'q': documents: a text is empty"):
+    with pytest.raises(DataError, match=r"^query 'q': documents: a text is empty"):
         list(mine(Embedder(), replace(collection, judgements={"q": {"d2": 1}})))
 
 
-def test_sampling(collection: Collection):
+def test_sampling(collection: JudgedCorpus):
     """Guards against a draw from the wrong places, one without a seed, and one that other queries influence."""
     ranked = candidates(list(mine(Embedder(), collection, MiningSettings(12))), collection)
     settings = MiningSettings(4, sample_range=(2, 12), seed=5)
@@ -225,7 +225,7 @@ def test_sampling(collection: Collection):
     assert candidates(list(mine(Embedder(), collection, replace(settings, seed=6))), collection) != drawn
 
 
-def test_given_vectors_are_used(collection: Collection):
+def test_given_vectors_are_used(collection: JudgedCorpus):
     """Guards against a corpus embedded again, or vectors that are a row off where the corpus holds a text twice."""
     model = Embedder()
     vectors = model.encode_document(list(collection.corpus.values()))
@@ -240,7 +240,7 @@ def test_given_vectors_are_used(collection: Collection):
         mine(Embedder(), collection, document_embeddings=vectors * np.nan)
 
 
-def test_nothing_is_mined_ahead(collection: Collection):
+def test_nothing_is_mined_ahead(collection: JudgedCorpus):
     """Guards against a generator that mines everything before the first slate."""
     slates = mine(Embedder(), collection, MiningSettings(query_chunk_size=5))
     searched = []
@@ -255,7 +255,7 @@ def test_nothing_is_mined_ahead(collection: Collection):
 
 
 @pytest.mark.parametrize("survived", [0, 1, 3])
-def test_resuming_gives_the_same_bytes(survived: int, collection: Collection, tmp_path: Path, monkeypatch):
+def test_resuming_gives_the_same_bytes(survived: int, collection: JudgedCorpus, tmp_path: Path, monkeypatch):
     """Guards against a restart that begins anew, loses a chunk, or ends with another file than an unbroken run."""
     settings = MiningSettings(3, query_chunk_size=5, sample_range=(0, 6))
     monkeypatch.setattr(mining_module, "TEXTS_AT_ONCE", 25)
@@ -285,7 +285,7 @@ def test_resuming_gives_the_same_bytes(survived: int, collection: Collection, tm
     assert len(list((tmp_path / "parts").glob("documents-*"))) == 3
 
 
-def test_interrupted_embedding_goes_on(collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_interrupted_embedding_goes_on(collection: JudgedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Guards against hours of embedding lost because the run stopped before the first search."""
     monkeypatch.setattr(mining_module, "TEXTS_AT_ONCE", 25)
 
@@ -302,7 +302,7 @@ def test_interrupted_embedding_goes_on(collection: Collection, tmp_path: Path, m
     assert "document 24" not in model.embedded and "document 25" in model.embedded
 
 
-def test_parts_of_another_run_are_refused(collection: Collection, tmp_path: Path):
+def test_parts_of_another_run_are_refused(collection: JudgedCorpus, tmp_path: Path):
     """Guards against candidates of other data, settings or weights that pass for this run's."""
     list(mine(Embedder(), collection, parts=tmp_path))
     other = replace(collection, judgements={"q1": {"copy": 1}})
@@ -324,7 +324,7 @@ def test_parts_of_another_run_are_refused(collection: Collection, tmp_path: Path
         ({"corpus": {"d": " "}, "judgements": {"q1": {}}}, "The corpus holds no text"),
     ],
 )
-def test_incomplete_collections_are_refused(changes: dict, message: str, collection: Collection):
+def test_incomplete_collections_are_refused(changes: dict, message: str, collection: JudgedCorpus):
     """Guards against a KeyError in the middle of a run."""
     with pytest.raises(ValueError, match=message):
         mine(Embedder(), replace(collection, **changes))
@@ -348,7 +348,7 @@ def test_settings_are_checked(changes: dict, message: str):
         MiningSettings(**changes)
 
 
-def test_queries_without_anything(collection: Collection, caplog: pytest.LogCaptureFixture):
+def test_queries_without_anything(collection: JudgedCorpus, caplog: pytest.LogCaptureFixture):
     """Guards against a query dropped in silence, or an empty slate; one without judgements gets candidates only."""
     judgements = {"q1": {}, "q2": {"copy": 1}}
     (one, two) = mine(Embedder(), replace(collection, judgements=judgements), MiningSettings(2))
@@ -361,7 +361,7 @@ def test_queries_without_anything(collection: Collection, caplog: pytest.LogCapt
     assert caplog.messages == ["Left out 1 of 2 queries: nothing judged, nothing found."]
 
 
-def test_progress_bar_can_be_switched(collection: Collection, capfd: pytest.CaptureFixture):
+def test_progress_bar_can_be_switched(collection: JudgedCorpus, capfd: pytest.CaptureFixture):
     """Guards against a bar in a log file, and against none where it was asked for."""
     list(mine(Embedder(), collection, show_progress_bar=False))
     assert capfd.readouterr().err == ""
@@ -378,7 +378,7 @@ def test_margins_mean_what_they_mean_in_sentence_transformers(margin: dict, bund
     corpus = {f"d{number}": text for number, text in enumerate(facts)}
     queries = {f"q{number}": query for number, query in enumerate(pairs)}
     judgements = {f"q{number}": {f"d{positive}": 1} for number, positive in enumerate(pairs.values())}
-    collection = Collection(corpus, queries, judgements)
+    collection = JudgedCorpus(corpus, queries, judgements)
     found, unruled = (
         {slate.query: list(slate.documents[1:]) for slate in mine(bundled, collection, MiningSettings(4, **rules))}
         for rules in (margin, {})
@@ -403,6 +403,6 @@ def test_margins_mean_what_they_mean_in_sentence_transformers(margin: dict, bund
 def test_real_model_finds_real_neighbours(bundled: E2Rank, facts: list[str]):
     """Guards against a query and a document vector that do not belong together."""
     corpus = {f"d{number}": text for number, text in enumerate(facts)}
-    collection = Collection(corpus, {"q": "how long do fleas live"}, {"q": {"d0": 1}})
+    collection = JudgedCorpus(corpus, {"q": "how long do fleas live"}, {"q": {"d0": 1}})
     (slate,) = mine(bundled, collection, MiningSettings(2))
     assert slate.documents == (facts[0], facts[7], facts[4])

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from e2rank_st import E2Rank
-from e2rank_st.data.slates import Slate, SlateError
+from e2rank_st.data.slates import DataError, Slate
 from e2rank_st.labelling.teachers import CrossEncoderTeacher, E2RankTeacher, EmbeddingTeacher, Teacher, label_slates
 
 DOCUMENTS = ["three", "one", "four", "two"]
@@ -70,7 +70,7 @@ def test_bad_labels_are_refused(labels: list[float]):
         def label(self, query: str, documents: Sequence[str]) -> list[float]:
             return labels
 
-    with pytest.raises(SlateError, match="labels: "):
+    with pytest.raises(DataError, match="labels: "):
         list(label_slates([SLATE], Bad()))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from e2rank_st.data.beir import Collection
+from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.slates import Slate
 from tests import load_script
 
@@ -29,7 +29,7 @@ def test_groups_are_drawn_whole_and_questions_have_their_answers() -> None:
     """Guards against hard negatives that stay behind, and questions whose answer is not among the candidates."""
     corpus = {f"{group}#{number}": f"text {group} {number}" for group in range(20) for number in range(5)}
     queries = {f"q{group}": f"query {group}" for group in range(20)}
-    whole = Collection(corpus, queries, {f"q{group}": {f"{group}#0": 1.0} for group in range(20)})
+    whole = JudgedCorpus(corpus, queries, {f"q{group}": {f"{group}#0": 1.0} for group in range(20)})
     part = draw_part(whole, Mined("s", 30, 4), seed=0)
     assert len(part.corpus) == 30
     assert len({id_.partition("#")[0] for id_ in part.corpus}) == 6
@@ -56,7 +56,7 @@ def test_claims_are_taken_out_of_documents_that_answer_no_question() -> None:
     """Guards against a claim that stands in its document word by word, and against questions that lose their answer."""
     sentence = "The cat flea number {} is the most common one on cats and on dogs."
     corpus = {f"d{number}": f"A beginning. {sentence.format(number)} An end." for number in range(20)}
-    whole = Collection(corpus | {"short": "No claim."}, {"q": "which flea", "other": "split"}, {"q": {"d0": 1.0}})
+    whole = JudgedCorpus(corpus | {"short": "No claim."}, {"q": "which flea", "other": "split"}, {"q": {"d0": 1.0}})
     both = with_claims(whole, 5, seed=0)
     claims = {query: document for query, grades in both.judgements.items() for document in grades if query != "q"}
     assert len(claims) == 5
@@ -77,14 +77,14 @@ def test_a_claim_is_never_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a query without a word, which no reader of slates takes."""
     monkeypatch.setattr(make_slates, "DROPPED", (1.0,))
     sentence = "The cat flea is the most common flea on cats and dogs."
-    both = with_claims(Collection({"d": f"A beginning. {sentence} An end."}, {}, {}), 1, seed=0)
+    both = with_claims(JudgedCorpus({"d": f"A beginning. {sentence} An end."}, {}, {}), 1, seed=0)
     assert list(both.queries.values()) == [sentence]
 
 
 def test_first_stage_is_what_the_model_retrieves(bundled, facts: list[str], tmp_path: Path) -> None:
     """Guards against candidates of another order, and judgements of documents that are not found getting lost."""
     corpus = {f"d{number}": fact for number, fact in enumerate(facts)}
-    collection = Collection(corpus, {"q": "how long do fleas live"}, {"q": {"d0": 2.0, "d1": 0.0}})
+    collection = JudgedCorpus(corpus, {"q": "how long do fleas live"}, {"q": {"d0": 2.0, "d1": 0.0}})
     write_first_stage(tmp_path / "first.jsonl", bundled, collection)
     (row,) = map(json.loads, (tmp_path / "first.jsonl").read_text(encoding="utf-8").splitlines())
     scores = [hit["score"] for hit in row["hits"]]

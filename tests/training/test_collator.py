@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from e2rank_st import E2Rank
 from e2rank_st.modeling_e2rank import Embedder
+from e2rank_st.storage import text_id
 from e2rank_st.training.collator import FILLER, SlateCollator, distinct_documents, prompt_orders, sample_documents
-from e2rank_st.training.labels import SlateLabels, text_id
+from e2rank_st.training.labels import SlateLabels
 from e2rank_st.training.losses import COLUMNS, E2RankLoss
 from tests.toy import toy_rows
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from e2rank_st.training.labels import SlateLabels, positives, preferences, text_id
+from e2rank_st.storage import text_id
+from e2rank_st.training.labels import SlateLabels, positives, preferences
 from tests.training.labelled import INF, NAN, RAGGED, fill_up, slates
 
 

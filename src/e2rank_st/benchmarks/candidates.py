@@ -6,7 +6,6 @@ from such a folder. Whatever does not fit together is refused here, since it wou
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,15 +19,14 @@ from huggingface_hub import hf_hub_download
 
 from e2rank_st.benchmarks.systems import Vectors
 from e2rank_st.benchmarks.tasks import EXCLUSIONS_REPOSITORY, HUB_REPOSITORY, Task
-from e2rank_st.data.beir import Collection
-from e2rank_st.data.files import Row, SlateError, identifier, number, parsed
+from e2rank_st.data.beir import JudgedCorpus
+from e2rank_st.data.files import DataError, Row, id_field, number_field, parse_rows
 from e2rank_st.data.formats import read_qrels, read_results
-from e2rank_st.data.slates import listed
+from e2rank_st.data.slates import list_field
 from e2rank_st.data.trec import read_run
 from e2rank_st.model import E2Rank
-from e2rank_st.provenance import fingerprint
 from e2rank_st.search.index import Index
-from e2rank_st.training.labels import text_id
+from e2rank_st.storage import file_sha256, folder_sha256, text_id
 
 __all__ = [
     "Candidates",
@@ -210,13 +208,13 @@ def read_excluded(task: Task, data_dir: Path | None) -> Excluded:
 
     Raises:
         FileNotFoundError: The folder lacks the file.
-        SlateError: A row of it is bad.
+        DataError: A row of it is bad.
         OSError: The Hub cannot be reached.
     """
     if task.exclusions is None:
         return NOTHING
     if data_dir is not None:
-        return dict(parsed(_existing(task, data_dir / "rerank", f"{task.name}_excluded.jsonl"), _exclusion))
+        return dict(parse_rows(_existing(task, data_dir / "rerank", f"{task.name}_excluded.jsonl"), _exclusion))
     rows = importlib.import_module("datasets").load_dataset(EXCLUSIONS_REPOSITORY, "examples", split=task.exclusions)
     return dict(map(_exclusion, rows))
 
@@ -241,7 +239,7 @@ def _from_hub(task: Task, first_stage: str) -> Files:
 
 def _exclusion(row: Row) -> tuple[str, frozenset[str]]:
     """A query and what is left out for it; ``N/A`` is BRIGHT's word for nothing."""
-    return identifier(row, "id"), frozenset(map(str, listed("excluded_ids", row.get("excluded_ids")))) - {"N/A"}
+    return id_field(row, "id"), frozenset(map(str, list_field("excluded_ids", row.get("excluded_ids")))) - {"N/A"}
 
 
 def read_files(files: Files, first_stage: str, top_n: int, excluded: Excluded = NOTHING) -> Candidates:
@@ -254,11 +252,11 @@ def read_files(files: Files, first_stage: str, top_n: int, excluded: Excluded = 
         excluded: Documents that are left out, by query.
 
     Raises:
-        SlateError: A row of a file is bad.
+        DataError: A row of a file is bad.
         ValueError: A query's candidates are not in the order of their scores, or one comes twice.
         OSError: A file cannot be read.
     """
-    slates, rows = read_results(files.results), parsed(files.results, _hits)
+    slates, rows = read_results(files.results), parse_rows(files.results, _hits)
     cases = [
         Case(query_id, slate.query, ids, slate.documents, scores).limited(top_n, excluded.get(query_id, frozenset()))
         for slate, (query_id, ids, scores) in zip(slates, rows, strict=True)
@@ -269,14 +267,14 @@ def read_files(files: Files, first_stage: str, top_n: int, excluded: Excluded = 
 
 def _hits(row: Row) -> tuple[str, tuple[str, ...], tuple[float, ...]]:
     """Query id, document ids and scores; the texts are the reader's."""
-    hits = listed("hits", row.get("hits"))
-    queries = {identifier(hit, "qid") for hit in hits}
+    hits = list_field("hits", row.get("hits"))
+    queries = {id_field(hit, "qid") for hit in hits}
     if len(queries) != 1:
-        raise SlateError("qid", "not one query", f"the hits name {_some(queries)}; give those of one query in a row.")
+        raise DataError("qid", "not one query", f"the hits name {_some(queries)}; give those of one query in a row.")
     return (
         queries.pop(),
-        tuple(identifier(hit, "docid") for hit in hits),
-        tuple(number(hit, "score") for hit in hits),
+        tuple(id_field(hit, "docid") for hit in hits),
+        tuple(number_field(hit, "score") for hit in hits),
     )
 
 
@@ -290,7 +288,7 @@ def _whole_grades(judgements: Mapping[str, Mapping[str, float]]) -> dict[str, di
 
 
 def _hashes(*paths: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {path.name: file_sha256(path) for path in paths}
 
 
 def read_over_collection(folder: Path, split: str, run: Path, top_n: int, excluded: Excluded = NOTHING) -> Candidates:
@@ -305,10 +303,10 @@ def read_over_collection(folder: Path, split: str, run: Path, top_n: int, exclud
 
     Raises:
         ValueError: The run has a query or a document that the folder has not.
-        SlateError: A row of a file is bad.
+        DataError: A row of a file is bad.
         OSError: A file cannot be read.
     """
-    collection = Collection.load(folder, split)
+    collection = JudgedCorpus.load(folder, split)
     cases = []
     for query_id, scores in read_run(run).items():
         if query_id not in collection.queries:
@@ -329,7 +327,7 @@ def read_over_collection(folder: Path, split: str, run: Path, top_n: int, exclud
 
 
 def _collection_sources(folder: Path, *files: Path) -> dict[str, str]:
-    return {folder.resolve().name: fingerprint(folder), **_hashes(*files)}
+    return {folder.resolve().name: f"sha256-{folder_sha256(folder)[:12]}", **_hashes(*files)}
 
 
 def own_first_stage(
@@ -363,11 +361,11 @@ def own_first_stage(
         The test set, and the vectors of the whole corpus.
 
     Raises:
-        SlateError: A row of a file is bad.
+        DataError: A row of a file is bad.
         ValueError: A grade is no whole number, or there are fewer queries than the sample has.
         OSError: A file cannot be read.
     """
-    collection = Collection.load(folder, split)
+    collection = JudgedCorpus.load(folder, split)
     judgements = _sampled(_whole_grades(collection.judgements), sample)
     corpus = _judged_groups(collection) if judged_groups else collection.corpus
     ids = sorted(corpus, key=text_id)
@@ -395,7 +393,7 @@ def _index(model: E2Rank, documents: tuple[str, ...], batch_size: int, show_prog
     return Index.build(model, documents, batch_size, show_progress_bar)
 
 
-def _judged_groups(collection: Collection) -> dict[str, str]:
+def _judged_groups(collection: JudgedCorpus) -> dict[str, str]:
     """The documents of the groups, the id before ``#``, in which one is judged for some query."""
     groups = {_group(id_) for grades in collection.judgements.values() for id_ in grades}
     return {id_: text for id_, text in collection.corpus.items() if _group(id_) in groups}

@@ -13,7 +13,8 @@ import numpy as np
 from transformers.utils.logging import tqdm
 
 from e2rank_st.benchmarks.systems import Pointwise, System, Vectors, best_first, counted_tokens, settings
-from e2rank_st.evaluation.metrics import DIGITS, MAIN, bootstrap_interval, compare, evaluate, mean, separated
+from e2rank_st.evaluation.metrics import DIGITS, MAIN, evaluate, mean, separated
+from e2rank_st.evaluation.significance import bootstrap_interval, compare
 
 if TYPE_CHECKING:
     from e2rank_st.benchmarks.candidates import Candidates, Case

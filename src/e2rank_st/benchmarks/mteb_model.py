@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from transformers.utils.logging import tqdm
 
-from e2rank_st.benchmarks.corpus import Corpus, Layout, unit
-from e2rank_st.benchmarks.costs import Cost, counted
+from e2rank_st.benchmarks.corpus import Corpus, Layout
 from e2rank_st.benchmarks.instructions import instruction_template, listwise_instruction
-from e2rank_st.search.exact import Matrix, Rows
+from e2rank_st.provenance import Cost, counted
+from e2rank_st.search.exact import Rules, nearest
+from e2rank_st.search.reranking import rerank_rows
+from e2rank_st.search.vectors import Matrix, Rows, unit_rows
 
 try:
     from mteb._create_dataloaders import create_dataloader
@@ -298,17 +300,15 @@ class E2RankMTEB(AbsEncoder):
         texts, ids = list(prepared["text"]), list(queries["id"])
         depth = self.rerank_depth if self.mode == "two-stage" else 0
         with counted(self.model) as retrieval:
-            vectors = unit(self._embed(texts, task_metadata, QUERY, **encode_kwargs))  # (B, D)
+            vectors = unit_rows(self._embed(texts, task_metadata, QUERY, **encode_kwargs))  # (B, D)
             listed = _listed(corpus.layout, ids, top_ranked, task_metadata.name)
-            found = corpus.nearest(
-                vectors, max(top_k, depth), self.model.device, listed=listed, only=top_ranked is not None
-            )
-            results = [
-                self._named(rows, corpus.cosines(query, rows)) for query, rows in zip(vectors, found, strict=True)
-            ]
+            rules = None if listed is None else Rules(listed, only=top_ranked is not None)
+            options: Any = {"rules": rules, "device": self.model.device, "documents_at_once": self.chunk_size}
+            found = nearest(vectors, corpus.vectors, max(top_k, depth), **options)
+            results = [self._named(near.rows, near.scores.tolist()) for near in found]
         with counted(self.model) as reranking:
             if depth:
-                heads = self._rerank(texts, [rows[:depth] for rows in found], task_metadata, encode_kwargs)
+                heads = self._rerank(texts, [near.rows[:depth] for near in found], task_metadata, encode_kwargs)
                 results = [_head_and_tail(*parts) for parts in zip(heads, results, strict=True)]
         place = (task_metadata.name, hf_subset, hf_split, self.mode, len(ids), len(corpus.layout.ids))
         self.costs.append(SearchCost(*place, self._index_cost, retrieval, reranking))
@@ -319,7 +319,7 @@ class E2RankMTEB(AbsEncoder):
             raise RuntimeError("There is no corpus to search; call index first.")
         return self._corpus
 
-    def _named(self, rows: Rows, scores: Iterable[float]) -> dict[str, float]:
+    def _named(self, rows: Iterable[int], scores: Iterable[float]) -> dict[str, float]:
         ids = self._indexed().layout.ids
         return {ids[row]: score for row, score in zip(rows, scores, strict=True)}
 
@@ -344,18 +344,20 @@ class E2RankMTEB(AbsEncoder):
         corpus = self._indexed()
         documents = corpus.layout.read(np.concatenate(heads))
         bounds = pairwise(accumulate(map(len, heads), initial=0))
-        rankings = self.model.rerank(
+        rankings = rerank_rows(
+            self.model,
             queries,
+            heads,
             [documents[start:stop] for start, stop in bounds],
-            document_embeddings=[corpus.vectors[rows] for rows in heads],
+            [corpus.vectors[rows] for rows in heads],
             num_prompt_documents=self.num_prompt_documents,
             candidate_order="given",
             show_progress_bar=False,
             **settings,
         )
         return [
-            self._named(rows[[hit["corpus_id"] for hit in ranking]], [hit["score"] for hit in ranking])
-            for rows, ranking in zip(heads, rankings, strict=True)
+            self._named([hit["corpus_id"] for hit in ranking], [hit["score"] for hit in ranking])
+            for ranking in rankings
         ]
 
 

@@ -49,7 +49,7 @@ from e2rank_st.benchmarks.mteb_tasks import (
     use_folder,
 )
 from e2rank_st.console import Column, show
-from e2rank_st.provenance import hardware, scrubbed, versions
+from e2rank_st.provenance import environment, scrubbed
 from e2rank_st.storage import replacing
 
 FORMAT = 1
@@ -194,8 +194,8 @@ class Runner:
             "listwise": listwise_configuration(self.subject.model) if mode == "two-stage" else None,
             "started": started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - start, 3),
-            "hardware": hardware(self.encoder.model.device),
-            "versions": versions(),
+            "hardware": environment(self.encoder.model.device)["hardware"]["device"],
+            "versions": environment()["versions"],
             "cost": [_cost(cost) for cost in self.encoder.costs],
             "per_query": {PER_QUERY: one_level(per_query)} if per_query else {},
             "result": result,

@@ -18,7 +18,7 @@ import mteb
 from mteb.abstasks import AbsTask, AbsTaskRetrieval
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
-from e2rank_st.provenance import fingerprint
+from e2rank_st.storage import folder_sha256
 
 __all__ = [
     "PerQuery",
@@ -107,7 +107,7 @@ def use_folder(task: AbsTask, data_dir: Path) -> None:
         dataset = {
             **leaf.metadata.dataset,
             "path": str(folder.resolve()),
-            "revision": f"{REVISION}-{fingerprint(folder)}",
+            "revision": f"{REVISION}-sha256-{folder_sha256(folder)[:12]}",
         }
         leaf.metadata = leaf.metadata.model_copy(update={"dataset": dataset})
 

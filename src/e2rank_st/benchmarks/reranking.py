@@ -48,8 +48,8 @@ from e2rank_st.console import Column, show
 from e2rank_st.data.trec import write_run
 from e2rank_st.evaluation.metrics import MAIN
 from e2rank_st.model import E2Rank
+from e2rank_st.provenance import environment
 from e2rank_st.storage import replacing
-from e2rank_st.training.record import environment
 
 FORMAT = 1
 COLUMNS = (  # of texts, since some systems have no value in some of them

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from e2rank_st.evaluation.metrics import compare
+from e2rank_st.evaluation.significance import compare
 
 __all__ = ["LOCAL", "MTEB_REFERENCE", "PARTIAL", "Row", "check_complete", "marked", "read_rows", "titled"]
 

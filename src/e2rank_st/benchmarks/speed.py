@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 from e2rank_st import E2Rank
 from e2rank_st.cli.demo import QUERIES
 from e2rank_st.data.docstrings import collect
-from e2rank_st.provenance import processor
+from e2rank_st.provenance import environment
 from e2rank_st.search.index import Index
 
 NUM_CANDIDATES = 100
@@ -95,7 +95,7 @@ def main() -> None:
     if arguments.turns < 1:
         parser.error(f"--turns must be at least 1, got {arguments.turns}")
     seconds = measure(E2Rank.from_bundled(device="cpu"), arguments.turns)
-    baseline = next(iter(seconds.values()))
+    baseline, device = next(iter(seconds.values())), environment()["hardware"]["device"]
     rows = [
         {
             "variant": name,
@@ -105,10 +105,17 @@ def main() -> None:
         for name, times in seconds.items()
     ]
     if arguments.json:
-        report = {"processor": processor(), "torch": torch.__version__, "candidates": NUM_CANDIDATES, "rows": rows}
+        report = {
+            "processor": device,
+            "torch": torch.__version__,
+            "candidates": NUM_CANDIDATES,
+            "rows": rows,
+        }
         print(json.dumps(report, indent=2))
         return
-    print(f"{NUM_CANDIDATES} candidates, {len(QUERIES)} queries, {arguments.turns} turns; {processor()}")
+    print(
+        f"{NUM_CANDIDATES} candidates, {len(QUERIES)} queries, {arguments.turns} turns; {environment()['hardware']['device']}"
+    )
     for row in rows:
         print(f"{row['variant']:32} {row['milliseconds']:9.1f} ms a query {row['speedup']:7.2f} x")
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from e2rank_st.benchmarks.report import Table, markdown, p_value
 from e2rank_st.benchmarks.results import MTEB_REFERENCE, Row, check_complete, marked, read_rows
-from e2rank_st.evaluation.metrics import compare, mean
+from e2rank_st.evaluation.metrics import mean
+from e2rank_st.evaluation.significance import compare
 from e2rank_st.storage import replacing
 
 __all__ = ["put_into", "summary"]

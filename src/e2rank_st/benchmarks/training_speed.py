@@ -26,7 +26,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from e2rank_st import E2Rank
 from e2rank_st.data.docstrings import collect
-from e2rank_st.provenance import processor
+from e2rank_st.provenance import environment
 from e2rank_st.training.losses import COLUMNS
 from e2rank_st.training.trainer import E2RankTrainer, E2RankTrainingArguments
 
@@ -121,8 +121,9 @@ def main() -> None:
     tokens, trained, passes = measure(
         E2Rank.from_bundled(trained=False), options.turns, options.steps, options.batch_size
     )
+    device = environment()["hardware"]["device"]
     report = {
-        "processor": processor(),
+        "processor": device,
         "torch": torch.__version__,
         "tokens": tokens,
         "trainer_tokens_per_second": round(tokens / statistics.median(trained)),
@@ -133,7 +134,7 @@ def main() -> None:
         print(json.dumps(report, indent=2))
         return
     print(
-        f"{options.steps} steps of {options.batch_size} slates, {tokens:,} tokens, {options.turns} turns; {processor()}"
+        f"{options.steps} steps of {options.batch_size} slates, {tokens:,} tokens, {options.turns} turns; {environment()['hardware']['device']}"
     )
     print(f"trainer                  {report['trainer_tokens_per_second']:>8,} tokens/s")
     print(f"bare forward + backward  {report['bare_tokens_per_second']:>8,} tokens/s")

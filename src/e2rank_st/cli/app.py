@@ -8,7 +8,6 @@ need them, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ from typer.core import TyperGroup
 
 from e2rank_st import __version__
 from e2rank_st.checkpoints import MODEL_ID
-from e2rank_st.console import Column, show
+from e2rank_st.console import Column, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, check_text, read_documents
 from e2rank_st.storage import replacing
 
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from e2rank_st.search.index import Index
 
 __all__ = ["app"]
-
-logger = logging.getLogger(__name__)
 
 BUNDLED, BUNDLED_BASE = "bundled", "bundled-base"
 HIT_COLUMNS = (
@@ -58,37 +55,13 @@ class _Commands(TyperGroup):
     """Ends a command that the user can put right with one line on stderr instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()  # here, where a reader that went away (``| head``) is still handled
-        except BrokenPipeError:
-            raise
-        except (ValueError, OSError, ImportError) as error:
-            logger.debug("the error in full", exc_info=True)
-            typer.echo(f"e2rank: error: {_one_line(error)}", err=True)
-            raise typer.Exit(1) from error
-        return result
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename2 or error.filename}: {error.strerror}"  # the second is the target of a rename
-    return " ".join(str(error).split())
-
-
-class _StderrHandler(logging.Handler):
-    """Looks standard error up for each message, since a spinner takes its place for a while."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(f"{record.levelname.lower()}: {self.format(record)}", err=True)
+        with reported_errors("e2rank"):
+            return super().invoke(ctx)
 
 
 def _set_verbosity(verbosity: int) -> int:
     """Show the package's warnings, with -v also what it does, with -vv also the traceback of an error."""
-    package = logging.getLogger("e2rank_st")
-    package.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
-    if not package.handlers:
-        package.addHandler(_StderrHandler())
+    log_to_stderr(verbosity)
     return verbosity
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2rank_st.data.files import ROW_FILES, Row, SlateError, identifier, number, parsed, text
+from e2rank_st.data.files import ROW_FILES, DataError, Row, id_field, number_field, parse_rows, text_field
 
-__all__ = ["Collection", "Texts"]
+__all__ = ["JudgedCorpus", "Texts"]
 
 CACHE_KIB = 16 * 1024  # of a lookup's pages in memory; the rest is in its temporary file
 
@@ -27,7 +27,7 @@ class Texts(Mapping[str, str]):
         pairs: Ids and texts.
 
     Raises:
-        SlateError: An id comes twice.
+        DataError: An id comes twice.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
@@ -43,12 +43,12 @@ class Texts(Mapping[str, str]):
         """Add a text.
 
         Raises:
-            SlateError: The id is there already.
+            DataError: The id is there already.
         """
         try:
             self._database.execute("INSERT INTO texts (id, text) VALUES (?, ?)", (id_, content))
         except sqlite3.IntegrityError as error:
-            raise SlateError("_id", "comes twice", f"{id_!r} has a text already; give each id once.") from error
+            raise DataError("_id", "comes twice", f"{id_!r} has a text already; give each id once.") from error
 
     def __getitem__(self, id_: str) -> str:
         found = self._database.execute("SELECT text FROM texts WHERE id = ?", (id_,)).fetchone()
@@ -67,7 +67,7 @@ class Texts(Mapping[str, str]):
 
 
 @dataclass(frozen=True)
-class Collection:
+class JudgedCorpus:
     """What candidates are mined from, and what judged slates are read from.
 
     Attributes:
@@ -81,7 +81,7 @@ class Collection:
     judgements: Mapping[str, Mapping[str, float]]
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], split: str, *, skip_bad_rows: bool = False) -> Collection:
+    def load(cls, folder: str | os.PathLike[str], split: str, *, skip_bad_rows: bool = False) -> JudgedCorpus:
         """Read a folder in BEIR's layout: ``corpus``, ``queries``, and ``qrels_{split}`` or ``qrels/{split}``.
 
         Each is parquet, JSON lines (also compressed) or tab-separated with a header, with the columns
@@ -94,7 +94,7 @@ class Collection:
 
         Raises:
             FileNotFoundError: A file is missing; the message says which splits there are.
-            SlateError: A row is bad: an id that comes twice, a judgement of a text that is not there, a grade that is
+            DataError: A row is bad: an id that comes twice, a judgement of a text that is not there, a grade that is
                 no number.
             ImportError: The files are parquet and pyarrow is missing.
         """
@@ -105,29 +105,29 @@ class Collection:
         judgements: dict[str, dict[str, float]] = {}
 
         def judge(row: Row) -> None:
-            query, document, grade = identifier(row, "query-id"), identifier(row, "corpus-id"), number(row, "score")
+            query, document, grade = id_field(row, "query-id"), id_field(row, "corpus-id"), number_field(row, "score")
             for field, id_, known in (("query-id", query, queries), ("corpus-id", document, corpus)):
                 if id_ not in known:
-                    raise SlateError(field, "unknown", f"{id_!r} has no text in {folder}.")
+                    raise DataError(field, "unknown", f"{id_!r} has no text in {folder}.")
             if judgements.setdefault(query, {}).setdefault(document, grade) != grade:
-                raise SlateError("score", "judged twice", f"{document!r} already has another grade for {query!r}.")
+                raise DataError("score", "judged twice", f"{document!r} already has another grade for {query!r}.")
 
-        for _ in parsed(files[2], judge, skip_bad_rows=skip_bad_rows):
+        for _ in parse_rows(files[2], judge, skip_bad_rows=skip_bad_rows):
             pass
         return cls(corpus, queries, judgements)
 
 
 def _texts(path: Path, skip_bad_rows: bool) -> Texts:
     texts = Texts()
-    for _ in parsed(path, lambda row: texts.add(identifier(row, "_id"), _document(row)), skip_bad_rows=skip_bad_rows):
+    for _ in parse_rows(path, lambda row: texts.add(id_field(row, "_id"), _document(row)), skip_bad_rows=skip_bad_rows):
         pass
     return texts
 
 
 def _document(row: Row) -> str:
     """Title and text; a document may consist of one of them alone."""
-    parts = [text(row, field).strip() for field in ("title", "text") if row.get(field) not in (None, "")]
-    return " ".join(parts) or text(row, "text")
+    parts = [text_field(row, field).strip() for field in ("title", "text") if row.get(field) not in (None, "")]
+    return " ".join(parts) or text_field(row, "text")
 
 
 def _find(folder: Path, stems: tuple[str, ...]) -> Path:

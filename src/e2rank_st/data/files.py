@@ -19,7 +19,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
-__all__ = ["ROW_FILES", "Row", "SlateError", "columns", "identifier", "number", "parsed", "pyarrow_parquet", "text"]
+__all__ = [
+    "ROW_FILES",
+    "DataError",
+    "Row",
+    "column_names",
+    "id_field",
+    "number_field",
+    "parse_rows",
+    "pyarrow_parquet",
+    "text_field",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +39,8 @@ Row: TypeAlias = Mapping[str, Any]
 Parsed = TypeVar("Parsed")
 
 
-class SlateError(ValueError):
-    """A row, or a slate made in memory, that would train or score silently wrong.
+class DataError(ValueError):
+    """A row of a file, or a slate made in memory, that would train or score silently wrong.
 
     Args:
         field: The field that is wrong.
@@ -55,26 +65,26 @@ class SlateError(ValueError):
         """Field and problem: what skipped rows are counted by."""
         return f"{self.field}: {self.problem}"
 
-    def at(self, place: str) -> SlateError:
+    def at(self, place: str) -> DataError:
         """The same error, with its place."""
-        return SlateError(self.field, self.problem, self.detail, place)
+        return DataError(self.field, self.problem, self.detail, place)
 
 
-def parsed(
+def parse_rows(
     path: str | os.PathLike[str], parse: Callable[[Row], Parsed], *, skip_bad_rows: bool = False
 ) -> Iterator[Parsed]:
     """Parse the rows of a file, one at a time.
 
     Args:
         path: A file whose name ends as one of :data:`ROW_FILES`.
-        parse: What makes a value of a row; it raises SlateError where it cannot.
+        parse: What makes a value of a row; it raises DataError where it cannot.
         skip_bad_rows: Leave bad rows out and log, at the end, how many there were for each reason.
 
     Yields:
         What ``parse`` made, in the order of the file.
 
     Raises:
-        SlateError: A row is bad, or the file is damaged; lines and rows are counted from 1.
+        DataError: A row is bad, or the file is damaged; lines and rows are counted from 1.
         ValueError: The file is of no known form.
         OSError: The file cannot be read.
         ImportError: The file is parquet and pyarrow is missing.
@@ -86,7 +96,7 @@ def parsed(
             total += 1
             try:
                 value = parse(_record(raw))
-            except SlateError as error:
+            except DataError as error:
                 if not skip_bad_rows:
                     raise error.at(place) from error.__cause__
                 skipped[error.reason] += 1
@@ -98,11 +108,11 @@ def parsed(
             logger.warning("Skipped %d of %d rows of %s: %s.", skipped.total(), total, path, reasons)
 
 
-def columns(path: str | os.PathLike[str]) -> frozenset[str]:
+def column_names(path: str | os.PathLike[str]) -> frozenset[str]:
     """Names of a file's columns; of JSON lines, those of the first line.
 
     Raises:
-        SlateError: The first line is no JSON object, or the file is damaged or empty.
+        DataError: The first line is no JSON object, or the file is damaged or empty.
         ValueError: The file is of no known form.
         OSError: The file cannot be read.
         ImportError: The file is parquet and pyarrow is missing.
@@ -115,46 +125,46 @@ def columns(path: str | os.PathLike[str]) -> frozenset[str]:
     for place, raw in _opened(path):
         try:
             return frozenset(_record(raw))
-        except SlateError as error:
+        except DataError as error:
             raise error.at(place) from error.__cause__
-    raise SlateError("file", "empty", "give one with at least one row.", str(path))
+    raise DataError("file", "empty", "give one with at least one row.", str(path))
 
 
-def text(row: Row, field: str) -> str:
+def text_field(row: Row, field: str) -> str:
     """The text in a field.
 
     Raises:
-        SlateError: It is missing, no string, blank, or holds half of a surrogate pair, which no tokenizer takes.
+        DataError: It is missing, no string, blank, or holds half of a surrogate pair, which no tokenizer takes.
     """
     value = row.get(field)
     if value is None:
-        raise SlateError(field, "missing", f"the row has {', '.join(map(repr, row)) or 'no fields'}.")
+        raise DataError(field, "missing", f"the row has {', '.join(map(repr, row)) or 'no fields'}.")
     if not isinstance(value, str):
-        raise SlateError(field, "no string", f"got {type(value).__name__} {value!r:.60}; give a string.")
+        raise DataError(field, "no string", f"got {type(value).__name__} {value!r:.60}; give a string.")
     if not value.strip():
-        raise SlateError(field, "empty", "give a text.")
+        raise DataError(field, "empty", "give a text.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise SlateError(field, "half a character", f"{value[error.start : error.end]!r}; write it whole.") from error
+        raise DataError(field, "half a character", f"{value[error.start : error.end]!r}; write it whole.") from error
     return value
 
 
-def identifier(row: Row, field: str) -> str:
+def id_field(row: Row, field: str) -> str:
     """The id in a field, as a string; whole numbers are ids, too.
 
     Raises:
-        SlateError: It is missing or something else.
+        DataError: It is missing or something else.
     """
     value = row.get(field)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text(row, field)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text_field(row, field)
 
 
-def number(row: Row, field: str) -> float:
+def number_field(row: Row, field: str) -> float:
     """The finite number in a field, or in the string there.
 
     Raises:
-        SlateError: It is missing or something else.
+        DataError: It is missing or something else.
     """
     value = row.get(field)
     try:
@@ -162,7 +172,7 @@ def number(row: Row, field: str) -> float:
     except (TypeError, ValueError):
         result = math.nan
     if not math.isfinite(result):
-        raise SlateError(field, "no number", f"got {value!r:.60}; give a finite number.")
+        raise DataError(field, "no number", f"got {value!r:.60}; give a finite number.")
     return result
 
 
@@ -183,11 +193,11 @@ def _damage(path: Path) -> Iterator[None]:
     """Name the file where a library's error about its content does not."""
     try:
         yield
-    except SlateError:
+    except DataError:
         raise
     # pyarrow's ArrowInvalid is a ValueError; a file that is not there or not ours to read says so itself.
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
-        raise SlateError("file", "damaged", f"{error}; fetch or write it again.", str(path)) from error
+        raise DataError("file", "damaged", f"{error}; fetch or write it again.", str(path)) from error
 
 
 def _opened(path: Path) -> Iterator[tuple[str, bytes | Row]]:
@@ -250,9 +260,9 @@ def _record(raw: bytes | Row) -> Row:
     try:
         value = json.loads(_decoded(raw))
     except json.JSONDecodeError as error:
-        raise SlateError("line", "no JSON", f"{error.msg} at column {error.colno}; write an object a line.") from error
+        raise DataError("line", "no JSON", f"{error.msg} at column {error.colno}; write an object a line.") from error
     if not isinstance(value, dict):
-        raise SlateError("line", "no JSON object", f"got {type(value).__name__}; write an object a line.")
+        raise DataError("line", "no JSON object", f"got {type(value).__name__}; write an object a line.")
     return value
 
 
@@ -260,7 +270,7 @@ def _decoded(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SlateError("line", "not UTF-8", f"{error.reason} at byte {error.start}; convert the file.") from error
+        raise DataError("line", "not UTF-8", f"{error.reason} at byte {error.start}; convert the file.") from error
 
 
 # How the name of a file ends → how its rows are read.

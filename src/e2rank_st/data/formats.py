@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2rank_st.data.beir import Collection
-from e2rank_st.data.files import Row, SlateError, columns, identifier, number, parsed, text
-from e2rank_st.data.slates import Slate, listed, listed_texts, read_slates
+from e2rank_st.data.beir import JudgedCorpus
+from e2rank_st.data.files import DataError, Row, column_names, id_field, number_field, parse_rows, text_field
+from e2rank_st.data.slates import Slate, list_field, read_slates, text_list
 
 __all__ = ["FORMS", "Form", "open_slates", "read_beir", "read_columns", "read_qrels", "read_rankings", "read_results"]
 
@@ -41,10 +41,10 @@ def read_beir(
 
     Raises:
         FileNotFoundError: The folder lacks a file.
-        SlateError: A row of it is bad.
+        DataError: A row of it is bad.
         ImportError: The files are parquet and pyarrow is missing.
     """
-    collection = Collection.load(folder, split, skip_bad_rows=skip_bad_rows)
+    collection = JudgedCorpus.load(folder, split, skip_bad_rows=skip_bad_rows)
     for query, grades in collection.judgements.items():
         yield Slate(
             collection.queries[query],
@@ -76,31 +76,29 @@ def read_rankings(
         A slate a row; the best document has the label N - 1, the worst 0.
 
     Raises:
-        SlateError: A row is bad, such as a ranking that is no permutation.
+        DataError: A row is bad, such as a ranking that is no permutation.
         ImportError: The file is parquet and pyarrow is missing.
     """
 
     def parse(row: Row) -> Slate:
-        documents, ranking = listed("document", row.get("document")), listed("ranking", row.get("ranking"))
+        documents, ranking = list_field("document", row.get("document")), list_field("ranking", row.get("ranking"))
         if len(ranking) != len(documents):
-            raise SlateError("ranking", "lengths differ", f"got {len(ranking)} ranks for {len(documents)} documents.")
+            raise DataError("ranking", "lengths differ", f"got {len(ranking)} ranks for {len(documents)} documents.")
         places = [place for place in ranking if isinstance(place, int) and not isinstance(place, bool)]
         if sorted(places) != list(range(1, len(documents) + 1)):
-            raise SlateError(
-                "ranking", "no permutation", f"got {ranking!r:.80}; give each of 1..{len(documents)} once."
-            )
+            raise DataError("ranking", "no permutation", f"got {ranking!r:.80}; give each of 1..{len(documents)} once.")
         if gold_document is not None and not 0 <= gold_document < len(documents):
-            raise SlateError("document", "no gold one", f"got {len(documents)}, gold_document={gold_document}.")
+            raise DataError("document", "no gold one", f"got {len(documents)}, gold_document={gold_document}.")
         labels = {place - 1: float(worse) for worse, place in enumerate(reversed(places))}
         return Slate(
-            text(row, "query"),
-            listed_texts("document", documents),
+            text_field(row, "query"),
+            text_list("document", documents),
             tuple(labels[place] for place in range(len(documents))),
             tuple(place == gold_document for place in range(len(documents))),
             (row.get("source") or Path(path).name.split(".")[0]) if source is None else source,
         )
 
-    return parsed(path, parse, skip_bad_rows=skip_bad_rows)
+    return parse_rows(path, parse, skip_bad_rows=skip_bad_rows)
 
 
 def read_columns(
@@ -118,19 +116,19 @@ def read_columns(
         tables have it that pad rows of different lengths.
 
     Raises:
-        SlateError: A row is bad.
+        DataError: A row is bad.
         ImportError: The file is parquet and pyarrow is missing.
     """
     name = Path(path).name.split(".")[0] if source is None else source
 
     def parse(row: Row) -> Slate:
         fields = sorted((place, column) for column in row if (place := _negative(column)) is not None)
-        negatives = [text(row, column) for _, column in fields if row[column] is not None]
-        documents = (text(row, "positive"), *negatives)
+        negatives = [text_field(row, column) for _, column in fields if row[column] is not None]
+        documents = (text_field(row, "positive"), *negatives)
         gold = (True, *(False for _ in negatives))
-        return Slate(text(row, "anchor"), documents, tuple(float(flag) for flag in gold), gold, name)
+        return Slate(text_field(row, "anchor"), documents, tuple(float(flag) for flag in gold), gold, name)
 
-    return parsed(path, parse, skip_bad_rows=skip_bad_rows)
+    return parse_rows(path, parse, skip_bad_rows=skip_bad_rows)
 
 
 def read_results(
@@ -158,29 +156,31 @@ def read_results(
         last 0, and none is gold.
 
     Raises:
-        SlateError: A row is bad, such as hits that are not in the order of their ranks, or a query without judgements.
+        DataError: A row is bad, such as hits that are not in the order of their ranks, or a query without judgements.
         ImportError: The file is parquet and pyarrow is missing.
     """
     name = Path(path).name.split(".")[0] if source is None else source
     grades = None if qrels is None else read_qrels(qrels)
 
     def parse(row: Row) -> Slate:
-        hits = [hit if isinstance(hit, Mapping) else {} for hit in listed("hits", row.get("hits"))]
-        ranks = [number(hit, "rank") for hit in hits if "rank" in hit]
+        hits = [hit if isinstance(hit, Mapping) else {} for hit in list_field("hits", row.get("hits"))]
+        ranks = [number_field(hit, "rank") for hit in hits if "rank" in hit]
         if ranks != sorted(ranks):
-            raise SlateError("hits", "not in order", f"got the ranks {ranks!r:.60}; sort them, the best first.")
+            raise DataError("hits", "not in order", f"got the ranks {ranks!r:.60}; sort them, the best first.")
         labels: list[float | None] = [float(worse) for worse in reversed(range(len(hits)))]
         if grades is not None:
-            query = identifier(hits[0] if hits else {}, "qid")
+            query = id_field(hits[0] if hits else {}, "qid")
             if query not in grades:
-                raise SlateError(
+                raise DataError(
                     "qid", "unjudged query", f"{query!r} is not in {qrels}; skip it, or read without qrels."
                 )
-            labels = [grades[query].get(identifier(hit, "docid")) for hit in hits]
+            labels = [grades[query].get(id_field(hit, "docid")) for hit in hits]
         gold = tuple(grades is not None and label is not None and label >= gold_from for label in labels)
-        return Slate(text(row, "query"), tuple(text(hit, "content") for hit in hits), tuple(labels), gold, name)
+        return Slate(
+            text_field(row, "query"), tuple(text_field(hit, "content") for hit in hits), tuple(labels), gold, name
+        )
 
-    return parsed(path, parse, skip_bad_rows=skip_bad_rows)
+    return parse_rows(path, parse, skip_bad_rows=skip_bad_rows)
 
 
 @dataclass(frozen=True)
@@ -216,14 +216,14 @@ def open_slates(path: str | os.PathLike[str], **options: Any) -> Iterator[Slate]
         The slates, one by one.
 
     Raises:
-        ValueError: The file is of no known form, or its first row is bad (SlateError).
+        ValueError: The file is of no known form, or its first row is bad (DataError).
         TypeError: The form's reader has no such option.
         OSError: The file cannot be read.
         ImportError: The file is parquet and pyarrow is missing.
     """
     if Path(path).is_dir():
         return read_beir(path, **options)
-    found = columns(path)
+    found = column_names(path)
     for form in FORMS:
         if form.columns <= found:
             return form.read(path, **options)
@@ -246,7 +246,7 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
         Grades by query, by document.
 
     Raises:
-        SlateError: A line is bad, or a document has two grades for a query.
+        DataError: A line is bad, or a document has two grades for a query.
         OSError: The file cannot be read.
     """
     grades: dict[str, dict[str, float]] = {}
@@ -255,15 +255,15 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
             if content.strip():
                 try:
                     _judge(grades, content.split())
-                except SlateError as error:
+                except DataError as error:
                     raise error.at(f"{path}:{line}") from error.__cause__
     return grades
 
 
 def _judge(grades: dict[str, dict[str, float]], fields: list[str]) -> None:
     if len(fields) != 4:
-        raise SlateError("line", "no judgement", f"got {' '.join(fields)!r:.60}; write 'qid 0 docid grade'.")
+        raise DataError("line", "no judgement", f"got {' '.join(fields)!r:.60}; write 'qid 0 docid grade'.")
     query, _, document, _ = fields
-    grade = number({"grade": fields[3]}, "grade")
+    grade = number_field({"grade": fields[3]}, "grade")
     if grades.setdefault(query, {}).setdefault(document, grade) != grade:
-        raise SlateError("grade", "judged twice", f"{document!r} has another grade for {query!r}.")
+        raise DataError("grade", "judged twice", f"{document!r} has another grade for {query!r}.")

@@ -6,7 +6,6 @@ checks itself, so that nothing that would train silently wrong gets as far as a 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -16,17 +15,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from e2rank_st.data.files import Row, SlateError, number, parsed, pyarrow_parquet, text
-from e2rank_st.storage import replacing
+from e2rank_st.data.files import DataError, Row, number_field, parse_rows, pyarrow_parquet, text_field
+from e2rank_st.storage import file_sha256, replacing
 
 __all__ = [
+    "DataError",
     "Manifest",
     "Slate",
-    "SlateError",
-    "listed",
-    "listed_texts",
+    "list_field",
     "read_manifest",
     "read_slates",
+    "text_list",
     "write_slates",
 ]
 
@@ -46,7 +45,7 @@ class Slate:
         source: Name of the data set, for batches of a single source.
 
     Raises:
-        SlateError: The query or a document is empty, there are no documents, the lengths differ, or a label is no
+        DataError: The query or a document is empty, there are no documents, the lengths differ, or a label is no
             finite number.
     """
 
@@ -58,15 +57,15 @@ class Slate:
 
     def __post_init__(self) -> None:
         """Check all fields and bring lists to tuples."""
-        text({"query": self.query}, "query")
-        documents = listed_texts("documents", self.documents)
-        labels = tuple(_label(label) for label in listed("labels", self.labels))
-        gold = tuple(_flag(flag) for flag in listed("gold", self.gold)) or (False,) * len(documents)
+        text_field({"query": self.query}, "query")
+        documents = text_list("documents", self.documents)
+        labels = tuple(_label(label) for label in list_field("labels", self.labels))
+        gold = tuple(_flag(flag) for flag in list_field("gold", self.gold)) or (False,) * len(documents)
         for name, values in (("labels", labels), ("gold", gold)):
             if len(values) != len(documents):
-                raise SlateError(name, "lengths differ", f"got {len(values)} for {len(documents)} documents.")
+                raise DataError(name, "lengths differ", f"got {len(values)} for {len(documents)} documents.")
         if not isinstance(self.source, str):
-            raise SlateError("source", "no string", f"got {self.source!r:.60}; give a name or an empty string.")
+            raise DataError("source", "no string", f"got {self.source!r:.60}; give a name or an empty string.")
         object.__setattr__(self, "documents", documents)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "gold", gold)
@@ -153,7 +152,7 @@ def write_slates(path: str | os.PathLike[str], slates: Iterable[Slate], manifest
         counts = _write(fresh, slates)
         if not counts["slates"]:
             raise ValueError(f"Got no slates for {path}; check what they were read from.")
-        manifest = replace(manifest, counts=counts, sha256=_sha256(fresh))
+        manifest = replace(manifest, counts=counts, sha256=file_sha256(fresh))
         described.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     return manifest
 
@@ -189,46 +188,48 @@ def read_slates(
         Slates in the order of the file, one by one.
 
     Raises:
-        SlateError: A row is bad; the message says file, row, field and reason.
+        DataError: A row is bad; the message says file, row, field and reason.
         ImportError: The file is parquet and pyarrow is missing.
     """
 
     def parse(row: Row) -> Slate:
-        documents, labels = (tuple(listed(name, row.get(name))) for name in ("documents", "labels"))
-        gold = () if row.get("gold") is None else tuple(listed("gold", row["gold"]))
-        return Slate(text(row, "query"), documents, labels, gold, row.get("source") or "" if source is None else source)
+        documents, labels = (tuple(list_field(name, row.get(name))) for name in ("documents", "labels"))
+        gold = () if row.get("gold") is None else tuple(list_field("gold", row["gold"]))
+        return Slate(
+            text_field(row, "query"), documents, labels, gold, row.get("source") or "" if source is None else source
+        )
 
-    return parsed(path, parse, skip_bad_rows=skip_bad_rows)
+    return parse_rows(path, parse, skip_bad_rows=skip_bad_rows)
 
 
-def listed(name: str, values: Any) -> Sequence[Any]:
+def list_field(name: str, values: Any) -> Sequence[Any]:
     """The list in a field, as it is.
 
     Raises:
-        SlateError: It is missing or no list.
+        DataError: It is missing or no list.
     """
     if values is None:
-        raise SlateError(name, "missing", "give a list.")
+        raise DataError(name, "missing", "give a list.")
     if not isinstance(values, (list, tuple)):
-        raise SlateError(name, "no list", f"got {type(values).__name__} {values!r:.60}; give a list.")
+        raise DataError(name, "no list", f"got {type(values).__name__} {values!r:.60}; give a list.")
     return values
 
 
-def listed_texts(name: str, values: Any) -> tuple[str, ...]:
+def text_list(name: str, values: Any) -> tuple[str, ...]:
     """The documents in a field.
 
     Raises:
-        SlateError: There are none, or one is no text or empty.
+        DataError: There are none, or one is no text or empty.
     """
-    documents = listed(name, values)
+    documents = list_field(name, values)
     if not documents:
-        raise SlateError(name, "empty", "give at least one document.")
+        raise DataError(name, "empty", "give at least one document.")
     for place, document in enumerate(documents):
         try:
-            text({name: document}, name)
-        except SlateError as error:
+            text_field({name: document}, name)
+        except DataError as error:
             problem = f"a text is {error.problem}"
-            raise SlateError(name, problem, f"number {place + 1}: {error.detail}") from error.__cause__
+            raise DataError(name, problem, f"number {place + 1}: {error.detail}") from error.__cause__
     return tuple(documents)
 
 
@@ -236,13 +237,13 @@ def _label(label: Any) -> float | None:
     if label is None:
         return None
     if isinstance(label, (str, bytes)):
-        raise SlateError("labels", "no number", f"got {label!r:.60}; give numbers, or None for an unjudged document.")
-    return number({"labels": label}, "labels")
+        raise DataError("labels", "no number", f"got {label!r:.60}; give numbers, or None for an unjudged document.")
+    return number_field({"labels": label}, "labels")
 
 
 def _flag(flag: Any) -> bool:
     if flag not in (True, False):
-        raise SlateError("gold", "no flag", f"got {flag!r:.60}; give true or false for each document.")
+        raise DataError("gold", "no flag", f"got {flag!r:.60}; give true or false for each document.")
     return bool(flag)
 
 
@@ -285,11 +286,3 @@ def _groups(slates: Iterable[Slate]) -> Iterator[list[Slate]]:
             group, characters = [], 0
     if group:
         yield group
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from e2rank_st.data.files import SlateError, number
+from e2rank_st.data.files import DataError, number_field
 from e2rank_st.storage import replacing
 
 __all__ = ["read_run", "write_run"]
@@ -42,7 +42,7 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
         For each query, in the order of the file, the scores of its documents, the best first.
 
     Raises:
-        SlateError: A line has not six fields, a score is no number, or a document comes twice for a query.
+        DataError: A line has not six fields, a score is no number, or a document comes twice for a query.
         OSError: The file cannot be read.
     """
     run: dict[str, dict[str, float]] = {}
@@ -51,16 +51,16 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
             if content.strip():
                 try:
                     _add(run, content.split())
-                except SlateError as error:
+                except DataError as error:
                     raise error.at(f"{path}:{line}") from error.__cause__
     return {query: dict(sorted(scores.items(), key=lambda item: -item[1])) for query, scores in run.items()}
 
 
 def _add(run: dict[str, dict[str, float]], fields: list[str]) -> None:
     if len(fields) != 6:
-        raise SlateError("line", "no result", f"got {' '.join(fields)!r:.60}; write 'qid Q0 docid rank score system'.")
+        raise DataError("line", "no result", f"got {' '.join(fields)!r:.60}; write 'qid Q0 docid rank score system'.")
     query, _, document, _, score, _ = fields
     scores = run.setdefault(query, {})
     if document in scores:
-        raise SlateError("docid", "comes twice", f"{document!r} is there already for {query!r}; give each once.")
-    scores[document] = number({"score": score}, "score")
+        raise DataError("docid", "comes twice", f"{document!r} is there already for {query!r}; give each once.")
+    scores[document] = number_field({"score": score}, "score")

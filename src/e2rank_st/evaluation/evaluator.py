@@ -12,100 +12,31 @@ import csv
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor
 
-from e2rank_st.data.files import identifier, parsed
+from e2rank_st.data.files import id_field, parse_rows
 from e2rank_st.data.formats import read_qrels, read_results
 from e2rank_st.data.slates import Slate
+from e2rank_st.evaluation.metrics import Grade, ndcg
 from e2rank_st.modeling_e2rank import cosine
-from e2rank_st.training.labels import text_id
+from e2rank_st.search.index import Index
+from e2rank_st.search.reranking import rerank_rows
+from e2rank_st.search.vectors import embed_distinct
+from e2rank_st.storage import text_id
 
-__all__ = ["SYSTEMS", "RerankingEvaluator", "ndcg", "randomisation_test"]
+__all__ = ["SYSTEMS", "RerankingEvaluator"]
 
 logger = logging.getLogger(__name__)
 
 SYSTEMS = ("first_stage", "embedding", "listwise")
 QUERIES_AT_ONCE = 256  # whose candidates' vectors are gathered at a time
-SIGNS_AT_ONCE = 4096  # sign vectors of the randomisation test in memory
-Grade: TypeAlias = float | None
-Signs: TypeAlias = NDArray[np.float64]
-
-
-def ndcg(grades: Sequence[Grade], ideal: Iterable[Grade] | None = None, at_k: int = 10) -> float:
-    """Compute nDCG as trec_eval's ``ndcg_cut`` (Järvelin and Kekäläinen 2002): gain = grade, discount log2(1 + rank).
-
-    Args:
-        grades: Grades of the documents in the order of the ranking; None for an unjudged one.
-        ideal: Grades of all judged documents of the query, also those that are not in the ranking; by default
-            ``grades``.
-        at_k: How many ranks count.
-
-    Returns:
-        A number from 0 to 1; 0 for a query without a relevant document.
-    """
-    best = sorted((_gain(grade) for grade in (grades if ideal is None else ideal)), reverse=True)
-    perfect = _dcg(best[:at_k])
-    return _dcg([_gain(grade) for grade in grades[:at_k]]) / perfect if perfect else 0.0
-
-
-def _gain(grade: Grade) -> float:
-    return max(grade or 0.0, 0.0)
-
-
-def _dcg(gains: Sequence[float]) -> float:
-    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
-
-
-def randomisation_test(
-    first: Sequence[float], second: Sequence[float], *, permutations: int = 100_000, seed: int = 0
-) -> float:
-    """Test whether two systems differ on the same queries: Fisher's paired randomisation test (Smucker et al. 2007).
-
-    Under the null hypothesis the sign of each query's difference is a coin's. All sign vectors are tried where they
-    are no more than ``permutations``, else as many are drawn.
-
-    Args:
-        first: A score for each of B queries.
-        second: The other system's.
-        permutations: Most sign vectors.
-        seed: Of their draw.
-
-    Returns:
-        The two-sided p-value of the mean difference.
-
-    Raises:
-        ValueError: The lists are empty or differ in length.
-    """
-    if len(first) != len(second) or not first:
-        raise ValueError(f"Got {len(first)} and {len(second)} scores; give both for the same queries, at least one.")
-    differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)  # (B,)
-    # A sum in another order differs in its last bits; what is equal has to count as equal.
-    observed = abs(differences.sum()) - 1e-9
-    exact = 2 ** min(len(differences), 62) <= permutations
-    signs = (_all_signs if exact else _drawn_signs)(len(differences), permutations, seed)
-    extreme = sum(int((np.abs(chunk @ differences) >= observed).sum()) for chunk in signs)
-    # The observed signs are one of all; among drawn ones they have to be counted in.
-    return extreme / 2 ** len(differences) if exact else (extreme + 1) / (permutations + 1)
-
-
-def _all_signs(number: int, *_: int) -> Iterator[Signs]:
-    for start in range(0, 2**number, SIGNS_AT_ONCE):
-        codes = np.arange(start, min(start + SIGNS_AT_ONCE, 2**number))
-        yield np.where(codes[:, None] >> np.arange(number) & 1, 1.0, -1.0)
-
-
-def _drawn_signs(number: int, permutations: int, seed: int) -> Iterator[Signs]:
-    generator = np.random.default_rng(seed)
-    for start in range(0, permutations, SIGNS_AT_ONCE):
-        yield generator.choice((-1.0, 1.0), size=(min(SIGNS_AT_ONCE, permutations - start), number))
 
 
 class RerankingEvaluator(BaseEvaluator):
@@ -133,7 +64,8 @@ class RerankingEvaluator(BaseEvaluator):
         write_csv: Whether to add a line to ``RerankingEvaluator_{name}_results.csv`` in the output folder.
 
     Attributes:
-        per_query: After a call, for each system, nDCG of each query: what :func:`randomisation_test` takes.
+        per_query: After a call, for each system, nDCG of each query: what
+            :func:`~e2rank_st.evaluation.significance.randomisation_test` takes.
 
     Raises:
         ValueError: There are no queries, or the lists differ in length.
@@ -205,12 +137,12 @@ class RerankingEvaluator(BaseEvaluator):
             **options: As for the class.
 
         Raises:
-            SlateError: A row of a file is bad.
+            DataError: A row of a file is bad.
             OSError: A file cannot be read.
         """
         slates = list(read_results(path, qrels=qrels))
         judged = read_qrels(qrels)
-        ids = parsed(path, lambda row: identifier(row["hits"][0], "qid"))
+        ids = parse_rows(path, lambda row: id_field(row["hits"][0], "qid"))
         ideal = [list(judged[query].values()) for query in ids]
         chosen = range(len(slates)) if places is None else places
         return cls.from_slates([slates[place] for place in chosen], ideal=[ideal[place] for place in chosen], **options)
@@ -256,13 +188,14 @@ class RerankingEvaluator(BaseEvaluator):
         Args:
             model: A model with ``rerank``.
         """
-        rows = {text: row for row, text in enumerate(dict.fromkeys(text for texts in self.documents for text in texts))}
-        vectors = self._embedded(model.encode_document, list(rows))
-        query_vectors = self._embedded(model.encode_query, self.queries)
+        distinct = list(dict.fromkeys(text for texts in self.documents for text in texts))
+        index = Index.build(model, distinct, self.batch_size, self.show_progress_bar)
+        options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
+        query_vectors = torch.from_numpy(embed_distinct(model.encode_query, self.queries, **options))
         scores: dict[str, list[float]] = {system: [] for system in SYSTEMS}
         for start in range(0, len(self.queries), QUERIES_AT_ONCE):
             chunk = range(start, min(start + QUERIES_AT_ONCE, len(self.queries)))
-            matrices = [vectors[[rows[text] for text in self.documents[query]]] for query in chunk]  # (N, D) each
+            matrices = [torch.from_numpy(index.vectors(self.documents[query])) for query in chunk]  # (N, D) each
             similar = [
                 self._by_similarity(query, matrix, query_vectors[query])
                 for query, matrix in zip(chunk, matrices, strict=True)
@@ -273,12 +206,6 @@ class RerankingEvaluator(BaseEvaluator):
                 scores[system] += [self._ndcg(query, order) for query, order in zip(chunk, orders, strict=True)]
         return scores
 
-    def _embedded(self, encode: Callable[..., Any], texts: list[str]) -> Tensor:
-        vectors: Tensor = encode(
-            texts, batch_size=self.batch_size, show_progress_bar=self.show_progress_bar, convert_to_tensor=True
-        )
-        return vectors
-
     def _by_similarity(self, query: int, matrix: Tensor, vector: Tensor) -> list[int]:
         """The candidates by their cosine; ties by text where the given order is not to be trusted, else as given."""
         cosines, texts = cosine(matrix, vector).tolist(), self.documents[query]
@@ -287,17 +214,19 @@ class RerankingEvaluator(BaseEvaluator):
 
     def _listwise(self, model: Any, chunk: range, given: list[list[int]], matrices: list[Tensor]) -> list[list[int]]:
         """Rerank the candidates in their given order; places are those of ``documents`` again."""
-        rankings = model.rerank(
+        rankings = rerank_rows(
+            model,
             [self.queries[query] for query in chunk],
+            given,
             [[self.documents[query][place] for place in order] for query, order in zip(chunk, given, strict=True)],
-            document_embeddings=[matrix[order] for order, matrix in zip(given, matrices, strict=True)],
+            [matrix[order] for order, matrix in zip(given, matrices, strict=True)],
             num_prompt_documents=self.num_prompt_documents,
             # Sorted already: "given" is the same, without embedding the queries again.
             candidate_order="given" if self.own_first_stage else self.candidate_order,
             batch_size=self.batch_size,
             show_progress_bar=self.show_progress_bar,
         )
-        return [[order[hit["corpus_id"]] for hit in ranking] for order, ranking in zip(given, rankings, strict=True)]
+        return [[hit["corpus_id"] for hit in ranking] for ranking in rankings]
 
     def _ndcg(self, query: int, order: Sequence[int]) -> float:
         return ndcg([self.grades[query][place] for place in order], self.ideal[query], self.at_k)

@@ -1,36 +1,34 @@
-"""Scores of ranked documents and judgements → metrics a query, intervals, and how two systems differ.
+"""Scores of ranked documents and judgements → metrics of each query.
 
-Metrics are trec_eval's, by pytrec-eval-terrier. It drops queries without judgements and breaks ties by document id;
-here the first is an error, and :func:`separated` keeps the second from happening.
+Metrics of runs are trec_eval's, by pytrec-eval-terrier. It drops queries without judgements and breaks ties by document
+id; here the first is an error, and :func:`separated` keeps the second from happening.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-
-from e2rank_st.evaluation.evaluator import randomisation_test
 
 __all__ = [
     "MAIN",
     "MEASURES",
-    "Comparison",
-    "Interval",
+    "Grade",
     "Judgements",
     "Run",
-    "bootstrap_interval",
-    "compare",
     "evaluate",
     "mean",
+    "ndcg",
     "separated",
 ]
 
 Run: TypeAlias = Mapping[str, Mapping[str, float]]  # query id → document id → score
 Judgements: TypeAlias = Mapping[str, Mapping[str, int]]  # query id → document id → grade
+Grade: TypeAlias = float | None
 PerQuery: TypeAlias = dict[str, dict[str, float]]  # metric → query id → score
 
 # Name → (trec_eval's name, depth to which the run is cut first: recip_rank has none of its own).
@@ -41,9 +39,7 @@ MEASURES: Mapping[str, tuple[str, int | None]] = {
     **{f"recall@{k}": (f"recall_{k}", None) for k in (1, 5, 10, 20, 100)},
 }
 MAIN = "ndcg@10"
-RESAMPLES_AT_ONCE = 1000  # bootstrap samples in memory
 DIGITS = 6  # of what is written; far below any difference that means something
-TIED = 1e-9  # differences that are rounding
 
 
 def evaluate(run: Run, judgements: Judgements, relevant_from: int = 1) -> PerQuery:
@@ -121,88 +117,26 @@ def mean(scores: Mapping[str, float]) -> float:
     return statistics.fmean(scores.values())
 
 
-class Interval(NamedTuple):
-    """Bounds of a confidence interval."""
-
-    low: float
-    high: float
-
-
-def bootstrap_interval(
-    scores: Sequence[float], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Confidence interval of a mean over queries, by the percentiles of resampled means (Efron 1979).
+def ndcg(grades: Sequence[Grade], ideal: Iterable[Grade] | None = None, at_k: int = 10) -> float:
+    """Compute nDCG as trec_eval's ``ndcg_cut`` (Järvelin and Kekäläinen 2002): gain = grade, discount log2(1 + rank).
 
     Args:
-        scores: A score for each of B queries.
-        confidence: Share of the resampled means inside the interval.
-        samples: How often B queries are drawn with replacement.
-        seed: Of the draws.
+        grades: Grades of the documents in the order of the ranking; None for an unjudged one.
+        ideal: Grades of all judged documents of the query, also those that are not in the ranking; by default
+            ``grades``.
+        at_k: How many ranks count.
 
-    Raises:
-        ValueError: There are no scores.
+    Returns:
+        A number from 0 to 1; 0 for a query without a relevant document.
     """
-    if not scores:
-        raise ValueError("Got no scores to resample; give at least one.")
-    values, generator = np.asarray(scores, np.float64), np.random.default_rng(seed)
-    means: list[float] = []
-    for start in range(0, samples, RESAMPLES_AT_ONCE):
-        shape = (min(RESAMPLES_AT_ONCE, samples - start), len(values))
-        means.extend(values[generator.integers(len(values), size=shape)].mean(axis=1))
-    outside = (1 - confidence) / 2
-    low, high = np.quantile(means, (outside, 1 - outside))
-    return Interval(float(low), float(high))
+    best = sorted((_gain(grade) for grade in (grades if ideal is None else ideal)), reverse=True)
+    perfect = _dcg(best[:at_k])
+    return _dcg([_gain(grade) for grade in grades[:at_k]]) / perfect if perfect else 0.0
 
 
-class Comparison(NamedTuple):
-    """How a system differs from another on the same queries.
-
-    Attributes:
-        against: The other system.
-        difference: Mean difference.
-        interval: Bootstrap interval of it.
-        p: Two-sided p-value of the paired randomisation test.
-        wins: Queries on which the system is better.
-        ties: Queries on which both are equal.
-        losses: The others.
-    """
-
-    against: str
-    difference: float
-    interval: Interval
-    p: float
-    wins: int
-    ties: int
-    losses: int
+def _gain(grade: Grade) -> float:
+    return max(grade or 0.0, 0.0)
 
 
-def compare(
-    against: str, scores: Mapping[str, float], others: Mapping[str, float], *, samples: int = 10_000, seed: int = 0
-) -> Comparison:
-    """Compare two systems, query by query.
-
-    Args:
-        against: Name of the other system.
-        scores: A score for each query.
-        others: The other system's.
-        samples: Bootstrap samples; the randomisation test draws ten times as many.
-        seed: Of all draws.
-
-    Raises:
-        ValueError: The queries are not the same.
-    """
-    if scores.keys() != others.keys():
-        raise ValueError(f"Got {len(scores)} and {len(others)} queries that are not the same; score the same ones.")
-    first, second = list(scores.values()), [others[query] for query in scores]
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    wins = sum(difference > TIED for difference in differences)
-    losses = sum(difference < -TIED for difference in differences)
-    return Comparison(
-        against,
-        statistics.fmean(differences),
-        bootstrap_interval(differences, samples=samples, seed=seed),
-        randomisation_test(first, second, permutations=10 * samples, seed=seed),
-        wins,
-        len(differences) - wins - losses,
-        losses,
-    )
+def _dcg(gains: Sequence[float]) -> float:
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))

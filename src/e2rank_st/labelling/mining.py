@@ -4,9 +4,9 @@ Candidates are what a base model finds nearest to a query, less what is likely t
 same text as a judged one, what scores like the positive, what nearly is the positive.
 
 Sentence-Transformers' own miner, ``mine_hard_negatives``, does not fit. It scores a chunk of queries against the whole
-corpus at once, filters what it has found (so that a query may end up with too few), samples without a seed, knows
-neither grades nor groups nor documents that resemble the positive, and starts over after an interruption;
-``semantic_search`` has no place for a rule. The margins are defined as in ``mine_hard_negatives``.
+corpus at once, filters what it has found (so that a query may end up with too few), knows neither grades nor documents
+that resemble the positive, and starts over after an interruption; ``semantic_search`` has no place for a rule. The
+margin is defined as in ``mine_hard_negatives``.
 
 Axes: B queries, N documents, D dimensions, K candidates.
 """
@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import os
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -25,21 +24,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import tqdm
 
-from e2rank_st.data.beir import Collection
-from e2rank_st.data.slates import Slate, SlateError
-from e2rank_st.search.exact import Matrix, Rows, Rules, nearest
+from e2rank_st.console import progress_wanted
+from e2rank_st.data.beir import JudgedCorpus
+from e2rank_st.data.slates import DataError, Slate
+from e2rank_st.search.exact import Rules, nearest
+from e2rank_st.search.vectors import Matrix, Rows, unit_rows
 from e2rank_st.storage import replacing
 
-__all__ = ["SAME_GROUP", "MiningSettings", "mine"]
+__all__ = ["MiningSettings", "mine"]
 
 logger = logging.getLogger(__name__)
 
-SAME_GROUP = ("any", "exclude", "only", "unjudged")
+QUERIES_AT_ONCE = 1024  # in a part of a run that can be resumed
 TEXTS_AT_ONCE = 16_384  # embedded, and kept for a restart, at a time
 SAME_VECTOR = 1e-3  # how far the cosine of a text's vectors may be from 1 where the text was embedded twice
 
@@ -50,64 +50,31 @@ class MiningSettings:
 
     Attributes:
         num_candidates: Most candidates a query, beside its judged documents.
-        sample_range: Draw the candidates from these places, counted from 0 among what all rules allow, last one
-            excluded; by default they are the first ones.
-        max_score: Highest cosine to the query.
-        absolute_margin: By how much a cosine to the query has to be below that of the worst gold positive.
-        relative_margin: The same as a share of the positive's cosine: 0.05 allows up to 95 % of it.
+        relative_margin: By how much a cosine to the query has to be below that of the worst gold positive, as a share
+            of it: 0.05 allows up to 95 %.
         max_positive_similarity: Highest cosine to any gold positive; above it a candidate says the same.
-        same_group: What becomes of documents of a gold positive's group: ``"any"`` treats them as all others,
-            ``"exclude"`` leaves them out, ``"only"`` takes nothing else, ``"unjudged"`` labels them None.
-        group_separator: What ends the group in a document's id; an id without it is in no group.
         gold_from: Least grade of a gold positive. NIST calls a passage relevant from 2.
         unjudged: Label candidates None instead of 0.
-        seed: Of what is drawn; a query's draw depends on nothing but the seed and its id.
-        query_chunk_size: Queries at a time, and in a part of a run that can be resumed.
-        corpus_chunk_size: Documents scored at a time. No chunk size changes the result.
 
     Raises:
         ValueError: A value is not allowed.
     """
 
     num_candidates: int = 15
-    sample_range: tuple[int, int] | None = None
-    max_score: float | None = None
-    absolute_margin: float | None = None
     relative_margin: float | None = None
     max_positive_similarity: float | None = None
-    same_group: str = "any"
-    group_separator: str = "#"
     gold_from: float = 1
     unjudged: bool = False
-    seed: int = 0
-    query_chunk_size: int = 1024
-    corpus_chunk_size: int = 16_384
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("num_candidates", "query_chunk_size", "corpus_chunk_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.same_group not in SAME_GROUP:
-            raise ValueError(f"same_group must be one of {SAME_GROUP}, got {self.same_group!r}.")
-        if not self.group_separator:
-            raise ValueError("group_separator must not be empty; same_group='any' ignores groups.")
-        first, last = self.sample_range or (0, self.num_candidates)
-        if first < 0 or last - first < self.num_candidates:
-            raise ValueError(
-                f"sample_range must start at 0 or later and hold num_candidates={self.num_candidates} places, "
-                f"got {self.sample_range}."
-            )
-
-    @property
-    def depth(self) -> int:
-        """How many neighbours have to be found for a query, K."""
-        return self.sample_range[1] if self.sample_range else self.num_candidates
+        if self.num_candidates < 1:
+            raise ValueError(f"num_candidates must be at least 1, got {self.num_candidates}.")
 
 
 def mine(
     model: SentenceTransformer,
-    collection: Collection,
+    collection: JudgedCorpus,
     settings: MiningSettings | None = None,
     *,
     source: str = "",
@@ -139,24 +106,21 @@ def mine(
     Raises:
         ValueError: A judgement has no text, the vectors do not fit the corpus, or the folder holds parts of a run with
             other data, settings or model. Vectors that are not finite are found while mining.
-        SlateError: A query or a judged document is empty; found while mining.
+        DataError: A query or a judged document is empty; found while mining.
     """
-    if show_progress_bar is None:
-        show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
-    options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+    options = {"batch_size": batch_size, "show_progress_bar": progress_wanted(show_progress_bar, logger)}
     return _Miner(model, collection, settings or MiningSettings(), document_embeddings, parts, options).slates(source)
 
 
-class _Corpus:
+class _DistinctTexts:
     """The distinct texts of a corpus: row by row, which ids have each. Empty texts have no row.
 
     Texts are the same if they differ in case or white space only. What is held is a digest of each, not the text.
     """
 
-    def __init__(self, texts: Mapping[str, str], separator: str) -> None:
+    def __init__(self, texts: Mapping[str, str]) -> None:
         rows: dict[bytes, int] = {}
         self.row_of: dict[str, int] = {}
-        self.rows_of_group: dict[str, list[int]] = {}
         self.ids: list[str] = []  # (rows,) the first id with a row's text
         self.places: list[int] = []  # (rows,) its place in the corpus
         digest = hashlib.sha256()
@@ -170,8 +134,6 @@ class _Corpus:
                 self.ids.append(id_)
                 self.places.append(place)
             self.row_of[id_] = row
-            if (group := _group(id_, separator)) is not None:
-                self.rows_of_group.setdefault(group, []).append(row)
         self.size = len(texts)
         self.sha256 = digest.hexdigest()
 
@@ -182,7 +144,7 @@ class _Miner:
     def __init__(
         self,
         model: SentenceTransformer,
-        collection: Collection,
+        collection: JudgedCorpus,
         settings: MiningSettings,
         document_embeddings: Any,
         parts: str | os.PathLike[str] | None,
@@ -193,11 +155,11 @@ class _Miner:
         self.settings = settings
         self.options = options
         self.query_ids = list(collection.judgements)
-        self.corpus = _Corpus(collection.corpus, settings.group_separator)
+        self.corpus = _DistinctTexts(collection.corpus)
         _check_texts(collection)
         if not self.corpus.ids:
             raise ValueError("The corpus holds no text; give at least one document that is not empty.")
-        self.given = None if document_embeddings is None else _unit_rows(document_embeddings)
+        self.given = None if document_embeddings is None else unit_rows(document_embeddings)
         if self.given is not None and len(self.given) != self.corpus.size:
             raise ValueError(
                 f"Got {len(self.given)} document_embeddings for a corpus of {self.corpus.size}; "
@@ -208,7 +170,7 @@ class _Miner:
 
     def slates(self, source: str) -> Iterator[Slate]:
         """Yield the slates, chunk by chunk."""
-        size, empty = self.settings.query_chunk_size, 0
+        size, empty = QUERIES_AT_ONCE, 0
         with tqdm(
             total=len(self.query_ids), desc="mine", unit="query", disable=not self.options["show_progress_bar"]
         ) as progress:
@@ -228,66 +190,51 @@ class _Miner:
     def _slate(self, query: str, rows: Sequence[int], source: str) -> Slate | None:
         """Judged documents, then mined ones."""
         grades = self.collection.judgements[query]
-        mined = self._drawn(query, rows)
-        if not grades and not mined:
+        if not grades and not rows:
             return None
-        spared = set(self._same_group(query)) if self.settings.same_group == "unjudged" else set()
-        labels = [None if self.settings.unjudged or row in spared else 0.0 for row in mined]
+        label = None if self.settings.unjudged else 0.0
         texts = self.collection.corpus
         try:
             return Slate(
                 self.collection.queries[query],
-                (*(texts[id_] for id_ in grades), *(texts[self.corpus.ids[row]] for row in mined)),
-                (*grades.values(), *labels),
-                (*(grade >= self.settings.gold_from for grade in grades.values()), *(False for _ in mined)),
+                (*(texts[id_] for id_ in grades), *(texts[self.corpus.ids[row]] for row in rows)),
+                (*grades.values(), *(label for _ in rows)),
+                (*(grade >= self.settings.gold_from for grade in grades.values()), *(False for _ in rows)),
                 source,
             )
-        except SlateError as error:
+        except DataError as error:
             raise error.at(f"query {query!r}") from error.__cause__
-
-    def _drawn(self, query: str, rows: Sequence[int]) -> list[int]:
-        """The neighbours that become candidates, nearest first."""
-        if self.settings.sample_range is None:
-            return list(rows)
-        places = range(len(rows))[slice(*self.settings.sample_range)]
-        # A string is hashed the same way by every Python, and no other query's draw is in the way.
-        draw = random.Random(f"{self.settings.seed}\n{query}")
-        return [rows[place] for place in sorted(draw.sample(places, min(self.settings.num_candidates, len(places))))]
 
     def _candidates(self, start: int) -> Rows:
         """The neighbours of a chunk of queries, (B, K), -1 where there are no more."""
-        ids = self.query_ids[start : start + self.settings.query_chunk_size]
+        ids = self.query_ids[start : start + QUERIES_AT_ONCE]
         vectors = self.query_vectors[start : start + len(ids)]
-        rules = self._rules(ids, vectors)
-        found = np.full((len(ids), self.settings.depth), -1, np.int64)
-        size, device = self.settings.corpus_chunk_size, self.model.device
-        for row, rows in zip(found, nearest(vectors, self.vectors, rules, len(found[0]), size, device), strict=True):
-            row[: len(rows)] = rows
+        found = np.full((len(ids), self.settings.num_candidates), -1, np.int64)
+        neighbours = nearest(
+            vectors, self.vectors, len(found[0]), rules=self._rules(ids, vectors), device=self.model.device
+        )
+        for row, near in zip(found, neighbours, strict=True):
+            row[: len(near.rows)] = near.rows
         return found
 
     def _rules(self, ids: Sequence[str], vectors: Matrix) -> Rules:
-        settings = self.settings
         judged = [self._rows(self.collection.judgements[query]) for query in ids]
         gold = [self._rows(self._gold(query)) for query in ids]
-        listed = judged
-        if settings.same_group in ("only", "exclude"):
-            combine = np.setdiff1d if settings.same_group == "only" else np.union1d
-            same = [np.array(self._same_group(query), np.int64) for query in ids]
-            listed = [combine(group, rows) for group, rows in zip(same, judged, strict=True)]
         limits = [self._limit(vector, rows) for vector, rows in zip(vectors, gold, strict=True)]
-        only = settings.same_group == "only"
-        return Rules(listed, only, np.array(limits, np.float64), gold, settings.max_positive_similarity)
+        return Rules(
+            judged,
+            limits=np.array(limits, np.float64),
+            positives=gold,
+            max_positive_similarity=self.settings.max_positive_similarity,
+        )
 
     def _limit(self, query: Matrix, gold: Rows) -> float:
         """Highest cosine to the query that a candidate may have."""
-        settings = self.settings
-        limits = [np.inf if settings.max_score is None else settings.max_score]
-        if len(gold):
-            positive = float((self.vectors[gold].astype(np.float64) * query.astype(np.float64)).sum(axis=1).min())
-            # The absolute value, for a share of a negative cosine would raise the limit.
-            relative = None if settings.relative_margin is None else abs(positive) * settings.relative_margin
-            limits += [positive - margin for margin in (settings.absolute_margin, relative) if margin is not None]
-        return float(min(limits))
+        if self.settings.relative_margin is None or not len(gold):
+            return float(np.inf)
+        positive = float((self.vectors[gold].astype(np.float64) * query.astype(np.float64)).sum(axis=1).min())
+        # The absolute value, for a share of a negative cosine would raise the limit.
+        return positive - abs(positive) * self.settings.relative_margin
 
     def _rows(self, ids: Iterable[str]) -> Rows:
         return np.array(sorted({self.corpus.row_of[id_] for id_ in ids if id_ in self.corpus.row_of}), np.int64)
@@ -295,11 +242,6 @@ class _Miner:
     def _gold(self, query: str) -> list[str]:
         grades = self.collection.judgements[query]
         return [id_ for id_, grade in grades.items() if grade >= self.settings.gold_from]
-
-    def _same_group(self, query: str) -> list[int]:
-        """Rows of all documents that are in the group of a gold positive."""
-        groups = {_group(id_, self.settings.group_separator) for id_ in self._gold(query)} - {None}
-        return sorted({row for group in groups for row in self.corpus.rows_of_group[str(group)]})
 
     @cached_property
     def vectors(self) -> Matrix:
@@ -317,7 +259,7 @@ class _Miner:
         # Chunks of a fixed size: what is in a batch with a text changes its vector's last bits.
         def embed(start: int) -> Matrix:
             chunk = [texts[id_] for id_ in ids[start : start + TEXTS_AT_ONCE]]
-            return _unit_rows(encode(chunk, **self.options))
+            return unit_rows(encode(chunk, **self.options))
 
         starts = range(0, len(ids), TEXTS_AT_ONCE)
         return np.concatenate(
@@ -344,7 +286,7 @@ class _Miner:
             return
         stored = self.query_vectors[:3]
         texts = [self.collection.queries[id_] for id_ in self.query_ids[:3]]
-        again = _unit_rows(self.model.encode_query(texts, show_progress_bar=False))
+        again = unit_rows(self.model.encode_query(texts, show_progress_bar=False))
         if stored.shape != again.shape or ((stored * again).sum(axis=1) < 1 - SAME_VECTOR).any():
             raise ValueError(
                 f"{self.parts.folder} holds parts that another model made; delete it, or give another folder."
@@ -385,23 +327,10 @@ class _Parts:
         return kept
 
 
-def _group(id_: str, separator: str) -> str | None:
-    group, found, _ = id_.partition(separator)
-    return group if found else None
-
-
-def _check_texts(collection: Collection) -> None:
+def _check_texts(collection: JudgedCorpus) -> None:
     """Refuse judgements of texts that are not there, before anything is embedded."""
     for query, grades in collection.judgements.items():
         missing = [id_ for id_ in grades if id_ not in collection.corpus]
         if query not in collection.queries or missing:
             what = f"document {missing[0]!r} of query {query!r}" if missing else f"query {query!r}"
             raise ValueError(f"The judgements name {what}, which has no text; add it, or leave the judgement out.")
-
-
-def _unit_rows(vectors: Any) -> Matrix:
-    """Vectors as float32 with rows of unit length, (rows, D)."""
-    matrix = torch.as_tensor(vectors).detach().float().cpu()
-    if matrix.ndim != 2 or not matrix.isfinite().all():
-        raise ValueError(f"Embeddings must be a finite matrix with a row for each text, got {tuple(matrix.shape)}.")
-    return torch.nn.functional.normalize(matrix, dim=-1).numpy()

@@ -20,8 +20,10 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
+from e2rank_st.console import progress_wanted
 from e2rank_st.data.slates import Slate
 from e2rank_st.labelling.llm import AnswerError, LLMTeacher, TeacherError
+from e2rank_st.search.vectors import embed_distinct
 
 __all__ = [
     "AnswerError",
@@ -168,8 +170,8 @@ class EmbeddingTeacher(Teacher):
         """Unit vectors in float32 of all texts seen so far."""
         kept, encode = self._kept[kind], getattr(self.model, f"encode_{kind}")
         if fresh := list(dict.fromkeys(text for text in texts if text not in kept)):
-            vectors = encode(fresh, batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False)
-            kept |= zip(fresh, nn.functional.normalize(vectors.float().cpu(), dim=-1), strict=True)
+            vectors = embed_distinct(encode, fresh, batch_size=self.batch_size, show_progress_bar=False)
+            kept |= zip(fresh, torch.from_numpy(vectors), strict=True)
         return kept
 
 
@@ -202,12 +204,11 @@ def label_slates(
 
     Raises:
         TeacherError: The teacher failed.
-        SlateError: The teacher gave another number of labels, or one that is not finite.
+        DataError: The teacher gave another number of labels, or one that is not finite.
     """
-    if show_progress_bar is None:
-        show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
     rest, failed = iter(slates), 0
-    with tqdm(total=total, desc="label", unit="slate", disable=not show_progress_bar) as progress:
+    wanted = progress_wanted(show_progress_bar, logger)
+    with tqdm(total=total, desc="label", unit="slate", disable=not wanted) as progress:
         while batch := list(islice(rest, batch_size)):
             for slate in _labelled(batch, teacher, seed, skip_failures):
                 if slate is None:

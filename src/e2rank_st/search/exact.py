@@ -1,9 +1,9 @@
-"""Vectors of queries and documents, and rules → the nearest documents that the rules allow, exactly.
+"""Vectors of queries and documents → the nearest documents of each query, exactly, perhaps under rules.
 
 Every rule is applied to all documents before the best are taken, so that a query gets its full number however many of
-its nearest ones are excluded. A chunk of scores is in memory at a time, never the whole matrix, and the result does not
-depend on the chunks: products in float32 only preselect, with a slack for rounding; what is left is scored and judged
-again in float64, each document by itself.
+its nearest documents are excluded. A chunk of scores is in memory at a time, never the whole matrix, and the result
+does not depend on the chunks. Products in float32 only preselect, with a slack for rounding; what is left is scored and
+judged again in float64, each document by itself.
 
 Axes: B queries, N documents, D dimensions, K neighbours.
 """
@@ -12,19 +12,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Matrix", "Rows", "Rules", "nearest"]
+from e2rank_st.search.vectors import Matrix, Rows
+
+__all__ = ["Neighbours", "Rules", "nearest"]
 
 ROUNDING = 1e-5  # more than a float32 product of unit vectors can be off, twice
 SAMPLE = 64  # vectors of each side that show how exact products are
-Matrix: TypeAlias = NDArray[np.float32]
-Rows: TypeAlias = NDArray[np.int64]
+DOCUMENTS_AT_ONCE = 2**14
+SCORES_AT_ONCE = 2**24  # cells of a score matrix in memory, 64 MiB in float32
+
+
+class Neighbours(NamedTuple):
+    """The nearest documents of a query.
+
+    Attributes:
+        rows: Their row numbers, nearest first; equally near ones by row.
+        scores: Their cosines, float64.
+    """
+
+    rows: Rows
+    scores: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,37 +48,62 @@ class Rules:
     Attributes:
         listed: Rows of documents.
         only: Whether a query may have the listed documents only, or all others.
-        limits: Highest cosine to the query, of shape (B,).
+        limits: Highest cosine to the query, of shape (B,); None for no limit.
         positives: Rows of the documents that ``max_positive_similarity`` compares with.
-        max_positive_similarity: Highest cosine to any of the positives.
+        max_positive_similarity: Highest cosine to any of the positives; None for no limit.
     """
 
     listed: Sequence[Rows]
-    only: bool
-    limits: NDArray[np.float64]
-    positives: Sequence[Rows]
+    only: bool = False
+    limits: NDArray[np.float64] | None = None
+    positives: Sequence[Rows] = ()
     max_positive_similarity: float | None = None
+
+    def part(self, queries: slice) -> Rules:
+        """The rules of some of the queries."""
+        limits = None if self.limits is None else self.limits[queries]
+        return Rules(self.listed[queries], self.only, limits, self.positives[queries], self.max_positive_similarity)
 
 
 def nearest(
-    queries: Matrix, documents: Matrix, rules: Rules, count: int, chunk_size: int, device: torch.device
-) -> list[Rows]:
+    queries: Matrix,
+    documents: Matrix,
+    count: int,
+    *,
+    rules: Rules | None = None,
+    device: torch.device | None = None,
+    documents_at_once: int = DOCUMENTS_AT_ONCE,
+) -> list[Neighbours]:
     """Find each query's nearest documents among those that its rules allow.
 
     Args:
         queries: Unit vectors, (B, D).
         documents: Unit vectors, (N, D).
-        rules: What is allowed.
         count: K, how many to find a query.
-        chunk_size: How many documents to score at a time.
-        device: Where to multiply.
+        rules: What is allowed; everything by default.
+        device: Where to multiply; by default the CPU.
+        documents_at_once: How many documents to score at a time.
 
     Returns:
-        B arrays of at most K rows, nearest first; equally near ones by row.
+        B neighbourhoods of at most K documents.
     """
-    search = _Search(queries, documents, rules, count, device)
-    for start in range(0, len(documents), chunk_size):
-        search.add(start, min(start + chunk_size, len(documents)))
+    size = max(1, min(documents_at_once, len(documents)))
+    step = max(1, SCORES_AT_ONCE // size)
+    found: list[Neighbours] = []
+    for first in range(0, len(queries), step):
+        part = slice(first, first + step)
+        found += _nearest(
+            queries[part], documents, min(count, len(documents)), rules and rules.part(part), size, device
+        )
+    return found
+
+
+def _nearest(
+    queries: Matrix, documents: Matrix, count: int, rules: Rules | None, size: int, device: torch.device | None
+) -> list[Neighbours]:
+    search = _Search(queries, documents, rules, count, device or torch.device("cpu"))
+    for start in range(0, len(documents), size):
+        search.add(start, min(start + size, len(documents)))
     owners, rows = search.preselected()
     bounds = np.searchsorted(owners, np.arange(len(queries) + 1))
     return [
@@ -76,59 +115,74 @@ def nearest(
 class _Search:
     """What may be among the nearest so far."""
 
-    def __init__(self, queries: Matrix, documents: Matrix, rules: Rules, count: int, device: torch.device) -> None:
+    def __init__(
+        self, queries: Matrix, documents: Matrix, rules: Rules | None, count: int, device: torch.device
+    ) -> None:
         self.queries = torch.from_numpy(queries).to(device)  # (B, D)
         self.documents = documents
         self.slack = _slack(self.queries, torch.from_numpy(documents[:SAMPLE]).to(device))
         self.rules = rules
-        self.limits = torch.from_numpy(rules.limits).to(device, torch.float32)[:, None]  # (B, 1)
-        owners = np.repeat(np.arange(len(queries)), [len(rows) for rows in rules.listed])
-        listed = np.concatenate([np.empty(0, np.int64), *rules.listed])
-        order = np.argsort(listed, kind="stable")
-        self.owners, self.listed = owners[order], listed[order]  # by row, so that a chunk's are a slice
         self.best = torch.full((len(queries), count), -torch.inf, device=device)  # (B, K)
         self.kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        if rules is not None:
+            owners = np.repeat(np.arange(len(queries)), [len(rows) for rows in rules.listed])
+            listed = np.concatenate([np.empty(0, np.int64), *rules.listed])
+            order = np.argsort(listed, kind="stable")
+            self.owners, self.listed = owners[order], listed[order]  # by row, so that a chunk's are a slice
 
     def add(self, start: int, stop: int) -> None:
         """Look at the documents from ``start`` to ``stop``, n of them."""
         block = torch.from_numpy(self.documents[start:stop]).to(self.queries.device)
         scores = self.queries @ block.T  # (B, n)
-        allowed = self._allowed(start, stop)
-        sure = allowed & (scores <= self.limits - self.slack)
-        possible = allowed & (scores <= self.limits + self.slack)
-        if self.rules.max_positive_similarity is not None:
-            similarities = self._to_positives(block)
-            sure &= similarities <= self.rules.max_positive_similarity - self.slack
-            possible &= similarities <= self.rules.max_positive_similarity + self.slack
-        # Only documents that pass every rule beyond doubt raise the bar for the others.
-        passed = scores.masked_fill(~sure, -torch.inf)
+        passed = possible = scores
+        if self.rules is not None:
+            # Only documents that pass every rule beyond doubt raise the bar for the others.
+            sure, maybe = self._judged(self.rules, scores, block, start, stop)
+            passed, possible = scores.masked_fill(~sure, -torch.inf), scores.masked_fill(~maybe, -torch.inf)
         self.best = torch.cat([self.best, passed], dim=1).topk(self.best.shape[1], dim=1).values
-        owners, columns = (possible & (scores >= self.best[:, -1:] - self.slack)).nonzero(as_tuple=True)
+        bar = self.best[:, -1:] - self.slack if self.best.shape[1] else torch.inf
+        owners, columns = ((possible >= bar) & (possible > -torch.inf)).nonzero(as_tuple=True)
         self.kept.append((owners, columns + start, scores[owners, columns]))
 
     def preselected(self) -> tuple[Rows, Rows]:
         """Queries and rows of documents that may be among the nearest, sorted by query, then by row."""
+        if not self.kept:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
         owners, rows, scores = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
-        near = scores >= self.best[owners, -1] - self.slack
-        found, listed = owners[near].cpu().numpy(), rows[near].cpu().numpy()
+        if self.best.shape[1]:
+            near = scores >= self.best[owners, -1] - self.slack
+            owners, rows = owners[near], rows[near]
+        found, listed = owners.cpu().numpy(), rows.cpu().numpy()
         order = np.lexsort((listed, found))
         return found[order], listed[order]
 
-    def _allowed(self, start: int, stop: int) -> Tensor:
+    def _judged(self, rules: Rules, scores: Tensor, block: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Which of a chunk's documents pass every rule, beyond doubt and perhaps, (B, n) each."""
+        sure = maybe = self._allowed(rules, start, stop)
+        if rules.limits is not None:
+            limits = torch.from_numpy(rules.limits).to(scores.device, torch.float32)[:, None]  # (B, 1)
+            sure, maybe = sure & (scores <= limits - self.slack), maybe & (scores <= limits + self.slack)
+        if rules.max_positive_similarity is not None:
+            similarities = self._to_positives(rules, block)
+            sure = sure & (similarities <= rules.max_positive_similarity - self.slack)
+            maybe = maybe & (similarities <= rules.max_positive_similarity + self.slack)
+        return sure, maybe
+
+    def _allowed(self, rules: Rules, start: int, stop: int) -> Tensor:
         """Which of a chunk's documents the lists allow, (B, n)."""
         first, last = np.searchsorted(self.listed, [start, stop])
-        allowed = torch.full((len(self.queries), stop - start), not self.rules.only, device=self.queries.device)
+        allowed = torch.full((len(self.queries), stop - start), not rules.only, device=self.queries.device)
         owners, columns = self.owners[first:last], self.listed[first:last] - start
-        allowed[torch.from_numpy(owners), torch.from_numpy(columns)] = self.rules.only
+        allowed[torch.from_numpy(owners), torch.from_numpy(columns)] = rules.only
         return allowed
 
-    def _to_positives(self, block: Tensor) -> Tensor:
+    def _to_positives(self, rules: Rules, block: Tensor) -> Tensor:
         """Highest cosine of each of a chunk's documents to a positive of each query, (B, n)."""
         highest = torch.full((len(self.queries), len(block)), -torch.inf, device=block.device)
         # One positive of each query at a time: a query may have hundreds.
-        for turn in range(max(map(len, self.rules.positives), default=0)):
-            having = [query for query, rows in enumerate(self.rules.positives) if len(rows) > turn]
-            rows = [int(self.rules.positives[query][turn]) for query in having]
+        for turn in range(max(map(len, rules.positives), default=0)):
+            having = [query for query, rows in enumerate(rules.positives) if len(rows) > turn]
+            rows = [int(rules.positives[query][turn]) for query in having]
             similarities = torch.from_numpy(self.documents[rows]).to(block.device) @ block.T
             highest[having] = torch.maximum(highest[having], similarities)
         return highest
@@ -138,17 +192,19 @@ def _slack(queries: Tensor, documents: Tensor) -> float:
     """More than products on this device may be off, twice: torch can be set to calculate them with fewer bits."""
     queries = queries[:SAMPLE]
     error = (queries @ documents.T).cpu().double() - queries.cpu().double() @ documents.cpu().double().T
-    return max(ROUNDING, 16 * float(error.abs().max()))
+    return max(ROUNDING, 16 * float(error.abs().max())) if error.numel() else ROUNDING
 
 
-def _exact(query: Matrix, documents: Matrix, rows: Rows, rules: Rules, number: int, count: int) -> Rows:
+def _exact(query: Matrix, documents: Matrix, rows: Rows, rules: Rules | None, number: int, count: int) -> Neighbours:
     """The best of the preselected rows, judged and ordered in float64."""
     vectors = documents[rows].astype(np.float64)  # (n, D)
     scores = (vectors * query.astype(np.float64)).sum(axis=1)
-    passed = scores <= rules.limits[number]
-    if rules.max_positive_similarity is not None:
+    passed = np.ones(len(rows), bool)
+    if rules is not None and rules.limits is not None:
+        passed &= scores <= rules.limits[number]
+    if rules is not None and rules.max_positive_similarity is not None:
         for positive in documents[rules.positives[number]].astype(np.float64):
             passed &= (vectors * positive).sum(axis=1) <= rules.max_positive_similarity
-    order = np.argsort(-scores[passed], kind="stable")[:count]
-    best: Rows = rows[passed][order]
-    return best
+    rows, scores = rows[passed], scores[passed]
+    order = np.argsort(-scores, kind="stable")[:count]
+    return Neighbours(rows[order], scores[order])

@@ -10,18 +10,20 @@ Axes: B queries, N documents, D dimensions.
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from e2rank_st.search.exact import nearest
+from e2rank_st.search.reranking import rerank_rows
+from e2rank_st.search.vectors import Matrix, Rows, embed_distinct, unit_rows
 from e2rank_st.storage import replacing
 
 if TYPE_CHECKING:
@@ -29,13 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Index"]
 
-logger = logging.getLogger(__name__)
-
 FORMAT = 1
 MANIFEST, VECTORS, TEXTS = "index.json", "embeddings.safetensors", "texts.jsonl"
-SCORES_AT_ONCE = 2**24  # cells of a score matrix held at a time, 64 MiB in float32
-ROUNDING = 1e-5  # more than a float32 product of unit vectors can be off
-Matrix: TypeAlias = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +53,7 @@ class Index:
     def __post_init__(self) -> None:
         """Check both parts and bring the vectors to unit length."""
         object.__setattr__(self, "texts", _checked_texts(self.texts))
-        object.__setattr__(self, "embeddings", _unit_rows(self.embeddings))
+        object.__setattr__(self, "embeddings", unit_rows(self.embeddings))
         if len(self.texts) != len(self.embeddings):
             raise ValueError(
                 f"Got {len(self.texts)} texts and {len(self.embeddings)} embeddings; give one row for each text."
@@ -94,17 +91,25 @@ class Index:
             ValueError: ``texts`` is empty or holds something other than strings.
         """
         texts = _checked_texts(texts)
-        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        # One call for distinct texts also gives duplicates the very same vector, hence the very same score.
-        distinct = _embed(model, list(row_of), batch_size=batch_size, show_progress_bar=show_progress_bar)
-        logger.info("embedded %d distinct of %d texts", len(row_of), len(texts))
-        return cls(texts, distinct[[row_of[text] for text in texts]])
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+        return cls(texts, embed_distinct(model.encode_document, texts, **options))
 
-    def retrieve(self, query_embeddings: Any, top_k: int) -> tuple[Matrix, NDArray[np.int64]]:
+    def vectors(self, texts: Iterable[str]) -> Matrix:
+        """The stored vectors of some texts, in their order, (n, D).
+
+        Raises:
+            KeyError: A text is not in the index.
+        """
+        return self.embeddings[[self._row_of[text] for text in texts]]
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {text: row for row, text in enumerate(self.texts)}
+
+    def retrieve(self, query_embeddings: Any, top_k: int) -> tuple[Matrix, Rows]:
         """Find the documents nearest to each query by cosine, exactly.
 
-        The product over all documents only preselects. The few best are scored again, each row by itself in float64, so
-        that a score does not depend on what else is in the call, and equal documents tie and keep the index's order.
+        A score does not depend on what else is in the call, and equal documents tie and keep the index's order.
 
         Args:
             query_embeddings: ``(B, D)`` matrix, NumPy or torch, of any float type and length.
@@ -116,7 +121,7 @@ class Index:
         Raises:
             ValueError: The embeddings do not fit the index, or ``top_k`` is negative.
         """
-        queries = _unit_rows(query_embeddings)
+        queries = unit_rows(query_embeddings)
         if queries.shape[1] != self.dimension:
             raise ValueError(
                 f"Got query embeddings of dimension {queries.shape[1]} for an index of dimension {self.dimension}; "
@@ -124,25 +129,37 @@ class Index:
             )
         if top_k < 0:
             raise ValueError(f"Got top_k={top_k}; give 0 or more.")
+        found = nearest(queries, self.embeddings, top_k)
         shape = (len(queries), min(top_k, len(self)))
-        scores, ids = np.empty(shape, np.float32), np.empty(shape, np.int64)
-        step = max(1, SCORES_AT_ONCE // len(self))
-        for start in range(0, len(queries), step):
-            rough = queries[start : start + step] @ self.embeddings.T  # (b, N)
-            for row, similarities in enumerate(rough, start):
-                scores[row], ids[row] = self._best(queries[row], similarities, shape[1])
-        return scores, ids
+        scores = np.array([part.scores for part in found], np.float32).reshape(shape)
+        return scores, np.array([part.rows for part in found], np.int64).reshape(shape)
 
-    def _best(self, query: Matrix, similarities: Matrix, top_k: int) -> tuple[Matrix, NDArray[np.int64]]:
-        """Order the ``top_k`` best documents of one query, given the rough similarities of all N."""
-        candidates = np.arange(len(self))
-        if 0 < top_k < len(self):
-            worst = np.partition(similarities, len(self) - top_k)[len(self) - top_k]
-            candidates = np.flatnonzero(similarities >= worst - ROUNDING)
-        rows = self.embeddings[candidates].astype(np.float64)
-        exact = np.einsum("nd,d->n", rows, query.astype(np.float64)).astype(np.float32)
-        best = np.argsort(-exact, kind="stable")[:top_k]
-        return exact[best], candidates[best]
+    def rerank(
+        self, model: Any, queries: Sequence[str], scores: Matrix, rows: Rows, **options: Any
+    ) -> list[list[dict[str, Any]]]:
+        """Rerank what :meth:`retrieve` found, with the stored vectors.
+
+        Args:
+            model: The model that made the vectors.
+            queries: B queries.
+            scores: Those of retrieval, (B, N).
+            rows: The rows that were retrieved, (B, N), best first.
+            **options: As for ``rerank``.
+
+        Returns:
+            For each query the hits of ``rerank``. ``corpus_id`` is a row of the index; ``retrieval_rank``, from 1, and
+            ``retrieval_score`` say where retrieval had it.
+        """
+        texts = [[self.texts[row] for row in part] for part in rows]
+        # They come sorted by similarity: "given" is that order, and the query need not be embedded again to find it.
+        options = {"candidate_order": "given", **options}
+        rankings = rerank_rows(model, queries, list(rows), texts, [self.embeddings[part] for part in rows], **options)
+        for ranking, part, similar in zip(rankings, rows.tolist(), scores.tolist(), strict=True):
+            places = {row: place for place, row in enumerate(part)}
+            for hit in ranking:
+                place = places[hit["corpus_id"]]
+                hit |= {"retrieval_rank": place + 1, "retrieval_score": similar[place]}
+        return rankings
 
     def agrees_with(self, model: SentenceTransformer, tolerance: float = 1e-3) -> bool:
         """Tell whether ``model`` gives the stored vectors, by embedding three of the texts again.
@@ -159,7 +176,7 @@ class Index:
         """
         longest = max(range(len(self)), key=lambda row: len(self.texts[row]))
         rows = [0, longest, len(self) - 1]
-        vectors = _unit_rows(_embed(model, [self.texts[row] for row in rows], show_progress_bar=False))
+        vectors = embed_distinct(model.encode_document, [self.texts[row] for row in rows], show_progress_bar=False)
         if vectors.shape[1] != self.dimension:
             return False
         cosines = np.einsum("nd,nd->n", vectors, self.embeddings[rows])
@@ -218,11 +235,6 @@ class Index:
         return index
 
 
-def _embed(model: SentenceTransformer, texts: list[str], **options: Any) -> Matrix:
-    """Embed texts as documents."""
-    return np.asarray(model.encode_document(texts, convert_to_numpy=True, **options), dtype=np.float32)
-
-
 def _checked_texts(texts: Sequence[str]) -> list[str]:
     """Copy the texts of an index, refusing what is no text."""
     if isinstance(texts, str):
@@ -233,19 +245,3 @@ def _checked_texts(texts: Sequence[str]) -> list[str]:
     if not texts:
         raise ValueError("Got no texts; an index needs at least one.")
     return list(texts)
-
-
-def _unit_rows(vectors: Any) -> Matrix:
-    """Give a matrix as float32 with rows of unit length; a zero row, which has no direction, stays zero."""
-    if hasattr(vectors, "detach"):  # torch: NumPy reads no bfloat16, no gradient and no other device
-        vectors = vectors.detach().float().cpu()
-    matrix = np.ascontiguousarray(vectors, dtype=np.float32)
-    if matrix.ndim != 2:
-        raise ValueError(f"Got embeddings of shape {matrix.shape}; give a matrix with a row for each text.")
-    if not np.isfinite(matrix).all():
-        row = int(np.flatnonzero(~np.isfinite(matrix).all(axis=1))[0])
-        raise ValueError(f"Embedding {row} holds NaN or infinity; embed that text again.")
-    norms = np.linalg.norm(matrix, axis=1, keepdims=True)  # (rows, 1)
-    # Rows of unit length are left alone, bit for bit: a saved index loads as it was.
-    off = (np.abs(norms - 1) > 1e-6) & (norms > 0)
-    return matrix / np.where(off, norms, np.float32(1)) if off.any() else matrix

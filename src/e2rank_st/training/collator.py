@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
+from e2rank_st.console import progress_wanted
 from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS, Embedder, PromptBuilder, TextTokenizer, cosine
 from e2rank_st.search.index import Index
-from e2rank_st.training.labels import PADDING, SlateLabels, text_id
+from e2rank_st.search.vectors import embed_distinct
+from e2rank_st.storage import text_id
+from e2rank_st.training.labels import PADDING, SlateLabels
 from e2rank_st.training.losses import COLUMNS
 
-__all__ = ["SlateCollator", "distinct_documents", "prompt_orders", "sample_documents"]
+__all__ = ["SlateCollator", "prompt_orders", "sample_documents"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +93,6 @@ class SlateCollator(SentenceTransformerDataCollator):
         self._builder = PromptBuilder(
             TextTokenizer(self.model.tokenizer), listwise.format, listwise.max_prompt_tokens, listwise.max_query_tokens
         )
-        texts = [] if self.frozen is None else self.frozen.texts
-        self._rows = {text: row for row, text in enumerate(texts)}
         # Shared memory: workers that outlive an epoch have to see the next one begin.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -193,8 +194,8 @@ class SlateCollator(SentenceTransformerDataCollator):
         size = self._slate_size(slates)
         vectors = torch.zeros(len(rows), size, self.frozen.dimension)
         for number, (row, places) in enumerate(zip(rows, slates, strict=True)):
-            stored = [self._rows[row["documents"][place]] for place in places]
-            vectors[number, : len(places)] = torch.from_numpy(self.frozen.embeddings[stored])
+            stored = self.frozen.vectors(row["documents"][place] for place in places)
+            vectors[number, : len(places)] = torch.from_numpy(stored)
         return vectors.flatten(0, 1)
 
     def _padded(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
@@ -271,31 +272,16 @@ def prompt_orders(
         raise ValueError(f"candidate_order must be one of {CANDIDATE_ORDERS}, got {order!r}.")
     if order == "given":
         return [list(range(len(texts))) for texts in documents]
-    if show_progress_bar is None:
-        show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
-    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+    wanted = progress_wanted(show_progress_bar, logger)
+    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": wanted}
     if index is None:
-        index = distinct_documents(model, documents, **options)
-    rows = {text: row for row, text in enumerate(index.texts)}
-    query_rows = {text: row for row, text in enumerate(dict.fromkeys(queries))}
-    query_vectors = cast("Tensor", model.encode_query(list(query_rows), convert_to_tensor=True, **options)).cpu()
-    vectors = torch.from_numpy(index.embeddings)
+        index = Index.build(model, list(dict.fromkeys(text for texts in documents for text in texts)), **options)
+    query_vectors = torch.from_numpy(embed_distinct(model.encode_query, queries, **options))
     orders = []
-    for query, texts in zip(queries, documents, strict=True):
-        scores = cosine(vectors[[rows[text] for text in texts]], query_vectors[query_rows[query]]).tolist()
+    for vector, texts in zip(query_vectors, documents, strict=True):
+        scores = cosine(torch.from_numpy(index.vectors(texts)), vector).tolist()
         orders.append(sorted(range(len(texts)), key=lambda place: (-scores[place], text_id(texts[place]))))
     return orders
-
-
-def distinct_documents(model: E2Rank, documents: Iterable[Sequence[str]], **options: Any) -> Index:
-    """Embed each distinct document of slates once.
-
-    Args:
-        model: The model as it is now.
-        documents: Those of each slate.
-        **options: As for :meth:`~e2rank_st.search.index.Index.build`.
-    """
-    return Index.build(model, list(dict.fromkeys(text for texts in documents for text in texts)), **options)
 
 
 def _check(row: Row) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect
 import json
 import logging
@@ -13,8 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from sentence_transformers.base.evaluation import SequentialEvaluator
 from torch import nn
 
@@ -22,9 +19,10 @@ from e2rank_st.data.formats import open_slates, read_beir, read_columns, read_ra
 from e2rank_st.data.slates import Slate, read_manifest, read_slates
 from e2rank_st.evaluation.evaluator import RerankingEvaluator
 from e2rank_st.model import E2Rank
+from e2rank_st.provenance import model_digest
 from e2rank_st.search.index import Index
-from e2rank_st.storage import replacing
-from e2rank_st.training.collator import distinct_documents, prompt_orders
+from e2rank_st.storage import file_sha256, folder_sha256, write_json
+from e2rank_st.training.collator import prompt_orders
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -35,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 OWN = ("path", "name", "limit", "depth", "own_first_stage")
 READERS = (read_beir, read_columns, read_rankings, read_results, read_slates)
-FINGERPRINT_VALUES = 1024  # of each parameter: enough to tell models apart, however large they are
 
 
 @dataclass(frozen=True)
@@ -233,8 +230,8 @@ def document_index(
     folder = cache / fingerprint(model, data)[:16]
     if folder.exists():
         return Index.load(folder)
-    documents = (texts for part in data.values() for texts in part["documents"])
-    index = distinct_documents(model, documents, batch_size=batch_size, show_progress_bar=show_progress_bar)
+    distinct = dict.fromkeys(text for part in data.values() for texts in part["documents"] for text in texts)
+    index = Index.build(model, list(distinct), batch_size, show_progress_bar)
     index.save(folder)
     return index
 
@@ -265,8 +262,7 @@ def with_prompt_orders(
         rows = {name: (list(part["query"]), list(part["documents"])) for name, part in data.items()}
         options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
         orders = {name: prompt_orders(model, *columns, index=index, **options) for name, columns in rows.items()}
-        with replacing(cache) as fresh:
-            fresh.write_text(json.dumps({"key": key, "orders": orders}), encoding="utf-8")
+        write_json(cache, {"key": key, "orders": orders}, indent=None)
     for name, part in data.items():
         data[name] = part.add_column("prompt_order", orders[name])
     return data
@@ -281,23 +277,13 @@ def _kept(cache: Path, key: str) -> dict[str, list[list[int]]] | None:
 
 def fingerprint(model: nn.Module, data: Mapping[str, Any]) -> str:
     """Hash what the order of documents depends on: their texts, and the model's weights and prompts."""
-    digest = hashlib.sha256(json.dumps([getattr(model, "prompts", {}), getattr(model, "max_seq_length", 0)]).encode())
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()[:FINGERPRINT_VALUES].to("cpu", torch.float32)
-        digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+    digest = model_digest(model)
     for name, part in data.items():
         digest.update(name.encode())
         for row in part:
             digest.update(json.dumps([row["query"], row["documents"]]).encode())
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def _sha256(path: Path) -> str:
-    """Hash of a file, or of all files of a folder with their names."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
-        digest.update(b"" if path.is_file() else file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(path) if path.is_file() else folder_sha256(path)

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["PADDING", "UNJUDGED", "SlateLabels", "positives", "preferences", "text_id"]
+from e2rank_st.storage import text_id
+
+__all__ = ["PADDING", "UNJUDGED", "SlateLabels", "positives", "preferences"]
 
 PADDING, UNJUDGED = -math.inf, math.nan  # as labels
-
-
-def text_id(text: str) -> int:
-    """Return a 63-bit id of a text: the same in every process and every run, as Python's own hash is not."""
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
 
 
 class SlateLabels(NamedTuple):
@@ -34,7 +30,7 @@ class SlateLabels(NamedTuple):
             ``-inf``: padding, no candidate at all (its row of documents still has to hold some text).
         gold: ``(B, N)`` bool, whether the document is a known positive of the query.
         text_ids: ``(B, N)`` int64, equal where the texts are equal, wherever they stand, and in other processes too if
-            negatives are gathered from them: see :func:`text_id`.
+            negatives are gathered from them: see :func:`~e2rank_st.storage.text_id`.
     """
 
     labels: Tensor

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
-import os
-import platform
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from e2rank_st import __version__
+from e2rank_st.provenance import environment
 from e2rank_st.storage import replacing
 
-__all__ = ["History", "check_plotting", "environment", "read_earlier", "split_log", "stages"]
+__all__ = ["History", "check_plotting", "read_earlier", "split_log", "stages"]
 
-PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets", "peft")
 PARTS = ("loss", "contrastive", "listwise", "localized", "guard")
 JSON_NAME, CURVES_NAME = "training.json", "curves.png"
 
@@ -62,7 +55,7 @@ class History:
     resumed_from: int | None
     seconds: float
     earlier: Mapping[str, Any] | None = None
-    environment: Mapping[str, Any] = field(default_factory=lambda: environment())
+    environment: Mapping[str, Any] = field(default_factory=environment)
 
     def write(self, folder: Path) -> None:
         """Write ``training.json`` and ``curves.png``, each whole or not at all.
@@ -92,43 +85,6 @@ def stages(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A run's record behind those of the runs that it goes back to, the first one first."""
     earlier = record.get("earlier")
     return [*(stages(earlier) if earlier else ()), record]
-
-
-def environment() -> dict[str, Any]:
-    """Versions of what a run depends on, and what it runs on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return {
-        "versions": {
-            "e2rank-st": __version__,
-            "python": platform.python_version(),
-            **{name: version for name in PACKAGES if (version := _version(name))},
-        },
-        "hardware": {
-            "device": device,
-            "processes": processes,
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
-        "platform": f"{sys.platform} {platform.machine()}",
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    """The processor's name: Linux has it in a file, other systems in a call."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def check_plotting() -> None:

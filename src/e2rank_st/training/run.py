@@ -28,7 +28,8 @@ from transformers.utils.logging import disable_progress_bar
 from e2rank_st.adapters import adapter_base
 from e2rank_st.checkpoints import MODEL_ID
 from e2rank_st.console import Column, show
-from e2rank_st.evaluation.evaluator import SYSTEMS, randomisation_test
+from e2rank_st.evaluation.evaluator import SYSTEMS
+from e2rank_st.evaluation.significance import randomisation_test
 from e2rank_st.model import BUNDLED_MODELS, BUNDLED_REPOSITORY, E2Rank, bundled_folder, load_model
 from e2rank_st.search.index import Index
 from e2rank_st.storage import replacing

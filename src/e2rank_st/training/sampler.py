@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sized
 import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-from e2rank_st.training.labels import text_id
+from e2rank_st.storage import text_id
 
 __all__ = ["SourceBatchSampler"]
 

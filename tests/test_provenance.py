@@ -1,7 +1,7 @@
 """What goes through a model is counted as it is: without padding, whoever sends it."""
 
 from e2rank_st import E2Rank
-from e2rank_st.benchmarks.costs import counted
+from e2rank_st.provenance import counted
 
 
 def test_counts_tokens_without_padding(tiny: E2Rank):

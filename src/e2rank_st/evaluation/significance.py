@@ -1,0 +1,151 @@
+"""Scores of two systems on the same queries → whether their difference is more than chance.
+
+Axes: B queries.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Comparison", "Interval", "bootstrap_interval", "compare", "randomisation_test"]
+
+RESAMPLES_AT_ONCE = 1000  # bootstrap samples in memory
+SIGNS_AT_ONCE = 4096  # sign vectors of the randomisation test in memory
+TIED = 1e-9  # differences that are rounding
+Signs: TypeAlias = NDArray[np.float64]
+
+
+def randomisation_test(
+    first: Sequence[float], second: Sequence[float], *, permutations: int = 100_000, seed: int = 0
+) -> float:
+    """Test whether two systems differ on the same queries: Fisher's paired randomisation test (Smucker et al. 2007).
+
+    Under the null hypothesis the sign of each query's difference is a coin's. All sign vectors are tried where they
+    are no more than ``permutations``, else as many are drawn.
+
+    Args:
+        first: A score for each of B queries.
+        second: The other system's.
+        permutations: Most sign vectors.
+        seed: Of their draw.
+
+    Returns:
+        The two-sided p-value of the mean difference.
+
+    Raises:
+        ValueError: The lists are empty or differ in length.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"Got {len(first)} and {len(second)} scores; give both for the same queries, at least one.")
+    differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)  # (B,)
+    # A sum in another order differs in its last bits; what is equal has to count as equal.
+    observed = abs(differences.sum()) - 1e-9
+    exact = 2 ** min(len(differences), 62) <= permutations
+    signs = (_all_signs if exact else _drawn_signs)(len(differences), permutations, seed)
+    extreme = sum(int((np.abs(chunk @ differences) >= observed).sum()) for chunk in signs)
+    # The observed signs are one of all; among drawn ones they have to be counted in.
+    return extreme / 2 ** len(differences) if exact else (extreme + 1) / (permutations + 1)
+
+
+def _all_signs(number: int, *_: int) -> Iterator[Signs]:
+    for start in range(0, 2**number, SIGNS_AT_ONCE):
+        codes = np.arange(start, min(start + SIGNS_AT_ONCE, 2**number))
+        yield np.where(codes[:, None] >> np.arange(number) & 1, 1.0, -1.0)
+
+
+def _drawn_signs(number: int, permutations: int, seed: int) -> Iterator[Signs]:
+    generator = np.random.default_rng(seed)
+    for start in range(0, permutations, SIGNS_AT_ONCE):
+        yield generator.choice((-1.0, 1.0), size=(min(SIGNS_AT_ONCE, permutations - start), number))
+
+
+class Interval(NamedTuple):
+    """Bounds of a confidence interval."""
+
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    scores: Sequence[float], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Confidence interval of a mean over queries, by the percentiles of resampled means (Efron 1979).
+
+    Args:
+        scores: A score for each of B queries.
+        confidence: Share of the resampled means inside the interval.
+        samples: How often B queries are drawn with replacement.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: There are no scores.
+    """
+    if not scores:
+        raise ValueError("Got no scores to resample; give at least one.")
+    values, generator = np.asarray(scores, np.float64), np.random.default_rng(seed)
+    means: list[float] = []
+    for start in range(0, samples, RESAMPLES_AT_ONCE):
+        shape = (min(RESAMPLES_AT_ONCE, samples - start), len(values))
+        means.extend(values[generator.integers(len(values), size=shape)].mean(axis=1))
+    outside = (1 - confidence) / 2
+    low, high = np.quantile(means, (outside, 1 - outside))
+    return Interval(float(low), float(high))
+
+
+class Comparison(NamedTuple):
+    """How a system differs from another on the same queries.
+
+    Attributes:
+        against: The other system.
+        difference: Mean difference.
+        interval: Bootstrap interval of it.
+        p: Two-sided p-value of the paired randomisation test.
+        wins: Queries on which the system is better.
+        ties: Queries on which both are equal.
+        losses: The others.
+    """
+
+    against: str
+    difference: float
+    interval: Interval
+    p: float
+    wins: int
+    ties: int
+    losses: int
+
+
+def compare(
+    against: str, scores: Mapping[str, float], others: Mapping[str, float], *, samples: int = 10_000, seed: int = 0
+) -> Comparison:
+    """Compare two systems, query by query.
+
+    Args:
+        against: Name of the other system.
+        scores: A score for each query.
+        others: The other system's.
+        samples: Bootstrap samples; the randomisation test draws ten times as many.
+        seed: Of all draws.
+
+    Raises:
+        ValueError: The queries are not the same.
+    """
+    if scores.keys() != others.keys():
+        raise ValueError(f"Got {len(scores)} and {len(others)} queries that are not the same; score the same ones.")
+    first, second = list(scores.values()), [others[query] for query in scores]
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    wins = sum(difference > TIED for difference in differences)
+    losses = sum(difference < -TIED for difference in differences)
+    return Comparison(
+        against,
+        statistics.fmean(differences),
+        bootstrap_interval(differences, samples=samples, seed=seed),
+        randomisation_test(first, second, permutations=10 * samples, seed=seed),
+        wins,
+        len(differences) - wins - losses,
+        losses,
+    )
