@@ -62,7 +62,7 @@ def main(
     _log_to_stderr()
     with _one_line_errors():
         # Here, so that --help answers at once.
-        from e2rank_st.model import bundled_folder
+        from e2rank_st.adapters import bundled_folder
         from e2rank_st.publishing import Source, Target
 
         if Path(model).resolve() == bundled_folder().resolve():

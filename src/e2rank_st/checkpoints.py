@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["CHECKPOINTS", "MODEL_ID", "Checkpoint", "find_checkpoint"]
+__all__ = ["CHECKPOINTS", "HUB_ID", "MODEL_ID", "Checkpoint", "find_checkpoint"]
 
 MODEL_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # the Hub's; Sentence-Transformers adds its own org to a bare name
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -101,5 +102,5 @@ def find_checkpoint(
             return row
     raise ValueError(
         f"No known checkpoint is called {repository!r} or has the architecture {list(architectures)}. "
-        f"Say how it is to be wired: E2Rank.from_checkpoint({repository!r}, preset=...) with one of {presets}."
+        f"Say how it is to be wired: E2Rank({repository!r}, preset=...) with one of {presets}."
     )

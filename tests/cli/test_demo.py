@@ -9,8 +9,8 @@ import pytest
 
 import e2rank_st.cli.demo as demo_module
 from e2rank_st import E2Rank
-from e2rank_st.cli.demo import QUERIES, answer, cache_folder, keep_index, kept_index
-from e2rank_st.data.docstrings import collect
+from e2rank_st.cli.demo import answer, cache_folder, keep_index, kept_index
+from e2rank_st.data.docstrings import QUERIES, collect
 from e2rank_st.search.index import Index
 
 QUERY = "how long do fleas live"
@@ -25,13 +25,13 @@ def test_answer_holds_both_rankings(bundled: E2Rank, index: Index, facts: list[s
     """Guards against ranks and scores that are mixed up between retrieval and reranking, or between rows."""
     found = answer(bundled, index, QUERY, top_k=4, num_candidates=6)
     scores, ids = (part[0].tolist() for part in index.retrieve(bundled.encode_query([QUERY]), 6))
-    assert [hit.rank for hit in found.hits] == [1, 2, 3, 4]
+    assert len(found.hits) == 4
     for hit in found.hits:
-        assert ids[hit.retrieval_rank - 1] == hit.row
-        assert scores[hit.retrieval_rank - 1] == hit.retrieval_score
+        assert ids[hit["retrieval_rank"] - 1] == hit["corpus_id"]
+        assert scores[hit["retrieval_rank"] - 1] == hit["retrieval_score"]
     reranked = bundled.rerank(QUERY, [facts[row] for row in ids], top_k=4)
-    assert [hit.row for hit in found.hits] == [ids[hit["corpus_id"]] for hit in reranked]
-    np.testing.assert_allclose([hit.score for hit in found.hits], [hit["score"] for hit in reranked], atol=1e-5)
+    assert [hit["corpus_id"] for hit in found.hits] == [ids[hit["corpus_id"]] for hit in reranked]
+    np.testing.assert_allclose([hit["score"] for hit in found.hits], [hit["score"] for hit in reranked], atol=1e-5)
     assert found.retrieval_seconds > 0 < found.rerank_seconds
 
 

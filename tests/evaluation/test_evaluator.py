@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import itertools
 import json
 import math
 from pathlib import Path
@@ -15,7 +14,6 @@ from e2rank_st import E2Rank
 from e2rank_st.data.slates import Slate
 from e2rank_st.evaluation.evaluator import SYSTEMS, RerankingEvaluator
 from e2rank_st.evaluation.metrics import ndcg
-from e2rank_st.evaluation.significance import randomisation_test
 from tests.toy import toy_rows
 
 
@@ -34,41 +32,6 @@ def constant(model: E2Rank) -> E2Rank:
         }
     )
     return model
-
-
-def test_ndcg_by_hand() -> None:
-    """Guards against another gain, discount or cut."""
-    assert ndcg([3, 2, 0]) == 1.0
-    # Gains 0, 3, 2 at ranks 1, 2, 3; ideally 3, 2, 0.
-    expected = (3 / math.log2(3) + 2 / 2) / (3 + 2 / math.log2(3))
-    assert ndcg([0, 3, 2]) == pytest.approx(expected)
-    assert ndcg([0, 3, 2], at_k=1) == 0.0
-    assert ndcg([1], ideal=[1, 1]) == pytest.approx(1 / (1 + 1 / math.log2(3)))
-
-
-def test_grades_that_gain_nothing() -> None:
-    """Guards against unjudged or negative grades that count, and against a division by zero."""
-    assert ndcg([None, -1, 0]) == 0.0
-    assert ndcg([]) == 0.0
-    assert ndcg([None, 2, -1]) == ndcg([0, 2, 0])
-
-
-def test_ndcg_is_trec_evals() -> None:
-    """Guards against numbers that cannot stand beside published ones."""
-    pytrec_eval = pytest.importorskip("pytrec_eval")
-    rows = toy_rows(20, seed=1)
-    for seed, row in enumerate(rows):  # grades from -1 to 3, more documents than ranks that count, an unjudged one
-        row["grades"] = [(seed * 7 + place * 5) % 5 - 1 for place in range(14)] + [None]
-    qrels = {
-        str(query): {str(place): grade for place, grade in enumerate(row["grades"]) if grade is not None}
-        for query, row in enumerate(rows)
-    }
-    qrels["0"]["not retrieved"] = 3
-    run = {query: {str(place): 15.0 - place for place in range(15)} for query in qrels}
-    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
-    for query, row in enumerate(rows):
-        ours = ndcg(row["grades"], qrels[str(query)].values())
-        assert ours == pytest.approx(theirs[str(query)]["ndcg_cut_10"], abs=1e-9)
 
 
 def test_systems_are_those_of_encode_and_rerank(tiny: E2Rank) -> None:
@@ -174,39 +137,3 @@ def test_lists_that_do_not_fit_are_refused(columns: Any, message: str) -> None:
     """Guards against grades of other documents."""
     with pytest.raises(ValueError, match=message):
         RerankingEvaluator(*columns)
-
-
-def test_randomisation_by_hand() -> None:
-    """Guards against a one-sided p-value, or one that leaves out the observed signs."""
-    # Three differences of the same sign: of 8 sign vectors, two give a sum as extreme.
-    assert randomisation_test([0.3, 0.5, 0.9], [0.2, 0.4, 0.8]) == 2 / 8
-    assert randomisation_test([0.2, 0.4, 0.8], [0.3, 0.5, 0.9]) == 2 / 8
-    assert randomisation_test([0.5, 0.5], [0.5, 0.5]) == 1.0
-    # Differences 3 and -1: the sums 2, 4, -4 and -2 are all at least as extreme as 2.
-    assert randomisation_test([3, 0], [0, 1]) == 1.0
-
-
-def test_drawn_signs_approach_all_signs() -> None:
-    """Guards against a draw that is biased, differs between runs, or ever gives p = 0."""
-    first = [0.1 * (index % 5) + 0.05 for index in range(14)]
-    second = [0.1 * (index % 3) for index in range(14)]
-    exact = randomisation_test(first, second)
-    brute = [
-        sum(s * (a - b) for s, a, b in zip(signs, first, second, strict=True))
-        for signs in itertools.product((1, -1), repeat=14)
-    ]
-    observed = sum(first) - sum(second)
-    assert exact == sum(abs(value) >= observed - 1e-9 for value in brute) / 2**14
-    drawn = randomisation_test(first, second, permutations=10_000, seed=1)
-    assert drawn == pytest.approx(exact, abs=0.02)
-    assert drawn == randomisation_test(first, second, permutations=10_000, seed=1)
-    assert drawn != randomisation_test(first, second, permutations=10_000, seed=2)
-    many = [1.0] * 200
-    assert randomisation_test(many, [0.0] * 200, permutations=999) == 1 / 1000
-
-
-@pytest.mark.parametrize("scores", [([], []), ([1.0], [1.0, 2.0])])
-def test_scores_of_other_queries_are_refused(scores: Any) -> None:
-    """Guards against a paired test of lists that are no pairs."""
-    with pytest.raises(ValueError, match="for the same queries"):
-        randomisation_test(*scores)

@@ -1,4 +1,4 @@
-"""Metrics by hand, against pytrec_eval and our own nDCG; intervals and comparisons by hand."""
+"""Metrics by hand, against pytrec_eval and our own nDCG."""
 
 import math
 import random
@@ -6,9 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from e2rank_st.evaluation import metrics
 from e2rank_st.evaluation.metrics import MEASURES, evaluate, mean, ndcg, separated
-from e2rank_st.evaluation.significance import bootstrap_interval, compare
+from tests.toy import toy_rows
 
 pytrec_eval = pytest.importorskip("pytrec_eval")
 
@@ -86,36 +85,36 @@ def test_scores_that_are_no_ranking_are_refused(scores):
         separated(scores)
 
 
-def test_bootstrap_interval(monkeypatch: pytest.MonkeyPatch):
-    """Guards against intervals that differ between runs or with the size of a chunk, and against wrong quantiles."""
-    scores = [0.0, 0.2, 0.4, 0.9, 1.0, 0.3, 0.5]
-    first = bootstrap_interval(scores, seed=1)
-    assert first == bootstrap_interval(scores, seed=1)
-    assert first.low < sum(scores) / 7 < first.high
-    # Of a mean of B values, the interval is about 1.96 standard errors on either side.
-    many = [float(value) for value in np.random.default_rng(0).normal(0.5, 0.1, 400)]
-    low, high = bootstrap_interval(many)
-    error = float(np.std(many)) / 20
-    assert low == pytest.approx(np.mean(many) - 1.96 * error, abs=error / 8)
-    assert high == pytest.approx(np.mean(many) + 1.96 * error, abs=error / 8)
-    assert bootstrap_interval(many, seed=1) != bootstrap_interval(many, seed=2)
-    assert bootstrap_interval([0.4] * 5) == pytest.approx((0.4, 0.4))
-    monkeypatch.setattr(metrics, "RESAMPLES_AT_ONCE", 7)
-    assert bootstrap_interval(scores, seed=1) == first
-    with pytest.raises(ValueError, match="no scores"):
-        bootstrap_interval([])
+def test_ndcg_by_hand() -> None:
+    """Guards against another gain, discount or cut."""
+    assert ndcg([3, 2, 0]) == 1.0
+    # Gains 0, 3, 2 at ranks 1, 2, 3; ideally 3, 2, 0.
+    expected = (3 / math.log2(3) + 2 / 2) / (3 + 2 / math.log2(3))
+    assert ndcg([0, 3, 2]) == pytest.approx(expected)
+    assert ndcg([0, 3, 2], at_k=1) == 0.0
+    assert ndcg([1], ideal=[1, 1]) == pytest.approx(1 / (1 + 1 / math.log2(3)))
 
 
-def test_comparison_by_hand():
-    """Guards against a difference of the wrong sign, and against ties that rounding turns into wins."""
-    ours = {"a": 0.5, "b": 0.3, "c": 0.1 + 0.2, "d": 1.0}
-    theirs = {"d": 0.5, "c": 0.3, "b": 0.4, "a": 0.2}
-    found = compare("theirs", ours, theirs)
-    assert found.against == "theirs"
-    assert found.difference == pytest.approx((0.3 - 0.1 + 0.0 + 0.5) / 4)
-    assert (found.wins, found.ties, found.losses) == (2, 1, 1)
-    # Of 16 sign vectors of 0.3, 0.1, 0 and 0.5, as extreme as 0.7: sums 0.7 and 0.9, both signs, each twice.
-    assert found.p == 8 / 16
-    assert found == compare("theirs", ours, theirs)
-    with pytest.raises(ValueError, match="not the same"):
-        compare("theirs", ours, {"a": 1.0})
+def test_grades_that_gain_nothing() -> None:
+    """Guards against unjudged or negative grades that count, and against a division by zero."""
+    assert ndcg([None, -1, 0]) == 0.0
+    assert ndcg([]) == 0.0
+    assert ndcg([None, 2, -1]) == ndcg([0, 2, 0])
+
+
+def test_ndcg_is_trec_evals() -> None:
+    """Guards against numbers that cannot stand beside published ones."""
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    rows = toy_rows(20, seed=1)
+    for seed, row in enumerate(rows):  # grades from -1 to 3, more documents than ranks that count, an unjudged one
+        row["grades"] = [(seed * 7 + place * 5) % 5 - 1 for place in range(14)] + [None]
+    qrels = {
+        str(query): {str(place): grade for place, grade in enumerate(row["grades"]) if grade is not None}
+        for query, row in enumerate(rows)
+    }
+    qrels["0"]["not retrieved"] = 3
+    run = {query: {str(place): 15.0 - place for place in range(15)} for query in qrels}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
+    for query, row in enumerate(rows):
+        ours = ndcg(row["grades"], qrels[str(query)].values())
+        assert ours == pytest.approx(theirs[str(query)]["ndcg_cut_10"], abs=1e-9)

@@ -12,10 +12,11 @@ from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives
 
 import e2rank_st.labelling.mining as mining_module
+import e2rank_st.search.exact as exact_module
 from e2rank_st import E2Rank
 from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.slates import DataError, Manifest, Slate, write_slates
-from e2rank_st.labelling.mining import SAME_GROUP, MiningSettings, mine
+from e2rank_st.labelling.mining import MiningSettings, mine
 
 DIMENSION = 16
 
@@ -72,19 +73,15 @@ def brute_force(model: Embedder, collection: JudgedCorpus, settings: MiningSetti
         worst = min((vector @ positive for positive in positives), default=np.inf)
         taken = {" ".join(collection.corpus[id_].split()).casefold() for id_ in grades}
         scores, seen = {}, set()
-        for id_, text in collection.corpus.items():
+        for text in collection.corpus.values():
             document = unit(model.vector(text))
-            same = "#" in id_ and any(id_.split("#")[0] == other.split("#")[0] for other in gold)
             plain = " ".join(text.split()).casefold()
             passes = (
                 plain not in taken | seen
-                and (settings.max_score is None or vector @ document <= settings.max_score)
-                and (settings.absolute_margin is None or vector @ document <= worst - settings.absolute_margin)
-                and (settings.relative_margin is None
+                and (settings.relative_margin is None or not gold
                      or vector @ document <= worst - abs(worst) * settings.relative_margin)
                 and (settings.max_positive_similarity is None
                      or all(document @ positive <= settings.max_positive_similarity for positive in positives))
-                and {"any": True, "unjudged": True, "exclude": not same, "only": same}[settings.same_group]
             )  # fmt: skip
             seen.add(plain)  # of the same texts the first stands for all
             if passes:
@@ -103,53 +100,52 @@ def candidates(slates: Sequence[Slate], collection: JudgedCorpus) -> dict[str, l
 RULES = [
     {},
     {"num_candidates": 100},
-    {"max_score": 0.3},
-    {"absolute_margin": 0.05},
     {"relative_margin": 0.1},
     {"max_positive_similarity": 0.2},
-    {"max_positive_similarity": 0.3, "relative_margin": 0.2, "max_score": 0.5, "same_group": "exclude"},
-    {"gold_from": 2, "absolute_margin": 0.05},
-    *({"same_group": rule} for rule in SAME_GROUP),
+    {"max_positive_similarity": 0.3, "relative_margin": 0.2},
+    {"gold_from": 2, "relative_margin": 0.1},
 ]
 
 
+def chunk(patch: pytest.MonkeyPatch, queries: int, documents: int) -> None:
+    """Look at so many queries and documents at a time."""
+    patch.setattr(mining_module, "QUERIES_AT_ONCE", queries)
+    patch.setattr(exact_module, "DOCUMENTS_AT_ONCE", documents)
+
+
 @pytest.mark.parametrize("rules", RULES, ids=str)
-def test_same_as_brute_force(rules: dict, collection: JudgedCorpus):
+def test_same_as_brute_force(rules: dict, collection: JudgedCorpus, monkeypatch: pytest.MonkeyPatch):
     """Guards against a rule applied after the best are taken, to the wrong query, or the wrong way round."""
-    settings = MiningSettings(**{"num_candidates": 5, "query_chunk_size": 7, "corpus_chunk_size": 9, **rules})
+    chunk(monkeypatch, 7, 9)
+    settings = MiningSettings(**{"num_candidates": 5, **rules})
     model = Embedder()
     expected = brute_force(model, collection, settings)
     assert candidates(list(mine(model, collection, settings)), collection) == expected
     unruled = brute_force(model, collection, MiningSettings(num_candidates=5))
-    assert (expected == unruled) == (rules in ({}, {"same_group": "any"}, {"same_group": "unjudged"}))
+    assert (expected == unruled) == (not rules)
 
 
-def test_chunk_sizes_do_not_matter(tiny: E2Rank, collection: JudgedCorpus):
+def test_chunk_sizes_do_not_matter(tiny: E2Rank, collection: JudgedCorpus, monkeypatch: pytest.MonkeyPatch):
     """Guards against ties and near ties that fall otherwise in chunks of another size; an untrained model has many."""
     vectors = tiny.encode_document(list(collection.corpus.values()))
-    settings = MiningSettings(num_candidates=6, max_score=0.999, max_positive_similarity=0.9999)
-    whole, *others = (
-        list(
-            mine(
-                tiny,
-                collection,
-                replace(settings, query_chunk_size=queries, corpus_chunk_size=documents),
-                document_embeddings=vectors,
-            )
-        )
-        for queries, documents in [(1000, 1000), (1, 1), (4, 13)]
-    )
-    assert others == [whole, whole]
-    assert max(map(len, whole)) > 6
+    settings = MiningSettings(num_candidates=6, max_positive_similarity=0.9999)
+    found = []
+    for sizes in [(1000, 1000), (1, 1), (4, 13)]:
+        chunk(monkeypatch, *sizes)
+        found.append(list(mine(tiny, collection, settings, document_embeddings=vectors)))
+    assert found[1:] == [found[0], found[0]]
+    assert max(map(len, found[0])) > 6
 
 
-def test_equal_vectors_keep_the_order_of_the_corpus():
+def test_equal_vectors_keep_the_order_of_the_corpus(monkeypatch: pytest.MonkeyPatch):
     """Guards against ties in an order that changes with the library, the machine, or the chunks."""
     corpus = {f"d{number}": f"text {number}" for number in range(30)}
     model = Embedder({text: [1.0, 2.0] for text in corpus.values()} | {"query": [0.3, 0.4]})
     collection = JudgedCorpus(corpus, {"q": "query"}, {"q": {"d3": 1}})
-    slates = [list(mine(model, collection, MiningSettings(3, corpus_chunk_size=size))) for size in (1, 7, 30)]
-    assert [slate.documents for (slate,) in slates] == [("text 3", "text 0", "text 1", "text 2")] * 3
+    for size in (1, 7, 30):
+        chunk(monkeypatch, 1, size)
+        (slate,) = mine(model, collection, MiningSettings(3))
+        assert slate.documents == ("text 3", "text 0", "text 1", "text 2")
 
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])
@@ -185,14 +181,6 @@ def test_labels_and_gold(collection: JudgedCorpus):
     assert slate.gold == (True, False, False, False, False)
 
 
-def test_same_group_can_be_marked(collection: JudgedCorpus):
-    """Guards against paragraphs of the same article labelled as irrelevant where they may well answer."""
-    slates = mine(Embedder(), collection, MiningSettings(60, same_group="unjudged"))
-    slate = next(slate for slate in slates if slate.query == "query 9")
-    unjudged = {text for text, label in zip(slate.documents, slate.labels, strict=True) if label is None}
-    assert unjudged == {"document 8", "document 10", "document 11"}
-
-
 def test_same_text_is_excluded_and_comes_once(collection: JudgedCorpus):
     """Guards against a copy of the positive as its own negative, and against a candidate twice in a slate."""
     slates = {slate.query: slate for slate in mine(Embedder(), collection, MiningSettings(100))}
@@ -212,19 +200,6 @@ def test_empty_documents_are_no_candidates():
         list(mine(Embedder(), replace(collection, judgements={"q": {"d2": 1}})))
 
 
-def test_sampling(collection: JudgedCorpus):
-    """Guards against a draw from the wrong places, one without a seed, and one that other queries influence."""
-    ranked = candidates(list(mine(Embedder(), collection, MiningSettings(12))), collection)
-    settings = MiningSettings(4, sample_range=(2, 12), seed=5)
-    drawn = candidates(list(mine(Embedder(), collection, settings)), collection)
-    places = {query: [ranked[query].index(text) for text in texts] for query, texts in drawn.items()}
-    assert all(chosen == sorted(chosen) and chosen[0] >= 2 and len(chosen) == 4 for chosen in places.values())
-    assert {place for chosen in places.values() for place in chosen} == set(range(2, 12))
-    again = replace(collection, judgements=dict(reversed(collection.judgements.items())))
-    assert candidates(list(mine(Embedder(), again, settings)), again) == drawn
-    assert candidates(list(mine(Embedder(), collection, replace(settings, seed=6))), collection) != drawn
-
-
 def test_given_vectors_are_used(collection: JudgedCorpus):
     """Guards against a corpus embedded again, or vectors that are a row off where the corpus holds a text twice."""
     model = Embedder()
@@ -236,17 +211,20 @@ def test_given_vectors_are_used(collection: JudgedCorpus):
         assert set(model.embedded) == set(collection.queries.values())
     with pytest.raises(ValueError, match="Got 60 document_embeddings for a corpus of 61"):
         mine(Embedder(), collection, document_embeddings=vectors[1:])
-    with pytest.raises(ValueError, match="finite matrix"):
+    with pytest.raises(ValueError, match="Embedding 0 holds NaN"):
         mine(Embedder(), collection, document_embeddings=vectors * np.nan)
 
 
-def test_nothing_is_mined_ahead(collection: JudgedCorpus):
+def test_nothing_is_mined_ahead(collection: JudgedCorpus, monkeypatch: pytest.MonkeyPatch):
     """Guards against a generator that mines everything before the first slate."""
-    slates = mine(Embedder(), collection, MiningSettings(query_chunk_size=5))
+    monkeypatch.setattr(mining_module, "QUERIES_AT_ONCE", 5)
+    slates = mine(Embedder(), collection)
     searched = []
     nearest = mining_module.nearest
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mining_module, "nearest", lambda *args: searched.append(len(args[0])) or nearest(*args))
+        patch.setattr(
+            mining_module, "nearest", lambda *args, **more: searched.append(len(args[0])) or nearest(*args, **more)
+        )
         for _ in range(5):
             next(slates)
         assert searched == [5]
@@ -257,16 +235,17 @@ def test_nothing_is_mined_ahead(collection: JudgedCorpus):
 @pytest.mark.parametrize("survived", [0, 1, 3])
 def test_resuming_gives_the_same_bytes(survived: int, collection: JudgedCorpus, tmp_path: Path, monkeypatch):
     """Guards against a restart that begins anew, loses a chunk, or ends with another file than an unbroken run."""
-    settings = MiningSettings(3, query_chunk_size=5, sample_range=(0, 6))
+    settings = MiningSettings(3)
+    monkeypatch.setattr(mining_module, "QUERIES_AT_ONCE", 5)
     monkeypatch.setattr(mining_module, "TEXTS_AT_ONCE", 25)
     unbroken = write_slates(tmp_path / "unbroken.parquet", mine(Embedder(), collection, settings), Manifest("s"))
     nearest, calls = mining_module.nearest, []
 
-    def dying(*args):
+    def dying(*args, **options):
         if len(calls) == survived:
             raise KeyboardInterrupt
         calls.append(args)
-        return nearest(*args)
+        return nearest(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(mining_module, "nearest", dying)
@@ -330,35 +309,18 @@ def test_incomplete_collections_are_refused(changes: dict, message: str, collect
         mine(Embedder(), replace(collection, **changes))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
-        ({"query_chunk_size": 0}, "query_chunk_size must be at least 1, got 0"),
-        ({"corpus_chunk_size": -1}, "corpus_chunk_size must be at least 1, got -1"),
-        ({"same_group": "require"}, "same_group must be one of .*, got 'require'"),
-        ({"group_separator": ""}, "group_separator must not be empty"),
-        ({"sample_range": (0, 10)}, r"hold num_candidates=15 places, got \(0, 10\)"),
-        ({"sample_range": (-1, 30)}, "start at 0 or later"),
-    ],
-)
-def test_settings_are_checked(changes: dict, message: str):
+def test_settings_are_checked():
     """Guards against settings that would mine nothing, or not what was meant."""
-    with pytest.raises(ValueError, match=message):
-        MiningSettings(**changes)
+    with pytest.raises(ValueError, match="num_candidates must be at least 1, got 0"):
+        MiningSettings(num_candidates=0)
 
 
-def test_queries_without_anything(collection: JudgedCorpus, caplog: pytest.LogCaptureFixture):
-    """Guards against a query dropped in silence, or an empty slate; one without judgements gets candidates only."""
+def test_queries_without_judgements_get_candidates(collection: JudgedCorpus):
+    """Guards against a query dropped in silence, or an empty slate."""
     judgements = {"q1": {}, "q2": {"copy": 1}}
     (one, two) = mine(Embedder(), replace(collection, judgements=judgements), MiningSettings(2))
     assert (one.labels, one.gold) == ((0, 0), (False, False))
     assert len(two) == 3
-    assert not caplog.messages
-    grouped = MiningSettings(2, same_group="only")
-    (two,) = mine(Embedder(), replace(collection, judgements=judgements), grouped)
-    assert two.documents == (" Document  5",)
-    assert caplog.messages == ["Left out 1 of 2 queries: nothing judged, nothing found."]
 
 
 def test_progress_bar_can_be_switched(collection: JudgedCorpus, capfd: pytest.CaptureFixture):
@@ -369,9 +331,7 @@ def test_progress_bar_can_be_switched(collection: JudgedCorpus, capfd: pytest.Ca
     assert "23/23" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "margin", [{}, {"absolute_margin": 0.3}, {"relative_margin": 0.6}, {"max_score": 0.2}], ids=str
-)
+@pytest.mark.parametrize("margin", [{}, {"relative_margin": 0.6}], ids=str)
 def test_margins_mean_what_they_mean_in_sentence_transformers(margin: dict, bundled: E2Rank, facts: list[str]):
     """Guards against a margin of the same name that lets other candidates pass."""
     pairs = {"how long do fleas live": 0, "what is the capital of China": 1, "why does bread rise": 3}

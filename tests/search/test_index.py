@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import e2rank_st.search.index as index_module
+import e2rank_st.search.exact as exact_module
 from e2rank_st import E2Rank
 from e2rank_st.search.index import Index
 
@@ -49,7 +49,8 @@ def test_results_do_not_depend_on_the_call(monkeypatch: pytest.MonkeyPatch):
     index, queries = random_index(), random_index(20, seed=1).embeddings
     whole = index.retrieve(queries, top_k=10)
     single = [index.retrieve(query[None], top_k=10) for query in queries]
-    monkeypatch.setattr(index_module, "SCORES_AT_ONCE", 1200)  # two queries at a time
+    monkeypatch.setattr(exact_module, "DOCUMENTS_AT_ONCE", 130)
+    monkeypatch.setattr(exact_module, "SCORES_AT_ONCE", 260)  # two queries at a time
     chunked = index.retrieve(queries, top_k=10)
     for part in (0, 1):
         np.testing.assert_array_equal(whole[part], chunked[part])
@@ -168,7 +169,7 @@ def test_failed_save_leaves_the_old_index(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(index_module, "save_file", full)
+    monkeypatch.setattr("e2rank_st.search.index.save_file", full)
     with pytest.raises(OSError, match="disk full"):
         random_index().save(tmp_path / "index")
     assert Index.load(tmp_path / "index").texts == AXES.texts

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from e2rank_st import E2Rank
 from e2rank_st.modeling_e2rank import Embedder
+from e2rank_st.search.index import Index
 from e2rank_st.storage import text_id
-from e2rank_st.training.collator import FILLER, SlateCollator, distinct_documents, prompt_orders, sample_documents
+from e2rank_st.training.collator import FILLER, SlateCollator, prompt_orders, sample_documents
 from e2rank_st.training.labels import SlateLabels
 from e2rank_st.training.losses import COLUMNS, E2RankLoss
 from tests.toy import toy_rows
@@ -121,7 +122,7 @@ def test_ragged_slates_are_filled_up(tiny: E2Rank) -> None:
 
 def test_frozen_documents_come_as_vectors(tiny: E2Rank) -> None:
     """Guards against vectors of other documents, and against a guard that watches texts of other slates."""
-    index = distinct_documents(tiny, [row["documents"] for row in BATCH])
+    index = Index.build(tiny, list(dict.fromkeys(text for row in BATCH for text in row["documents"])))
     collator = SlateCollator(model=tiny, frozen=index, columns=COLUMNS, documents_per_slate=2)
     batch = collator(BATCH)
     assert "documents_input_ids" not in batch

@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from e2rank_st import E2Rank
-from e2rank_st.adapters import WEIGHTS, read_adapter_config
+from e2rank_st.adapters import WEIGHTS, bundled_folder, read_adapter_config
 from e2rank_st.cli.app import app
-from e2rank_st.model import bundled_folder
 from e2rank_st.search.index import Index
 from e2rank_st.training.datasets import document_index
 from e2rank_st.training.run import main

@@ -20,7 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from e2rank_st import E2Rank
 from e2rank_st.evaluation.evaluator import RerankingEvaluator
-from e2rank_st.training.collator import distinct_documents
+from e2rank_st.search.index import Index
 from e2rank_st.training.losses import CachedE2RankLoss, E2RankLoss
 from e2rank_st.training.trainer import STATE_FILE, UNFINISHED, E2RankTrainer, E2RankTrainingArguments, last_checkpoint
 from tests import ROOT
@@ -53,7 +53,11 @@ def toy_trainer(model: E2Rank, folder: Path, data: Any = None, **options: Any) -
     args = E2RankTrainingArguments(str(folder), **(defaults | options))
     data = toy_data(9, 6) if data is None else data
     texts = (texts for part in data.values() for texts in part["documents"])
-    frozen = distinct_documents(model, texts) if args.freeze_documents else None
+    frozen = (
+        Index.build(model, list(dict.fromkeys(text for part in texts for text in part)))
+        if args.freeze_documents
+        else None
+    )
     return E2RankTrainer(model, args, train_dataset=data, evaluator=evaluator, frozen=frozen)
 
 

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from e2rank_st.model import BUNDLED_MODELS, BUNDLED_NAME, BUNDLED_REPOSITORY, E2Rank, load_model
+from e2rank_st.adapters import BUNDLED_NAME, BUNDLED_REPOSITORY
+from e2rank_st.model import BUNDLED_MODELS, E2Rank, load_model
 from e2rank_st.training.datasets import fingerprint
 
 __all__ = ["BASE", "BUNDLED", "Subject", "listwise_configuration", "load", "state"]

@@ -303,8 +303,7 @@ class E2RankMTEB(AbsEncoder):
             vectors = unit_rows(self._embed(texts, task_metadata, QUERY, **encode_kwargs))  # (B, D)
             listed = _listed(corpus.layout, ids, top_ranked, task_metadata.name)
             rules = None if listed is None else Rules(listed, only=top_ranked is not None)
-            options: Any = {"rules": rules, "device": self.model.device, "documents_at_once": self.chunk_size}
-            found = nearest(vectors, corpus.vectors, max(top_k, depth), **options)
+            found = nearest(vectors, corpus.vectors, max(top_k, depth), rules=rules, device=self.model.device)
             results = [self._named(near.rows, near.scores.tolist()) for near in found]
         with counted(self.model) as reranking:
             if depth:

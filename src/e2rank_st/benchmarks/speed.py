@@ -24,8 +24,7 @@ import torch
 from torch.nn.functional import normalize
 
 from e2rank_st import E2Rank
-from e2rank_st.cli.demo import QUERIES
-from e2rank_st.data.docstrings import collect
+from e2rank_st.data.docstrings import QUERIES, collect
 from e2rank_st.provenance import environment
 from e2rank_st.search.index import Index
 

@@ -21,7 +21,6 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from e2rank_st import __version__
-from e2rank_st.checkpoints import MODEL_ID
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, check_text, read_documents
 from e2rank_st.storage import replacing
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-BUNDLED, BUNDLED_BASE = "bundled", "bundled-base"
+BUNDLED = "bundled"
+INSTALLED = (BUNDLED, "bundled-base")  # what load_model does not ask the Hub for
 HIT_COLUMNS = (
     Column("rank", "d", style="bold"),
     Column("score", ".4f", style="green"),
@@ -139,9 +139,7 @@ def _step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]
 
 def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool = False) -> E2Rank:
     """Load the model; where it may have to be downloaded, the bars of the download are shown instead of a spinner."""
-    is_local = name in (BUNDLED, BUNDLED_BASE) or Path(name).is_dir()
-    if not is_local and not MODEL_ID.fullmatch(name):
-        raise ValueError(f"Got --model {name}, which is no folder here and no Hub id (org/name).")
+    is_local = name in INSTALLED or Path(name).is_dir()
     # Read when torch is first imported: threads that spin while they wait made a busy 2-core machine 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with _step("loading the model", spin=is_local, tell=tell):
@@ -190,8 +188,8 @@ def demo(
     verbose: Verbose = 0,
 ) -> None:
     """Search the docstrings of Python's standard library. Retrieves 100, reranks them with their stored vectors."""
-    from e2rank_st.cli.demo import QUERIES, answer
-    from e2rank_st.data.docstrings import collect
+    from e2rank_st.cli.demo import answer
+    from e2rank_st.data.docstrings import QUERIES, collect
 
     for query in queries or ():
         _check_query(query, "ask something, or give no query at all for the three built-in ones.")
@@ -202,9 +200,9 @@ def demo(
     for query in queries or QUERIES:
         found = answer(encoder, index, query, top_k)
         rows = (
-            (hit.rank, hit.score, hit.retrieval_rank, hit.retrieval_score, docstring.name, docstring.summary)
-            for hit in found.hits
-            for docstring in [docstrings[hit.row]]
+            (rank, hit["score"], hit["retrieval_rank"], hit["retrieval_score"], docstring.name, docstring.summary)
+            for rank, hit in enumerate(found.hits, 1)
+            for docstring in [docstrings[hit["corpus_id"]]]
         )
         show(HIT_COLUMNS, rows, title=query)
         retrieval, reranking = found.retrieval_seconds * 1000, found.rerank_seconds * 1000

@@ -11,90 +11,40 @@ import json
 import logging
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from e2rank_st.search.index import Index
 
 if TYPE_CHECKING:
     from e2rank_st.model import E2Rank
 
-__all__ = ["QUERIES", "Answer", "Hit", "answer", "cache_folder", "keep_index", "kept_index"]
+__all__ = ["Answer", "answer", "cache_folder", "keep_index", "kept_index"]
 
 logger = logging.getLogger(__name__)
 
-QUERIES = (
-    "how do I run several tasks at the same time and wait for all of them",
-    "count how often each word occurs",
-    "split a command line into words the way a shell does",
-)
 
-
-@dataclass(frozen=True)
-class Hit:
-    """A document in the reranked list.
-
-    Attributes:
-        row: Its row in the index.
-        rank: Place after reranking, from 1.
-        score: Cosine of the listwise prompt and the document.
-        retrieval_rank: Place after retrieval, from 1.
-        retrieval_score: Cosine of the query and the document; not comparable with ``score``.
-    """
-
-    row: int
-    rank: int
-    score: float
-    retrieval_rank: int
-    retrieval_score: float
-
-
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What one query found.
 
     Attributes:
-        hits: The best documents, best first.
+        hits: The best documents, best first, as :meth:`~e2rank_st.search.index.Index.rerank` gives them.
         retrieval_seconds: Time to embed the query and to find the candidates.
         rerank_seconds: Time to rerank them with their stored vectors.
     """
 
-    hits: list[Hit]
+    hits: list[dict[str, Any]]
     retrieval_seconds: float
     rerank_seconds: float
 
 
 def answer(model: E2Rank, index: Index, query: str, top_k: int = 10, num_candidates: int = 100) -> Answer:
-    """Retrieve candidates for a query and rerank them, embedding no document.
-
-    Args:
-        model: The model that built the index.
-        index: Texts and vectors to search.
-        query: What is asked.
-        top_k: Hits to return.
-        num_candidates: Documents to retrieve and to rerank.
-
-    Returns:
-        Hits and times.
-    """
+    """Search as :meth:`~e2rank_st.model.E2Rank.search` does, and time both of its steps."""
     start = time.perf_counter()
-    scores, ids = (found[0] for found in index.retrieve(model.encode_query([query]), num_candidates))
+    scores, rows = index.retrieve(model.encode_query([query]), num_candidates)
     retrieved = time.perf_counter()
-    ranking = model.rerank(
-        query,
-        [index.texts[row] for row in ids],
-        document_embeddings=index.embeddings[ids],
-        candidate_order="given",  # they come sorted by similarity, so the query need not be embedded again
-        top_k=top_k,
-    )
-    reranked = time.perf_counter()
-    hits = [
-        Hit(int(ids[place]), rank, hit["score"], place + 1, float(scores[place]))
-        for rank, hit in enumerate(ranking, 1)
-        for place in [hit["corpus_id"]]
-    ]
-    return Answer(hits, retrieved - start, reranked - retrieved)
+    (hits,) = index.rerank(model, [query], scores, rows, top_k=top_k)
+    return Answer(hits, retrieved - start, time.perf_counter() - retrieved)
 
 
 def kept_index(model: E2Rank, texts: list[str], folder: Path) -> Index | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["Docstring", "collect"]
+__all__ = ["QUERIES", "Docstring", "collect"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,11 @@ COMPILED = (
     "array", "binascii", "builtins", "cmath", "collections", "datetime", "decimal", "functools", "itertools", "math",
     "os", "struct", "time", "unicodedata", "zlib",
 )  # fmt: skip
+QUERIES = (  # that the demo and the speed benchmark ask
+    "how do I run several tasks at the same time and wait for all of them",
+    "count how often each word occurs",
+    "split a command line into words the way a shell does",
+)
 FEWEST_WORDS = 3  # "Return self." finds nothing, "Greatest Common Divisor." does
 
 

@@ -100,8 +100,7 @@ def mine(
         show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower.
 
     Returns:
-        The slates, in the order of the judgements, one chunk of queries being mined at a time. A query for which there
-        is nothing, neither judged nor mined, is left out and counted in the log.
+        The slates, in the order of the judgements, one chunk of queries being mined at a time.
 
     Raises:
         ValueError: A judgement has no text, the vectors do not fit the corpus, or the folder holds parts of a run with
@@ -170,7 +169,7 @@ class _Miner:
 
     def slates(self, source: str) -> Iterator[Slate]:
         """Yield the slates, chunk by chunk."""
-        size, empty = QUERIES_AT_ONCE, 0
+        size = QUERIES_AT_ONCE
         with tqdm(
             total=len(self.query_ids), desc="mine", unit="query", disable=not self.options["show_progress_bar"]
         ) as progress:
@@ -178,20 +177,12 @@ class _Miner:
                 ids = self.query_ids[start : start + size]
                 found = self.parts.array(f"candidates-{start // size:05}", partial(self._candidates, start))
                 for query, rows in zip(ids, found.tolist(), strict=True):
-                    slate = self._slate(query, [row for row in rows if row >= 0], source)
-                    if slate is None:
-                        empty += 1
-                    else:
-                        yield slate
+                    yield self._slate(query, [row for row in rows if row >= 0], source)
                 progress.update(len(ids))
-        if empty:
-            logger.warning("Left out %d of %d queries: nothing judged, nothing found.", empty, len(self.query_ids))
 
-    def _slate(self, query: str, rows: Sequence[int], source: str) -> Slate | None:
+    def _slate(self, query: str, rows: Sequence[int], source: str) -> Slate:
         """Judged documents, then mined ones."""
         grades = self.collection.judgements[query]
-        if not grades and not rows:
-            return None
         label = None if self.settings.unjudged else 0.0
         texts = self.collection.corpus
         try:

@@ -19,8 +19,9 @@ from huggingface_hub import snapshot_download
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from e2rank_st import adapters
+from e2rank_st.adapters import BUNDLED_REPOSITORY, bundled_base
 from e2rank_st.checkpoints import CHECKPOINTS
-from e2rank_st.model import BUNDLED_REPOSITORY, E2Rank, bundled_base
+from e2rank_st.model import E2Rank
 from e2rank_st.publishing.card.page import HUB_ID, Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
 from e2rank_st.publishing.inspection import Kind, check_size, inspect, read_json, weight_names
@@ -198,7 +199,7 @@ def _load(kind: Kind, folder: Path, preset: str | None) -> E2Rank:
         return E2Rank.from_adapter(folder, device="cpu")
     if kind == "model":
         return E2Rank(str(folder), device="cpu")
-    return E2Rank.from_checkpoint(str(folder), preset=preset, device="cpu")
+    return E2Rank(str(folder), preset=preset, device="cpu")
 
 
 def _save(model: E2Rank, folder: Path, shard_size: str) -> None:

@@ -72,7 +72,6 @@ def nearest(
     *,
     rules: Rules | None = None,
     device: torch.device | None = None,
-    documents_at_once: int = DOCUMENTS_AT_ONCE,
 ) -> list[Neighbours]:
     """Find each query's nearest documents among those that its rules allow.
 
@@ -82,12 +81,11 @@ def nearest(
         count: K, how many to find a query.
         rules: What is allowed; everything by default.
         device: Where to multiply; by default the CPU.
-        documents_at_once: How many documents to score at a time.
 
     Returns:
         B neighbourhoods of at most K documents.
     """
-    size = max(1, min(documents_at_once, len(documents)))
+    size = max(1, min(DOCUMENTS_AT_ONCE, len(documents)))
     step = max(1, SCORES_AT_ONCE // size)
     found: list[Neighbours] = []
     for first in range(0, len(queries), step):

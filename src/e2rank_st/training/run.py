@@ -25,12 +25,11 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from e2rank_st.adapters import adapter_base
-from e2rank_st.checkpoints import MODEL_ID
+from e2rank_st.adapters import bundled_folder
 from e2rank_st.console import Column, show
 from e2rank_st.evaluation.evaluator import SYSTEMS
 from e2rank_st.evaluation.significance import randomisation_test
-from e2rank_st.model import BUNDLED_MODELS, BUNDLED_REPOSITORY, E2Rank, bundled_folder, load_model
+from e2rank_st.model import BUNDLED_MODELS, E2Rank, load_model
 from e2rank_st.search.index import Index
 from e2rank_st.storage import replacing
 from e2rank_st.training.datasets import document_index, load_evaluator, load_training_data, with_prompt_orders
@@ -292,16 +291,14 @@ def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
         ValueError: A setting does not fit the model.
         OSError: It cannot be loaded.
     """
-    options = {"device": str(arguments.device), "model_kwargs": {"dtype": settings.dtype}}
-    if settings.model in BUNDLED_MODELS:
-        model = load_model(settings.model, **options)
-    elif adapter_base(Path(settings.model)) == BUNDLED_REPOSITORY:  # which is installed, and needs no Hub
-        model = E2Rank.from_adapter(settings.model, merge=False, **options)
-    else:
-        if not Path(settings.model).is_dir() and not MODEL_ID.fullmatch(settings.model):
-            known = ", ".join(map(repr, BUNDLED_MODELS))
-            raise ValueError(f"model: {settings.model!r} is no folder here and no Hub id; give one, or {known}.")
-        model = E2Rank(settings.model, preset=settings.preset, revision=settings.revision, **options)
+    model = load_model(
+        settings.model,
+        preset=settings.preset,
+        revision=settings.revision,
+        merge=False,
+        device=str(arguments.device),
+        model_kwargs={"dtype": settings.dtype},
+    )
     if settings.max_seq_length is not None:
         model.max_seq_length = settings.max_seq_length
     if settings.query_prompt is not None:

@@ -11,10 +11,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from e2rank_st.adapters import WEIGHTS, read_adapter_config
+from e2rank_st.adapters import WEIGHTS, adapter_name, read_adapter_config
 from e2rank_st.benchmarks.training_data import TrainingData
 from e2rank_st.checkpoints import find_checkpoint
-from e2rank_st.model import adapter_name
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.training.record import JSON_NAME
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
+from e2rank_st.adapters import bundled_folder
 from e2rank_st.benchmarks.results import check_complete, read_rows
-from e2rank_st.model import bundled_folder
 from e2rank_st.publishing.card import sections
 from e2rank_st.publishing.card.facts import Facts
 from e2rank_st.publishing.card.metadata import LICENCE, card_data, own_rows

@@ -1,0 +1,100 @@
+"""A plain transformers checkpoint → the modules of an E2Rank model, wired by a row of :mod:`e2rank_st.checkpoints`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sentence_transformers.base.modules import Transformer
+from tokenizers import AddedToken, processors
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from e2rank_st.checkpoints import Checkpoint
+from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+
+__all__ = ["seal_tokenizer", "wire"]
+
+
+def wire(
+    checkpoint: Checkpoint,
+    model_name_or_path: str,
+    hub: Mapping[str, Any],
+    *,
+    model_kwargs: Mapping[str, Any] | None = None,
+    processor_kwargs: Mapping[str, Any] | None = None,
+    config_kwargs: Mapping[str, Any] | None = None,
+    backend: Any = "torch",
+) -> list[nn.Module]:
+    """Load a checkpoint and wire it by its row, instead of guessing its pooling.
+
+    Args:
+        checkpoint: The row.
+        model_name_or_path: A folder or a Hub id.
+        hub: How the Hub is asked: ``token``, ``cache_dir``, ``revision``, ``trust_remote_code``, ``local_files_only``.
+        model_kwargs: Further arguments for the model.
+        processor_kwargs: Further arguments for the tokenizer.
+        config_kwargs: Further arguments for the configuration.
+        backend: That of Sentence-Transformers.
+
+    Returns:
+        Transformer, pooling and listwise reranking.
+
+    Raises:
+        OSError: The checkpoint cannot be loaded.
+        ValueError: The tokenizer does not have the row's end-of-text token.
+    """
+    transformer = Transformer(
+        model_name_or_path,
+        max_seq_length=checkpoint.max_seq_length,
+        # Pinned: a tokenizer with a chat template would make ST wrap every text into a message and drop its EOS.
+        modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        module_output_name="token_embeddings",
+        model_kwargs={**hub, **(model_kwargs or {})},
+        # Kept in the tokenizer's own configuration: control tokens inside a text are ordinary characters.
+        processor_kwargs={**hub, "split_special_tokens": True, **(processor_kwargs or {})},
+        config_kwargs={**hub, **(config_kwargs or {})},
+        backend=backend,
+    )
+    seal_tokenizer(transformer.tokenizer, checkpoint.eos_token)
+    reranker = ListwiseRerank(**checkpoint.listwise)
+    # The row holds for the family; a member of it may have fewer positions.
+    positions = getattr(transformer.config, "max_position_embeddings", None) or reranker.max_prompt_tokens
+    reranker.max_prompt_tokens = min(reranker.max_prompt_tokens, positions)
+    pooling = E2RankPooling(transformer.get_embedding_dimension(), checkpoint.pooling_mode)
+    return [transformer, pooling, reranker]
+
+
+def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) -> None:
+    """Makes a tokenizer end every text with ``eos_token``, once, and marks all its added tokens as control tokens.
+
+    The EOS is appended by the tokenizer's post-processor, after truncation, so that every runtime embeds alike.
+    ``split_special_tokens`` spares special tokens only; an added token such as ``<think>`` has to be one too.
+
+    Args:
+        tokenizer: A fast tokenizer, changed in place.
+        eos_token: One of its tokens, or ``None`` to leave the ends of texts alone.
+
+    Raises:
+        ValueError: If ``eos_token`` is not in the vocabulary.
+    """
+    ordinary = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    tokenizer.add_tokens([_special(token) for token in ordinary], True)
+    if eos_token is None:
+        return
+    eos_id = tokenizer.get_vocab().get(eos_token)
+    if eos_id is None:
+        raise ValueError(f"The tokenizer has no token {eos_token!r}; give the one that is to end every text.")
+    if tokenizer("a")["input_ids"][-1] == eos_id:
+        return
+    append = processors.TemplateProcessing(
+        single=f"$A {eos_token}", pair=f"$A $B:1 {eos_token}:1", special_tokens=[(eos_token, eos_id)]
+    )
+    backend = tokenizer.backend_tokenizer
+    present = [backend.post_processor] if backend.post_processor is not None else []
+    backend.post_processor = processors.Sequence([*present, append])
+
+
+def _special(token: AddedToken) -> AddedToken:
+    flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
+    return AddedToken(token.content, special=True, normalized=False, **flags)
