@@ -2,22 +2,22 @@
 
     python recipes/e2rank-minilm-l6/ship.py build/stage2/final src/e2rank_st/bundled --query-weight 0.5
 
-What belongs to the base is left out (tokenizer, code): it comes with the base. What stays is the adapter, the
-configuration, the record of the run, and a manifest with the hash of every file. The curves go beside this script.
+The tokenizer and the code are left out: they come with the base. The adapter stays, with its configuration, the record
+of the run, and a manifest with the hash of every file. The curves go beside this script.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from e2rank_st.adapters import CONFIG, WEIGHTS, read_adapter_config
+from e2rank_st.console import reported_errors
 from e2rank_st.modeling_e2rank import ListwiseRerank
-from e2rank_st.storage import replacing
+from e2rank_st.storage import file_sha256, read_json, replacing, write_json
 
 KEPT = (
     WEIGHTS, CONFIG, "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json",
@@ -28,51 +28,49 @@ MANIFEST = "manifest.json"
 LISTWISE = "2_ListwiseRerank"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder 'final' of a run.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the bundled model.")],
+    num_prompt_documents: Annotated[int | None, typer.Option(metavar="K", help="Instead of the run's.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(metavar="L", help="Instead of the run's.")] = None,
+    query_weight: Annotated[float | None, typer.Option(metavar="W", help="Instead of the run's.")] = None,
+) -> None:
     """Write the folder, whole or not at all."""
-    options = _parser().parse_args(argv)
-    read_adapter_config(options.run)
     changes = {
-        name: getattr(options, name)
-        for name in ("num_prompt_documents", "max_prompt_tokens", "query_weight")
-        if getattr(options, name) is not None
+        "num_prompt_documents": num_prompt_documents,
+        "max_prompt_tokens": max_prompt_tokens,
+        "query_weight": query_weight,
     }
-    curves = (options.run / CURVES.name).read_bytes()  # first: what is missing shows before anything is replaced
-    with replacing(options.folder) as fresh:
+    with reported_errors("ship"):
+        ship(run, folder, {name: value for name, value in changes.items() if value is not None})
+
+
+def ship(run: Path, folder: Path, changes: dict[str, Any]) -> None:
+    """Write the folder, whole or not at all, and the curves.
+
+    Args:
+        run: The folder ``final`` of a run.
+        folder: The folder of the bundled model.
+        changes: Arguments of ``ListwiseRerank`` instead of the run's.
+
+    Raises:
+        ValueError: The run did not train an adapter, or a change is not allowed.
+        OSError: A file is missing or cannot be written.
+    """
+    read_adapter_config(run)
+    curves = (run / CURVES.name).read_bytes()  # first: what is missing shows before anything is replaced
+    with replacing(folder) as fresh:
         fresh.mkdir()
         for name in KEPT:
             (fresh / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(options.run / name, fresh / name)
-        _configure(fresh / LISTWISE / "config.json", changes)
-        _write(fresh / MANIFEST, {"files": {name: _sha256(fresh / name) for name in KEPT}})
+            shutil.copyfile(run / name, fresh / name)
+        config = fresh / LISTWISE / "config.json"
+        reranker = ListwiseRerank(**read_json(config) | changes)  # checked as the model checks it
+        write_json(config, {name: getattr(reranker, name) for name in reranker.config_keys})
+        write_json(fresh / MANIFEST, {"files": {name: file_sha256(fresh / name) for name in KEPT}})
     with replacing(CURVES) as fresh:
         fresh.write_bytes(curves)
 
 
-def _configure(path: Path, changes: dict[str, object]) -> None:
-    """Change the reranking configuration, checked as the model checks it."""
-    config = json.loads(path.read_text(encoding="utf-8")) | changes
-    reranker = ListwiseRerank(**config)
-    _write(path, {name: getattr(reranker, name) for name in reranker.config_keys})
-
-
-def _write(path: Path, values: dict[str, object]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the folder 'final' of a run")
-    parser.add_argument("folder", type=Path, help="the folder of the bundled model")
-    parser.add_argument("--num-prompt-documents", type=int, metavar="K", help="instead of the run's")
-    parser.add_argument("--max-prompt-tokens", type=int, metavar="L", help="instead of the run's")
-    parser.add_argument("--query-weight", type=float, metavar="W", help="instead of the run's")
-    return parser
-
-
 if __name__ == "__main__":
-    main()
+    typer.run(main)

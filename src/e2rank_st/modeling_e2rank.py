@@ -170,7 +170,7 @@ PROMPT_FORMATS: Mapping[str, PromptFormat] = {
 }
 
 
-class Text(NamedTuple):
+class TokenizedText(NamedTuple):
     """A tokenised text: its token ids without special tokens, and where each token starts in it, in characters."""
 
     text: str
@@ -212,7 +212,7 @@ class TextTokenizer:
         """The token ids of each text, without special tokens and uncut."""
         return [encoding.ids for encoding in self.encodings(texts)]
 
-    def texts(self, texts: Iterable[str], prompt: str = "") -> dict[str, Text]:
+    def texts(self, texts: Iterable[str], prompt: str = "") -> dict[str, TokenizedText]:
         """Each distinct text → its tokens; the ids are those of ``prompt + text``, the starts those of the text."""
         distinct = list(dict.fromkeys(texts))
         encodings = self.encodings([prompt + text for text in distinct])
@@ -220,7 +220,7 @@ class TextTokenizer:
         for text, encoding in zip(distinct, encodings, strict=True):
             # A token may begin in the prompt, as the space before a first word does, and still be the text's.
             starts = [max(start - len(prompt), 0) for start, end in encoding.offsets if end > len(prompt)]
-            tokenized[text] = Text(text, array("i", encoding.ids), array("i", starts))
+            tokenized[text] = TokenizedText(text, array("i", encoding.ids), array("i", starts))
         return tokenized
 
     def with_special_tokens(self, ids: Sequence[int], max_length: int | None = None) -> tuple[int, ...]:
@@ -341,7 +341,7 @@ class PromptBuilder:
             self._sizes[key] = len(self.encode(instruction, "", [""] * num_documents))
         return self._sizes[key]
 
-    def build(self, query: Text, documents: Sequence[Text], instruction: str) -> Prompt:
+    def build(self, query: TokenizedText, documents: Sequence[TokenizedText], instruction: str) -> Prompt:
         """Builds one prompt: documents share the room that the template and the query leave, by water-filling.
 
         Documents that could not have a single token are left out. The query is cut only where it is longer than
@@ -396,9 +396,9 @@ class Embedder:
         self.texts = TextTokenizer(model.tokenizer)
         self.batch_size = batch_size
         self.show_progress_bar = show_progress_bar
-        self._tokens: dict[str, dict[str, Text]] = {task: {} for task in RETRIEVAL_PROMPTS}
+        self._tokens: dict[str, dict[str, TokenizedText]] = {task: {} for task in RETRIEVAL_PROMPTS}
 
-    def tokens(self, task: str, texts: Iterable[str]) -> list[Text]:
+    def tokens(self, task: str, texts: Iterable[str]) -> list[TokenizedText]:
         """The tokens of each text, behind the model's retrieval prompt for the task; tokenised once a call."""
         texts, known, prompts = list(texts), self._tokens[task], self.model.prompts
         name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)

@@ -17,8 +17,7 @@ from e2rank_st.benchmarks.encoders import instructed, load_encoder
 from e2rank_st.benchmarks.options import parser
 from e2rank_st.benchmarks.reranking import main
 from e2rank_st.benchmarks.tasks import HUB_REPOSITORY, TASKS
-from e2rank_st.data.formats import read_qrels
-from e2rank_st.data.trec import read_run, write_run
+from e2rank_st.data.trec import read_qrels, read_run, write_run
 from e2rank_st.evaluation.metrics import evaluate, mean
 from tests import ROOT
 from tests.benchmarks.data import write_beir, write_task

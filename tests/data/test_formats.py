@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from e2rank_st.data.beir import JudgedCorpus, Texts
+from e2rank_st.data.beir import JudgedCorpus, TextStore
 from e2rank_st.data.formats import open_slates, read_beir, read_columns, read_rankings, read_results
 from e2rank_st.data.slates import DataError, Manifest, Slate, write_slates
 
@@ -192,7 +192,7 @@ def test_bad_row_in_beir(file: str, rows: list, reason: str, tmp_path: Path, cap
     ("qrels", "reason"),
     [
         ("7 0 d1 1\n7 0 d1 2\n", "qrels.txt:2: grade: judged twice"),
-        ("7 0 d1\n", "qrels.txt:1: line: no judgement"),
+        ("7 0 d1\n", "qrels.txt:1: line: not a judgement"),
         ("7 0 d1 good\n", "qrels.txt:1: grade: no number"),
         ("8 0 d1 1\n", "bm25.jsonl:1: qid: unjudged query"),
     ],
@@ -264,7 +264,7 @@ def test_open_slates_refuses_other_files(tmp_path: Path):
 def test_texts_are_a_mapping_on_disk():
     """Guards against a corpus that loses its order, its odd texts, or takes an id twice."""
     pairs = {str(number): f"text {number} \x00 é 🇬🇷" for number in range(50, 0, -1)}
-    texts = Texts(pairs.items())
+    texts = TextStore(pairs.items())
     assert dict(texts) == pairs
     assert list(texts) == list(pairs)
     assert "7" in texts and "x" not in texts and len(texts) == 50

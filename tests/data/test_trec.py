@@ -30,7 +30,7 @@ def test_scores_decide_and_not_ranks(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("q Q0 a 1 0.5\n", r"run:1: line: no result; got 'q Q0 a 1 0.5'"),
+        ("q Q0 a 1 0.5\n", r"run:1: line: not a result; got 'q Q0 a 1 0.5'"),
         ("q Q0 a 1 0.5 s\nq Q0 a 2 0.4 s\n", r"run:2: docid: comes twice"),
         ("q Q0 a 1 nan s\n", r"run:1: score: no number"),
     ],

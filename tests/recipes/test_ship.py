@@ -32,7 +32,7 @@ def test_what_is_shipped(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "old.json").write_text("{}", encoding="utf-8")
-    ship.main([str(run), str(folder), "--query-weight", "0.5"])
+    ship.ship(run, folder, {"query_weight": 0.5})
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert found == {*ship.KEPT, ship.MANIFEST}
     assert ship.CURVES.read_bytes() == b"curves"
@@ -56,14 +56,14 @@ def test_the_shipped_model_is_made_by_the_recipe() -> None:
         }
 
 
-@pytest.mark.parametrize(("flags", "message"), [(["--query-weight", "2"], "0 to 1, got 2"), ([], "No such file")])
-def test_nothing_is_lost_by_a_bad_call(run: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+@pytest.mark.parametrize(("changes", "message"), [({"query_weight": 2}, "0 to 1, got 2"), ({}, "No such file")])
+def test_nothing_is_lost_by_a_bad_call(run: Path, tmp_path: Path, changes: dict, message: str) -> None:
     """Guards against a model folder that is gone after a mistake."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "model").write_text("old", encoding="utf-8")
-    if not flags:
+    if not changes:
         (run / "curves.png").unlink()
     with pytest.raises((ValueError, OSError), match=message):
-        ship.main([str(run), str(folder), *flags])
+        ship.ship(run, folder, changes)
     assert [path.name for path in folder.iterdir()] == ["model"]

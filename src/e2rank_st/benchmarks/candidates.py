@@ -21,9 +21,9 @@ from e2rank_st.benchmarks.systems import Vectors
 from e2rank_st.benchmarks.tasks import EXCLUSIONS_REPOSITORY, HUB_REPOSITORY, Task
 from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.files import DataError, Row, id_field, number_field, parse_rows
-from e2rank_st.data.formats import read_qrels, read_results
+from e2rank_st.data.formats import read_results
 from e2rank_st.data.slates import list_field
-from e2rank_st.data.trec import read_run
+from e2rank_st.data.trec import read_qrels, read_run
 from e2rank_st.model import E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.storage import file_sha256, folder_sha256, text_id

@@ -1,6 +1,6 @@
 """A BEIR folder → its corpus, queries and judgements.
 
-Texts wait on disk and are looked up one by one, so that memory does not grow with the corpus; the judgements, which are
+TextStore wait on disk and are looked up one by one, so that memory does not grow with the corpus; the judgements, which are
 a few numbers a query, are held.
 """
 
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from e2rank_st.data.files import ROW_FILES, DataError, Row, id_field, number_field, parse_rows, text_field
 
-__all__ = ["JudgedCorpus", "Texts"]
+__all__ = ["JudgedCorpus", "TextStore"]
 
 CACHE_KIB = 16 * 1024  # of a lookup's pages in memory; the rest is in its temporary file
 
 
-class Texts(Mapping[str, str]):
-    """Texts by id, in a temporary file of SQLite's that vanishes with them. Ids come in the order of insertion.
+class TextStore(Mapping[str, str]):
+    """TextStore by id, in a temporary file of SQLite's that vanishes with them. Ids come in the order of insertion.
 
     Args:
         pairs: Ids and texts.
@@ -117,8 +117,8 @@ class JudgedCorpus:
         return cls(corpus, queries, judgements)
 
 
-def _texts(path: Path, skip_bad_rows: bool) -> Texts:
-    texts = Texts()
+def _texts(path: Path, skip_bad_rows: bool) -> TextStore:
+    texts = TextStore()
     for _ in parse_rows(path, lambda row: texts.add(id_field(row, "_id"), _document(row)), skip_bad_rows=skip_bad_rows):
         pass
     return texts

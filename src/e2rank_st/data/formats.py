@@ -15,8 +15,9 @@ from typing import Any
 from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.files import DataError, Row, column_names, id_field, number_field, parse_rows, text_field
 from e2rank_st.data.slates import Slate, list_field, read_slates, text_list
+from e2rank_st.data.trec import read_qrels
 
-__all__ = ["FORMS", "Form", "open_slates", "read_beir", "read_columns", "read_qrels", "read_rankings", "read_results"]
+__all__ = ["FORMS", "Form", "open_slates", "read_beir", "read_columns", "read_rankings", "read_results"]
 
 
 def read_beir(
@@ -237,33 +238,3 @@ def _negative(column: str) -> int | None:
     if stem != "negative":
         return None
     return int(place) if place.isdecimal() else 0 if not place else None
-
-
-def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
-    """Read judgements in TREC's form: query id, iteration, document id, grade.
-
-    Returns:
-        Grades by query, by document.
-
-    Raises:
-        DataError: A line is bad, or a document has two grades for a query.
-        OSError: The file cannot be read.
-    """
-    grades: dict[str, dict[str, float]] = {}
-    with Path(path).open(encoding="utf-8") as lines:
-        for line, content in enumerate(lines, 1):
-            if content.strip():
-                try:
-                    _judge(grades, content.split())
-                except DataError as error:
-                    raise error.at(f"{path}:{line}") from error.__cause__
-    return grades
-
-
-def _judge(grades: dict[str, dict[str, float]], fields: list[str]) -> None:
-    if len(fields) != 4:
-        raise DataError("line", "no judgement", f"got {' '.join(fields)!r:.60}; write 'qid 0 docid grade'.")
-    query, _, document, _ = fields
-    grade = number_field({"grade": fields[3]}, "grade")
-    if grades.setdefault(query, {}).setdefault(document, grade) != grade:
-        raise DataError("grade", "judged twice", f"{document!r} has another grade for {query!r}.")

@@ -1,15 +1,67 @@
-"""Rankings ↔ run files in TREC's form: ``query Q0 document rank score system``, a document a line."""
+"""Files in TREC's forms: judgements (``query 0 document grade``) and runs (``query Q0 document rank score system``)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from e2rank_st.data.files import DataError, number_field
 from e2rank_st.storage import replacing
 
-__all__ = ["read_run", "write_run"]
+__all__ = ["read_qrels", "read_run", "write_run"]
+
+
+def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+    """Read judgements.
+
+    Returns:
+        Grades by query, by document.
+
+    Raises:
+        DataError: A line is bad, or a document has two grades for a query.
+        OSError: The file cannot be read.
+    """
+    grades: dict[str, dict[str, float]] = {}
+
+    def judge(fields: list[str]) -> None:
+        if len(fields) != 4:
+            raise DataError("line", "not a judgement", f"got {' '.join(fields)!r:.60}; write 'qid 0 docid grade'.")
+        query, _, document, _ = fields
+        grade = number_field({"grade": fields[3]}, "grade")
+        if grades.setdefault(query, {}).setdefault(document, grade) != grade:
+            raise DataError("grade", "judged twice", f"{document!r} has a different grade for {query!r}.")
+
+    _each_line(path, judge)
+    return grades
+
+
+def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
+    """Read a run; as in trec_eval, the scores decide, and the ranks in the file do not.
+
+    Equal scores keep the order of the file.
+
+    Returns:
+        For each query, in the order of the file, the scores of its documents, the best first.
+
+    Raises:
+        DataError: A line has not six fields, a score is not a number, or a document comes twice for a query.
+        OSError: The file cannot be read.
+    """
+    run: dict[str, dict[str, float]] = {}
+
+    def add(fields: list[str]) -> None:
+        if len(fields) != 6:
+            advice = "write 'qid Q0 docid rank score system'."
+            raise DataError("line", "not a result", f"got {' '.join(fields)!r:.60}; {advice}")
+        query, _, document, _, score, _ = fields
+        scores = run.setdefault(query, {})
+        if document in scores:
+            raise DataError("docid", "comes twice", f"{document!r} is there already for {query!r}; give each once.")
+        scores[document] = number_field({"score": score}, "score")
+
+    _each_line(path, add)
+    return {query: dict(sorted(scores.items(), key=lambda item: -item[1])) for query, scores in run.items()}
 
 
 def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float]], system: str) -> None:
@@ -33,34 +85,12 @@ def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float
                 file.write(f"{query} Q0 {document} {rank} {score!r} {system}\n")
 
 
-def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
-    """Read a run; as in trec_eval, the scores decide, and the ranks in the file do not.
-
-    Equal scores keep the order of the file.
-
-    Returns:
-        For each query, in the order of the file, the scores of its documents, the best first.
-
-    Raises:
-        DataError: A line has not six fields, a score is no number, or a document comes twice for a query.
-        OSError: The file cannot be read.
-    """
-    run: dict[str, dict[str, float]] = {}
+def _each_line(path: str | os.PathLike[str], take: Callable[[list[str]], None]) -> None:
+    """Hand over the fields of each line that is not blank; an error gets the line's place."""
     with Path(path).open(encoding="utf-8") as lines:
         for line, content in enumerate(lines, 1):
             if content.strip():
                 try:
-                    _add(run, content.split())
+                    take(content.split())
                 except DataError as error:
                     raise error.at(f"{path}:{line}") from error.__cause__
-    return {query: dict(sorted(scores.items(), key=lambda item: -item[1])) for query, scores in run.items()}
-
-
-def _add(run: dict[str, dict[str, float]], fields: list[str]) -> None:
-    if len(fields) != 6:
-        raise DataError("line", "no result", f"got {' '.join(fields)!r:.60}; write 'qid Q0 docid rank score system'.")
-    query, _, document, _, score, _ = fields
-    scores = run.setdefault(query, {})
-    if document in scores:
-        raise DataError("docid", "comes twice", f"{document!r} is there already for {query!r}; give each once.")
-    scores[document] = number_field({"score": score}, "score")
