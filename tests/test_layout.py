@@ -1,0 +1,74 @@
+"""The package is one house: imports go one way, and no room outgrows its size."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+
+PACKAGE = ROOT / "src" / "e2rank_st"
+# A part may import itself and those before it.
+ORDER = (
+    "modeling_e2rank", "storage", "console", "provenance", "checkpoints", "adapters", "wiring", "search", "data",
+    "model", "evaluation", "training", "labelling", "benchmarks", "publishing", "cli",
+)  # fmt: skip
+LARGEST = {"modeling_e2rank.py": 900}  # one file, since it is the Hub's remote code
+MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
+
+
+def part(module: str) -> str:
+    """The folder, or the module at the root, that a dotted name is in."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Names of our modules that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "e2rank_st":
+            candidates = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if module_file(name) else str(node.module) for name in candidates)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "e2rank_st")
+
+
+def module_file(name: str) -> Path | None:
+    path = ROOT / "src" / Path(*name.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def test_imports_go_one_way():
+    """Guards against a library that imports the command line, and against folders that know each other."""
+    for path in MODULES:
+        own = part(f"e2rank_st.{path.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}")
+        if own == "__init__":
+            continue
+        for name in imports(path):
+            if name not in ("e2rank_st", "e2rank_st.__version__"):
+                assert ORDER.index(part(name)) <= ORDER.index(own), (path.relative_to(ROOT), name)
+
+
+def test_no_circle_of_imports():
+    """Guards against two modules that need each other, also where only types are imported."""
+    graph = {path: {module_file(name) for name in imports(path)} - {path} for path in MODULES}
+    graph[PACKAGE / "__init__.py"] = set()  # it names modules, and imports them on first use
+    done: set[Path] = set()
+    while free := {path for path, needed in graph.items() if path not in done and needed <= done | {None}}:
+        done |= free
+    assert not graph.keys() - done, sorted(path.name for path in graph.keys() - done)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_files_and_functions_stay_readable(path: Path):
+    """Guards against the file that everything ends up in, and the function that nobody reads to its end."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= LARGEST.get(path.name, 450)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+def test_few_modules_stand_at_the_root():
+    """Guards against a warehouse: what serves one role belongs in its folder."""
+    assert len(list(PACKAGE.glob("*.py"))) <= 10
