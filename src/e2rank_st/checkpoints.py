@@ -15,6 +15,7 @@ from typing import Any
 __all__ = ["CHECKPOINTS", "MODEL_ID", "Checkpoint", "find_checkpoint"]
 
 MODEL_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # the Hub's; Sentence-Transformers adds its own org to a bare name
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
