@@ -3,7 +3,7 @@
 from e2rank_st.publishing.build import Build, Source, build
 from e2rank_st.publishing.hub import HubError
 from e2rank_st.publishing.report import publish_model
-from e2rank_st.publishing.upload import Target, check_account, plan, publish
+from e2rank_st.publishing.upload import Target, check_target, plan, publish
 from e2rank_st.publishing.verification import Check, verify
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "Source",
     "Target",
     "build",
-    "check_account",
+    "check_target",
     "plan",
     "publish",
     "publish_model",

@@ -7,6 +7,7 @@ calls are retried here. The client's own message tells most errors; only a few n
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
 FAULTS = (OSError, RuntimeError, ValueError, TRANSPORT)  # what the client raises, some of it wrapped
 PASSING = {408, 429, 500, 502, 503, 504}
+MANUAL = re.compile(r"For more information check: \S+")  # a page about HTTP, in messages of the HTTP library
 LONGEST_WAIT = 60.0  # seconds, also where the Hub asks for more
 CHANGED = "Somebody else changed the repository meanwhile. Look at it, then run this again with --exist-ok."
 ADVICE = {
@@ -59,27 +61,24 @@ def explained(step: str, state: Callable[[], str] = lambda: "Nothing was publish
         raise
     except FAULTS as error:
         cause = _root(error)
-        response = getattr(cause, "response", None)
-        words = [f"{step}:", *str(cause).split()] if str(cause) else [f"{step}:", type(cause).__name__]
-        if response is not None:
-            words.append(ADVICE.get(response.status_code, ""))
-        elif is_passing(error):
-            words.append(NO_NETWORK)
-        raise HubError(" ".join([*filter(None, words), state()])) from error
+        told = " ".join(MANUAL.sub("", str(cause)).split()).rstrip(".") or type(cause).__name__
+        status = _status(cause)
+        advice = ADVICE.get(status, "") if status else NO_NETWORK if is_passing(error) else ""
+        raise HubError(" ".join(filter(None, (f"{step}: {told}.", advice, state())))) from error
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether another try may do; then the Hub may also have acted, and only its answer got lost.
-
-    Args:
-        error: What the client raised.
-    """
+    """Whether another try may do; then the Hub may also have acted, and only its answer got lost."""
     cause = _root(error)
-    response = getattr(cause, "response", None)
-    if response is not None:
-        return response.status_code in PASSING
+    if status := _status(cause):
+        return status in PASSING
     is_offline = isinstance(cause, OfflineModeIsEnabled)
     return isinstance(cause, (TRANSPORT, ConnectionError, TimeoutError)) and not is_offline
+
+
+def _status(cause: BaseException) -> int:
+    response = getattr(cause, "response", None)
+    return 0 if response is None else int(response.status_code)
 
 
 def _root(error: BaseException) -> BaseException:

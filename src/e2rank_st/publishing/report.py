@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from e2rank_st.console import Column, show
 from e2rank_st.publishing.build import Source, build
 from e2rank_st.publishing.hub import HubError
-from e2rank_st.publishing.upload import Change, Target, check_account, plan, publish
+from e2rank_st.publishing.upload import Change, Target, check_target, plan, publish
 from e2rank_st.publishing.verification import verify
 
 __all__ = ["publish_model"]
@@ -41,7 +41,7 @@ def publish_model(
         HubError: The Hub did not do what was asked.
     """
     if not dry_run:
-        check_account(target, api)  # before minutes of building
+        check_target(target, api)  # before minutes of building
     built, model = build(source, folder)
     for revision, files in built.files.items():
         total = sum(file.size for file in files)

@@ -1,15 +1,15 @@
 """A build → one commit on the Hub for each revision, confirmed by the hashes that the Hub reports.
 
 A revision is what it was or what was built, never something between: its files travel first and become visible in one
-commit. After any failure, the same command goes on from there.
+commit. After any failure, the same command with --exist-ok goes on from there.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +23,7 @@ from e2rank_st.publishing.build import Build
 from e2rank_st.publishing.contents import File, describe
 from e2rank_st.publishing.hub import FAULTS, RETRY, HubError, explained, is_passing
 
-__all__ = ["Change", "Target", "check_account", "plan", "publish"]
+__all__ = ["Change", "Target", "check_target", "plan", "publish"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Change:
     is_open: bool = False
 
 
-def check_account(target: Target, api: HfApi | None = None) -> None:
+def check_target(target: Target, api: HfApi | None = None) -> None:
     """Find out, before anything is built, whether this user can publish there at all.
 
     Args:
@@ -94,22 +94,30 @@ def check_account(target: Target, api: HfApi | None = None) -> None:
         api: The Hub's client; by default one with the token of this user.
 
     Raises:
-        HubError: There is no token, it lacks the rights, or the Hub cannot be asked.
+        HubError: There is no token, it lacks the rights, the name is taken, or the Hub cannot be asked.
     """
-    step, namespace = "checking the token", target.repo_id.partition("/")[0]
-    with explained(step):
-        account: dict[str, Any] = RETRY((api or HfApi()).whoami)
-    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise HubError(
-            f"{step}: it may only read. Make one with write rights to {namespace} at "
-            "https://huggingface.co/settings/tokens, then: hf auth login. Nothing was published."
-        )
+    api, namespace = api or HfApi(), target.repo_id.partition("/")[0]
+    with explained("checking the token"):
+        account: dict[str, Any] = RETRY(api.whoami)
     members = [account.get("name"), *(organisation.get("name") for organisation in account.get("orgs", []))]
-    if namespace not in members and not target.create_pr:  # anybody may propose
-        raise HubError(
-            f"{step}: it belongs to {account.get('name')}, who is not a member of {namespace}. Create or join that "
-            "organisation, correct --repo-id, or use a different token. Nothing was published."
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        problem = (
+            f"checking the token: it may only read. Make one with write rights to {namespace} at "
+            "https://huggingface.co/settings/tokens, then: hf auth login."
         )
+    elif namespace not in members and not target.create_pr:  # anybody may propose
+        problem = (
+            f"checking the token: it belongs to {account.get('name')}, who is not a member of {namespace}. Create or "
+            "join that organisation, correct --repo-id, or use a different token."
+        )
+    elif not target.exist_ok and _Publication(target, api).refs()[0]:
+        problem = (
+            f"creating the repository: the name {target.repo_id} is taken. Publish into that repository with "
+            "--exist-ok, or choose a different name."
+        )
+    else:
+        return
+    raise HubError(f"{problem} Nothing was published.")
 
 
 def plan(build: Build, target: Target, api: HfApi | None = None) -> list[Change]:
@@ -118,9 +126,8 @@ def plan(build: Build, target: Target, api: HfApi | None = None) -> list[Change]
     Raises:
         HubError: The Hub cannot be asked.
     """
-    publication = _Publication(build, target, api or HfApi())
-    branches, _ = publication.refs()
-    return publication.compare(branches)
+    publication = _Publication(target, api or HfApi())
+    return publication.compare(build, publication.refs()[0])
 
 
 def publish(build: Build, target: Target, api: HfApi | None = None) -> list[Change]:
@@ -137,123 +144,113 @@ def publish(build: Build, target: Target, api: HfApi | None = None) -> list[Chan
     Raises:
         HubError: A step failed; the message names it, tells what is on the Hub nevertheless, and what to do.
     """
-    api = api or HfApi()
-    check_account(target, api)
-    publication = _Publication(build, target, api)
-    branches, tags = publication.refs()
-    if not branches:
-        branches, tags = publication.create()
-    elif not target.exist_ok:
-        raise HubError(
-            f"creating the repository: the name {target.repo_id} is taken. Publish into that repository with "
-            "--exist-ok, or choose a different name. Nothing was published."
-        )
-    changes = publication.compare(branches)
+    api, repo_id = api or HfApi(), target.repo_id
+    check_target(target, api)
+    hub = _Publication(target, api)
+    hub.ensure(
+        "creating the repository",
+        lambda branches, _: bool(branches),
+        lambda: api.create_repo(repo_id, private=target.private),
+    )
+    branches, tags = hub.refs()
+    changes = hub.compare(build, branches)
     if not target.overwrite and not target.create_pr:
         _refuse_overwriting(changes, tags, target)
-    publication.changes = changes
+    hub.changes = changes
     for change in changes:
         if change.added or change.deleted:
-            publication.upload(change, is_new=change.revision not in branches)
+            hub.upload(build, change)
         else:
             change.commit = change.head
             logger.info("%s is up to date at %.12s; no commit.", change.revision, change.head)
     if not target.create_pr:
         for change in changes:
-            publication.set_tag(target.tag(change.revision), change.commit)
+            hub.set_tag(target.tag(change.revision), change.commit)
     return changes
 
 
 class _Publication:
-    """The steps on the Hub. Their errors tell how far this publication came.
+    """The steps on the Hub. Their errors tell how far this publication came."""
 
-    A step that is tried again looks first: an earlier try may have done its work, and only the answer got lost.
-    """
-
-    def __init__(self, build: Build, target: Target, api: HfApi) -> None:
-        self.build = build
+    def __init__(self, target: Target, api: HfApi) -> None:
         self.target = target
+        self.repo_id = target.repo_id
         self.api = api
         self.changes: list[Change] = []
-        self.is_new = False
 
     def refs(self) -> tuple[dict[str, str], dict[str, str]]:
         """The commits of the branches and of the tags; both empty if the repository does not exist."""
         with self._step("reading the repository"):
             return RETRY(self._refs)
 
-    def create(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Create the repository: its branches and tags, as above."""
+    def ensure(
+        self, step: str, is_done: Callable[[dict[str, str], dict[str, str]], bool], do: Callable[[], object]
+    ) -> None:
+        """Do a step. Each try looks first: an earlier one may have done it, and only the answer got lost."""
 
-        def do() -> None:
-            if not self._refs()[0]:
-                self.api.create_repo(self.target.repo_id, private=self.target.private)
+        def look_and_do() -> None:
+            if not is_done(*self._refs()):
+                do()
 
-        with self._step("creating the repository"):
-            RETRY(do)
-        self.is_new = True
-        return self.refs()
+        with self._step(step):
+            RETRY(look_and_do)
 
-    def compare(self, branches: Mapping[str, str]) -> list[Change]:
+    def compare(self, build: Build, branches: Mapping[str, str]) -> list[Change]:
         """The change that makes each branch equal to the build."""
         with self._step("reading the repository"):
-            if not branches:
-                return [Change(revision, added=files) for revision, files in self.build.files.items()]
             changes = []
-            for revision in self.build.files:
-                # A new branch starts at the first commit, and replaces nothing.
-                start = branches.get(revision) or self.api.list_repo_commits(self.target.repo_id)[-1].commit_id
-                changes.append(self._compare(revision, start))
-                if revision not in branches:
-                    changes[-1].replaced = []
+            for revision, files in build.files.items():
+                if not branches:
+                    changes.append(Change(revision, added=files))
+                elif revision in branches:
+                    changes.append(self._compare(revision, files, branches[revision]))
+                else:  # a new branch starts at the first commit, and replaces nothing
+                    first = self.api.list_repo_commits(self.repo_id)[-1].commit_id
+                    changes.append(replace(self._compare(revision, files, first), replaced=[]))
             return changes
 
-    def upload(self, change: Change, is_new: bool) -> None:
+    def upload(self, build: Build, change: Change) -> None:
         """Commit a change, and confirm it."""
-        name, repo_id = change.revision, self.target.repo_id
-        if is_new:
-            self._create_branch(name, change.head)
+        name, files, folder = change.revision, build.files[change.revision], build.folders[change.revision]
+        self.ensure(
+            f"creating the branch {name}",
+            lambda branches, _: name in branches,
+            lambda: self.api.create_branch(self.repo_id, branch=name, revision=change.head),
+        )
         with self._step(f"committing {name}"):
-            folder = self.build.folders[name]
             # Outside of the tries, since each of these reads a whole file for its hash.
             operations: list[Any] = [CommitOperationAdd(file.name, folder / file.name) for file in change.added]
             operations += [CommitOperationDelete(file) for file in change.deleted]
             if self.target.create_pr:  # a second try could open a second pull request
-                self._commit(change, operations)
+                self._commit(change, files, operations)
             else:
-                RETRY(self._commit, change, operations)
+                RETRY(self._commit, change, files, operations)
         with self._step(f"confirming {name}"):
-            wrong = self._compare(name, change.commit)
+            wrong = self._compare(name, files, change.commit)
         if wrong.added or wrong.deleted:
             names = ", ".join([*(file.name for file in wrong.added), *wrong.deleted])
             raise HubError(
                 f"confirming {name}: the Hub reports different content than was sent for {names}. Do not trust the "
                 f"commit {change.commit:.12}. Run this again with --exist-ok --overwrite; if the error stays, revert "
-                f"the commit at https://huggingface.co/{repo_id}/commits/{name}."
+                f"the commit at https://huggingface.co/{self.repo_id}/commits/{name}."
             )
         change.is_open = False
         logger.info("%s is published at %.12s, confirmed by hashes that the Hub reports.", name, change.commit)
 
-    def _create_branch(self, name: str, commit: str) -> None:
-        def do() -> None:
-            if name not in self._refs()[0]:
-                self.api.create_branch(self.target.repo_id, branch=name, revision=commit)
-
-        with self._step(f"creating the branch {name}"):
-            RETRY(do)
-
     def set_tag(self, tag: str, commit: str) -> None:
         """Put a tag at a commit."""
-
-        def do() -> None:
-            _, tags = self._refs()
-            if tags.get(tag) != commit:
-                if tag in tags and self.target.overwrite:
-                    self.api.delete_tag(self.target.repo_id, tag=tag)
-                self.api.create_tag(self.target.repo_id, tag=tag, revision=commit)
-
-        with self._step(f"setting the tag {tag}"):
-            RETRY(do)
+        step = f"setting the tag {tag}"
+        if self.target.overwrite:
+            self.ensure(
+                step,
+                lambda _, tags: tags.get(tag, commit) == commit,
+                lambda: self.api.delete_tag(self.repo_id, tag=tag),
+            )
+        self.ensure(
+            step,
+            lambda _, tags: tags.get(tag) == commit,
+            lambda: self.api.create_tag(self.repo_id, tag=tag, revision=commit),
+        )
 
     def _step(self, name: str) -> AbstractContextManager[None]:
         return explained(name, self._state)
@@ -262,22 +259,21 @@ class _Publication:
         doubtful = ", ".join(change.revision for change in self.changes if change.is_open)
         if doubtful and self.target.create_pr:
             return f"A pull request to {doubtful} may have been opened: look before you run this again."
-        done = [change for change in self.changes if change.commit and not change.is_open]
-        names = ", ".join(
-            f"{change.revision} ({change.commit:.12})" for change in done if change.added or change.deleted
+        done = ", ".join(
+            f"{change.revision} ({change.commit:.12})"
+            for change in self.changes
+            if change.commit and not change.is_open and (change.added or change.deleted)
         )
-        facts = [f"Published and confirmed so far: {names}."] if names else []
+        facts = [f"Published and confirmed so far: {done}."] if done else []
         if doubtful:
             facts.append(f"The commit to {doubtful} may be on the Hub, but that was not confirmed.")
-        if self.is_new and not facts:
-            facts.append("The new repository is still empty.")
         if not facts:
             return "Nothing was published."
         return " ".join([*facts, "The same command with --exist-ok goes on from there."])
 
     def _refs(self) -> tuple[dict[str, str], dict[str, str]]:
         try:
-            refs = self.api.list_repo_refs(self.target.repo_id)
+            refs = self.api.list_repo_refs(self.repo_id)
         except RepositoryNotFoundError as error:
             if error.response.status_code == 401:  # a wrong token, which says nothing about the repository
                 raise
@@ -285,10 +281,9 @@ class _Publication:
         branches, tags = ({ref.name: ref.target_commit for ref in some} for some in (refs.branches, refs.tags))
         return branches, tags
 
-    def _compare(self, revision: str, commit: str) -> Change:
-        entries = self.api.list_repo_tree(self.target.repo_id, recursive=True, revision=commit)
+    def _compare(self, revision: str, files: Sequence[File], commit: str) -> Change:
+        entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit)
         there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile) and entry.path != HUBS_OWN}
-        files = self.build.files[revision]
         added = [file for file in files if file.name not in there or not self._is_same(file, there[file.name], commit)]
         deleted = sorted(set(there) - {file.name for file in files})
         return Change(revision, commit, added, deleted, [file.name for file in added if file.name in there] + deleted)
@@ -299,19 +294,18 @@ class _Publication:
         if there.blob_id and not there.xet_hash:  # with one, the blob may be a pointer to the content
             return file.blob == there.blob_id
         with TemporaryDirectory() as folder:
-            path = self.api.hf_hub_download(self.target.repo_id, file.name, revision=commit, local_dir=folder)
+            path = self.api.hf_hub_download(self.repo_id, file.name, revision=commit, local_dir=folder)
             return describe(Path(path), Path(folder)) == file
 
-    def _commit(self, change: Change, operations: list[Any]) -> None:
-        if change.is_open:
-            head = self._refs()[0].get(change.revision, change.head)
-            there = self._compare(change.revision, head)
-            if head != change.head and not there.added and not there.deleted:
-                change.commit = head
+    def _commit(self, change: Change, files: Sequence[File], operations: list[Any]) -> None:
+        if change.is_open:  # an earlier try may have made the commit, and only the answer got lost
+            there = self._compare(change.revision, files, self._refs()[0].get(change.revision, change.head))
+            if there.head != change.head and not there.added and not there.deleted:
+                change.commit = there.head
                 return
         try:
             info = self.api.create_commit(
-                self.target.repo_id,
+                self.repo_id,
                 operations,
                 commit_message=f"Version {self.target.version}, {change.revision}",
                 revision=change.revision,

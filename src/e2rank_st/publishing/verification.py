@@ -81,40 +81,42 @@ def verify(build: Build, model: E2Rank) -> list[Check]:
     """
     # The one place where the probe's code runs here: both sides do the same.
     expected = probe.rank(model, {"queries": QUERIES, "documents": DOCUMENTS})
-    exact = next(model.parameters()).dtype == torch.float32
-    rough = TOLERANCE if exact else ROUGH_TOLERANCE
+    rough = TOLERANCE if next(model.parameters()).dtype == torch.float32 else ROUGH_TOLERANCE
     rows = (
         ("stock", "embedding", "embedding revision, without a flag", rough),
         ("stock", "plain", "AutoTokenizer, AutoModel and pooling", rough),
         ("remote", "remote", "main revision, trust_remote_code=True", TOLERANCE),
         ("again", "again", "saved and loaded again; Python of the cards", TOLERANCE),
+        ("blocks", "", "Python of the cards, with this package", 0.0),
     )
     checks = [_check_files(build)]
-    with TemporaryDirectory() as scratch:
-        machine = _Machine(build, Path(scratch))
-        results = _run(machine, 2 if sum(file.size for file in build.files["main"]) < SMALL else 1)
-        for task, part, name, tolerance in rows:
-            result = results[task]
-            if isinstance(result, str):
-                checks.append(Check(name, problem=result))
-            else:
-                checks.append(_compare(name, result[part], expected, tolerance))
-        if any(OWN_PACKAGE in code for card in build.cards.values() for code in card.blocks):
-            result = machine.run("blocks")
-            name = "Python of the cards, with this package"
-            checks.append(Check(name, problem=result if isinstance(result, str) else ""))
+    results = _run(build)
+    for task, part, name, tolerance in rows:
+        result = results.get(task)
+        if isinstance(result, str):
+            checks.append(Check(name, problem=result))
+        elif result is not None:
+            checks.append(_compare(name, result[part], expected, tolerance) if part else Check(name))
     return checks
 
 
-def _run(machine: _Machine, processes: int) -> dict[str, dict[str, Any] | str]:
-    def remote() -> dict[str, dict[str, Any] | str]:
-        first = machine.run("remote")
-        again = "not tried, since loading failed" if isinstance(first, str) else machine.run("again")
-        return {"remote": first, "again": again}
+def _run(build: Build) -> dict[str, dict[str, Any] | str]:
+    """The result of each task, or the reason of its failure."""
+    results: dict[str, dict[str, Any] | str] = {}
+    chains = [("remote", "again"), ("stock",)]
+    if any(OWN_PACKAGE in code for card in build.cards.values() for code in card.blocks):
+        chains.append(("blocks",))
+    is_small = sum(file.size for file in build.files["main"]) < SMALL
+    with TemporaryDirectory() as scratch, ThreadPoolExecutor(2 if is_small else 1) as pool:
+        machine = _Machine(build, Path(scratch))
 
-    with ThreadPoolExecutor(processes) as pool:
-        stock, others = pool.submit(machine.run, "stock"), pool.submit(remote)
-        return {"stock": stock.result(), **others.result()}
+        def run(tasks: tuple[str, ...]) -> None:
+            for task in tasks:
+                is_lost = any(isinstance(results.get(earlier), str) for earlier in tasks)
+                results[task] = "not tried, since loading failed" if is_lost else machine.run(task)
+
+        list(pool.map(run, chains))  # as a list, so that an error in a thread is raised
+    return results
 
 
 def _check_files(build: Build) -> Check:
@@ -124,7 +126,7 @@ def _check_files(build: Build) -> Check:
     if (build.folders["main"] / source.name).read_bytes() != source.read_bytes():
         return Check(name, problem=f"{source.name} is not the package's own. Build again.")
     for revision, folder in build.folders.items():
-        if check_contents(folder, {}) != build.files[revision]:
+        if check_contents(folder) != build.files[revision]:
             return Check(name, problem=f"the files of {revision} have changed since they were built. Build again.")
     return Check(name)
 
