@@ -21,29 +21,17 @@ DATE = "2026-01-01T00:00:00.000Z"
 
 @dataclass
 class Fault:
-    """A mishap of some requests.
-
-    Attributes:
-        method: Their method.
-        path: Pattern that is searched in their path.
-        status: The status to answer with; 0 to cut the connection.
-        text: The error in the answer.
-        headers: Of the answer.
-        times: How many requests; the later ones are answered.
-        after: How many requests are answered first.
-        acts: Whether the request is carried out, and only its answer is lost.
-        corrupts: Whether it is answered, with different content, or with the hashes of different content.
-    """
+    """A mishap of the requests with this method whose path holds this pattern."""
 
     method: str
     path: str
-    status: int = 0
+    status: int = 0  # of the answer; 0 cuts the connection
     text: str = "injected"
     headers: dict[str, str] = field(default_factory=dict)
-    times: int = 10**9
-    after: int = 0
-    acts: bool = False
-    corrupts: bool = False
+    times: int = 10**9  # later requests are answered
+    after: int = 0  # earlier requests are answered
+    acts: bool = False  # the request is carried out, and only its answer is lost
+    corrupts: bool = False  # it is answered with different content, or with the hashes of different content
 
     def hits(self, method: str, path: str) -> bool:
         """Whether this request is one of them; counts it."""
@@ -153,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault and not self.fault.acts and not self.fault.corrupts:
             return self._fail(self.fault)
         size = int(self.headers.get("Content-Length", 0))
-        self.body = self._chunked() if self.headers.get("Transfer-Encoding") == "chunked" else self.rfile.read(size)
+        self.body = self.rfile.read(size)
         for method, pattern, name, writes in ROUTES:
             match = re.fullmatch(pattern, path)
             if match and self.command in method:
@@ -173,14 +161,6 @@ class Handler(BaseHTTPRequestHandler):
             return self._error(401, "Unauthorized", "Invalid credentials in Authorization header")
         getattr(self, name)(**arguments)
         return None
-
-    def _chunked(self) -> bytes:
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
 
     def _fail(self, fault: Fault) -> None:
         self.close_connection = True
@@ -243,9 +223,7 @@ class Handler(BaseHTTPRequestHandler):
         for asked in json.loads(self.body)["objects"]:
             one = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.server.blobs:
-                upload = {"href": f"{self.server.url}/lfs/{asked['oid']}"}
-                verify = {"href": f"{self.server.url}/lfs-verify"}
-                one["actions"] = {"upload": upload, "verify": verify}
+                one["actions"] = {"upload": {"href": f"{self.server.url}/lfs/{asked['oid']}"}}
             objects.append(one)
         self._json({"transfer": "basic", "objects": objects})
 
@@ -254,11 +232,6 @@ class Handler(BaseHTTPRequestHandler):
             return self._json({"error": "hash mismatch"}, 400)
         self.server.blobs[oid] = self.body
         return self._json({})
-
-    def _on_lfs_verify(self) -> None:
-        asked = json.loads(self.body)
-        there = len(self.server.blobs.get(asked["oid"], b"")) == asked["size"]
-        self._json({}, 200 if there else 404)
 
     def _on_commit(self, repository: Repository, revision: str) -> None:
         rows = [json.loads(line) for line in self.body.splitlines()]
@@ -364,7 +337,6 @@ ROUTES = (
     ("POST", rf"/api/models/{REPO}/preupload/{REVISION}", "_on_preupload", True),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "_on_lfs_batch", True),
     ("PUT", "/lfs/(?P<oid>.+)", "_on_lfs_put", False),
-    ("POST", "/lfs-verify", "_on_lfs_verify", False),
     ("POST", rf"/api/models/{REPO}/commit/{REVISION}", "_on_commit", True),
     ("GET", rf"/api/models/{REPO}/refs", "_on_refs", False),
     ("GET", rf"/api/models/{REPO}/commits/{REVISION}", "_on_commits", False),

@@ -116,7 +116,7 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
     card_file, license_file = source.card or folder / "README.md", source.license or folder / "LICENSE"
     card = read_card(card_file, source.repo_id)
     cards = {"main": card, "embedding": card.embedding(source.repo_id)}
-    base = _base_model(folder, source, card) if kind == "adapter" else None
+    base, local_bases = _base(folder, source, card) if kind == "adapter" else ("", {})
     if not license_file.is_file():
         raise FileNotFoundError(f"There is no licence at {license_file}. Name the licence's text with --license.")
     check_size(license_file)
@@ -137,7 +137,7 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
             _put_adapter(folder, main, base)
         _put_card(cards, fresh, card_file.parent)
         files = {revision: check_contents(fresh / revision, (folder, output)) for revision in REVISIONS}
-    bases = _local_bases(folder, base) if source.keeps_adapter else {}
+    bases = local_bases if source.keeps_adapter else {}
     return Build(output, source.repo_id, cards, files, bases, source.keeps_adapter), model
 
 
@@ -161,7 +161,8 @@ def _check_output(output: Path, model: Path) -> None:
         raise ValueError(f"{output} exists and is not an earlier build, so it is not replaced. Change --output.")
 
 
-def _base_model(folder: Path, source: Source, card: Card) -> str:
+def _base(folder: Path, source: Source, card: Card) -> tuple[str, dict[str, Path]]:
+    """The Hub id of an adapter's base, and its folder if it is here."""
     named = adapters.read_adapter_config(folder).get("base_model_name_or_path")
     if not isinstance(named, str):
         raise ValueError(
@@ -175,9 +176,12 @@ def _base_model(folder: Path, source: Source, card: Card) -> str:
         )
     if base not in card.base_models:
         raise ValueError(f"The adapter's base is {base}, the card's base_model {card.base_models}. Correct the card.")
-    if Path(named).is_dir():
-        inspect(Path(named))
-    return base
+    local = Path(named)
+    if local.is_dir():
+        inspect(local)
+    elif base == BUNDLED_REPOSITORY:
+        local = Path(bundled_base())
+    return base, {base: local} if local.is_dir() else {}
 
 
 def _check_complete(folder: Path, main: Path) -> None:
@@ -191,13 +195,6 @@ def _check_complete(folder: Path, main: Path) -> None:
         )
 
 
-def _local_bases(folder: Path, base: str | None) -> dict[str, Path]:
-    named = Path(adapters.read_adapter_config(folder)["base_model_name_or_path"])
-    if base == BUNDLED_REPOSITORY and not named.is_dir():
-        named = Path(bundled_base())
-    return {base: named} if base and named.is_dir() else {}
-
-
 def _save(model: E2Rank, folder: Path, shard_size: str) -> None:
     backbone: Any = model.transformers_model
     # Sentence-Transformers passes no shard size on, and transformers' own default is 50 GB.
@@ -208,7 +205,7 @@ def _save(model: E2Rank, folder: Path, shard_size: str) -> None:
         del backbone.save_pretrained
 
 
-def _put_adapter(source: Path, folder: Path, base: str | None) -> None:
+def _put_adapter(source: Path, folder: Path, base: str) -> None:
     """Replace the merged weights by the adapter."""
     for path in (*folder.glob("model*.safetensors*"), folder / "config.json"):
         path.unlink()

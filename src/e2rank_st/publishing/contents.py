@@ -83,11 +83,7 @@ def check_contents(folder: Path, private: Iterable[Path] = ()) -> list[File]:
 
 
 def describe(path: Path, folder: Path) -> File:
-    """Describe a file.
-
-    Args:
-        path: The file.
-        folder: The folder that its name is relative to.
+    """Describe a file by its name in a folder, its size and its hashes.
 
     Raises:
         OSError: It cannot be read.

@@ -63,7 +63,8 @@ def inspect(folder: Path, root: Path | None = None) -> Kind:
     if (folder / "modules.json").exists():
         _check_modules(folder)
     if kind != "adapter":
-        _check_config(folder)
+        if _read_object(folder / "config.json").get("auto_map"):
+            raise ValueError("config.json has an auto_map, which runs code of its own. Use a known architecture.")
         _check_shards(folder)
     for path in files:
         if path.suffix == ".safetensors":
@@ -73,9 +74,6 @@ def inspect(folder: Path, root: Path | None = None) -> Kind:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
-
-    Args:
-        path: The file.
 
     Raises:
         ValueError: It is not JSON; the message names it.
@@ -87,10 +85,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_size(path: Path) -> None:
-    """Refuse a text that is larger than the Hub takes.
-
-    Args:
-        path: The file; only vocabularies may be larger.
+    """Refuse a text that is larger than the Hub takes; a vocabulary may be larger.
 
     Raises:
         ValueError: It is too large.
@@ -101,11 +96,7 @@ def check_size(path: Path) -> None:
 
 
 def weight_names(folder: Path) -> set[str]:
-    """The names of the tensors in a folder's safetensors files.
-
-    Args:
-        folder: A folder that was inspected.
-    """
+    """The names of the tensors in the safetensors files of a folder that was inspected."""
     names: set[str] = set()
     for path in folder.glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -183,11 +174,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} must hold a JSON object, got {type(values).__name__}. Save the model again.")
     return values
-
-
-def _check_config(folder: Path) -> None:
-    if _read_object(folder / "config.json").get("auto_map"):
-        raise ValueError("config.json has an auto_map, which runs code of its own. Only known architectures are taken.")
 
 
 def _check_shards(folder: Path) -> None:

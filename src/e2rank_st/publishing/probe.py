@@ -15,7 +15,9 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Job: TypeAlias = dict[str, Any]
 
 
 class _Visible(PathFinder):
@@ -78,12 +80,12 @@ def _load(name: str, **options: Any) -> Any:
     return SentenceTransformer(name, device="cpu", **options)
 
 
-def _embed(model: Any, job: dict[str, Any]) -> dict[str, Any]:
+def _embed(model: Any, job: Job) -> dict[str, Any]:
     queries, documents = model.encode_query(job["queries"]), model.encode_document(job["documents"])
     return {"encode_query": queries.tolist(), "encode_document": documents.tolist()}
 
 
-def rank(model: Any, job: dict[str, Any]) -> dict[str, Any]:
+def rank(model: Any, job: Job) -> dict[str, Any]:
     """Vectors and scores of a model for the texts of a job; a ranking as the score of each candidate.
 
     Args:
@@ -99,7 +101,7 @@ def rank(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _stock(job: dict[str, Any]) -> dict[str, Any]:
+def _stock(job: Job) -> dict[str, Any]:
     """The ``embedding`` revision without a flag, and ``main`` as other runtimes read it; neither runs its code."""
     results = {"embedding": _embed(_load(job["repo_id"], revision="embedding"), job), "plain": _plain(job)}
     if any(name.startswith("transformers_modules") for name in sys.modules):
@@ -107,7 +109,7 @@ def _stock(job: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _plain(job: dict[str, Any]) -> dict[str, Any]:
+def _plain(job: Job) -> dict[str, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -117,9 +119,8 @@ def _plain(job: dict[str, Any]) -> dict[str, Any]:
     prompts = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))["prompts"]
 
     def embed(text: str) -> list[float]:
-        states = (
-            backbone(**tokenizer(text, truncation=True, return_tensors="pt")).last_hidden_state[0].float()
-        )  # (L, D)
+        tokens = tokenizer(text, truncation=True, return_tensors="pt")
+        states = backbone(**tokens).last_hidden_state[0].float()  # (L, D)
         first, last = pooling["pooling_mode_cls_token"], pooling["pooling_mode_lasttoken"]
         pooled = states[0] if first else states[-1] if last else states.mean(0)
         vector: list[float] = torch.nn.functional.normalize(pooled, dim=-1).tolist()
@@ -132,19 +133,19 @@ def _plain(job: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def _remote(job: dict[str, Any]) -> dict[str, Any]:
+def _remote(job: Job) -> dict[str, Any]:
     """``main`` by the repository's id, with its code; saved once more for the next process."""
     model = _load(job["repo_id"], trust_remote_code=True)
     model.save_pretrained(job["again"], create_model_card=False)
     return {"remote": rank(model, job)}
 
 
-def _again(job: dict[str, Any]) -> dict[str, Any]:
+def _again(job: Job) -> dict[str, Any]:
     """The model that was saved, and the Python of the cards."""
     return {"again": rank(_load(job["again"], trust_remote_code=True), job), **_blocks(job)}
 
 
-def _blocks(job: dict[str, Any]) -> dict[str, Any]:
+def _blocks(job: Job) -> dict[str, Any]:
     """Run the blocks of each card, in order and in one namespace, without their output."""
     for card, blocks in job["blocks"].items():
         namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -154,12 +155,7 @@ def _blocks(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "stock": _stock,
-    "remote": _remote,
-    "again": _again,
-    "blocks": _blocks,
-}
+TASKS: dict[str, Callable[[Job], Job]] = {"stock": _stock, "remote": _remote, "again": _again, "blocks": _blocks}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
