@@ -35,7 +35,7 @@ def main(
     ] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="How to wire a plain checkpoint.")] = None,
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of weights.")] = "5GB",
-    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep what is built here.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the build here.")] = None,
     version: Annotated[str, typer.Option(metavar="1.2.3", help="Tag of the commits.")] = __version__,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     exist_ok: Annotated[bool, typer.Option("--exist-ok", help="Publish into a repository that exists.")] = False,

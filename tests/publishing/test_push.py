@@ -46,7 +46,7 @@ def python(*arguments: str, **more: str) -> subprocess.CompletedProcess:
 def test_published_and_loaded_from_the_hub(
     server: HubServer, api: HfApi, saved, card, tiny: E2Rank, facts, tmp_path, capsys
 ):
-    """Guards against a repository that only its author can load; and against a token in what is printed."""
+    """Guards against a repository that only its author can load; and against a token in the output."""
     publish_model(Source(str(saved), "org/e2rank", card), Target("org/e2rank", "1.0.0"), tmp_path / "out", api=api)
     printed = capsys.readouterr()
     assert server.token not in printed.out + printed.err

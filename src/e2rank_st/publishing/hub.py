@@ -15,7 +15,6 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from tenacity import (
     RetryCallState,
     Retrying,
-    before_sleep_log,
     retry_if_exception,
     stop_after_attempt,
     wait_exponential,
@@ -49,8 +48,8 @@ def explained(step: str, state: Callable[[], str] = lambda: "Nothing was publish
     """Turn what the client raises into one error for the user.
 
     Args:
-        step: What is done, for the start of the message.
-        state: Says what is on the Hub by now.
+        step: A name for the start of the message.
+        state: Tells how far the publication came.
 
     Raises:
         HubError: The client raised something.
@@ -60,11 +59,9 @@ def explained(step: str, state: Callable[[], str] = lambda: "Nothing was publish
     except HubError:
         raise
     except FAULTS as error:
-        cause = _root(error)
-        told = " ".join(MANUAL.sub("", str(cause)).split()).rstrip(".") or type(cause).__name__
-        status = _status(cause)
+        status = _status(_root(error))
         advice = ADVICE.get(status, "") if status else NO_NETWORK if is_passing(error) else ""
-        raise HubError(" ".join(filter(None, (f"{step}: {told}.", advice, state())))) from error
+        raise HubError(" ".join(filter(None, (f"{step}: {_words(error)}.", advice, state())))) from error
 
 
 def is_passing(error: BaseException) -> bool:
@@ -91,6 +88,18 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
+def _words(error: BaseException) -> str:
+    """The client's message on one line."""
+    cause = _root(error)
+    return " ".join(MANUAL.sub("", str(cause)).split()).rstrip(".") or type(cause).__name__
+
+
+def _tell(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if error and state.next_action:
+        logger.warning("%s; trying again in %.0f s.", _words(error), state.next_action.sleep)
+
+
 def _wait(state: RetryCallState) -> float:
     """The seconds that the Hub asks for, up to a minute; otherwise 1, 2 and 4."""
     error = state.outcome.exception() if state.outcome else None
@@ -103,6 +112,6 @@ RETRY = Retrying(
     stop=stop_after_attempt(4),
     wait=_wait,
     retry=retry_if_exception(is_passing),
-    before_sleep=before_sleep_log(logger, logging.WARNING),
+    before_sleep=_tell,
     reraise=True,
 )

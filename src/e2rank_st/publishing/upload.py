@@ -1,6 +1,6 @@
 """A build → one commit on the Hub for each revision, confirmed by the hashes that the Hub reports.
 
-A revision is what it was or what was built, never something between: its files travel first and become visible in one
+A revision is the old one or the new one, never something between: its files travel first and become visible in one
 commit. After any failure, the same command with --exist-ok goes on from there.
 """
 
@@ -142,7 +142,7 @@ def publish(build: Build, target: Target, api: HfApi | None = None) -> list[Chan
         The change to each revision.
 
     Raises:
-        HubError: A step failed; the message names it, tells what is on the Hub nevertheless, and what to do.
+        HubError: A step failed. The message names it, the revisions that were published, and the way to go on.
     """
     api, repo_id = api or HfApi(), target.repo_id
     check_target(target, api)
