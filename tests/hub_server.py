@@ -1,7 +1,7 @@
-"""A Hub on this machine's loopback: what the real client needs to create, upload, tag and download a model.
+"""A Hub on this machine's loopback: all that the real client needs to create, upload, tag and download a model.
 
 It keeps commits as git does (a revision is a commit, a commit is all its files), takes large files by LFS, and checks
-what the real one checks: the token, the parent of a commit, the hash of an upload. Faults are injected by request.
+as the real one does: the token, the parent of a commit, the hash of an upload. Faults are injected by request.
 """
 
 import base64
@@ -21,29 +21,17 @@ DATE = "2026-01-01T00:00:00.000Z"
 
 @dataclass
 class Fault:
-    """What to do to some requests instead of answering them.
-
-    Attributes:
-        method: Theirs.
-        path: Pattern that is searched in their path.
-        status: The status to answer with; 0 to cut the connection.
-        text: The error in the answer.
-        headers: Of the answer.
-        times: How many requests; the later ones are answered.
-        after: How many requests are answered first.
-        acts: Whether the request is carried out, and only its answer is lost.
-        corrupts: Whether it is answered, with another content.
-    """
+    """A mishap of the requests with this method whose path holds this pattern."""
 
     method: str
     path: str
-    status: int = 0
+    status: int = 0  # of the answer; 0 cuts the connection
     text: str = "injected"
     headers: dict[str, str] = field(default_factory=dict)
-    times: int = 10**9
-    after: int = 0
-    acts: bool = False
-    corrupts: bool = False
+    times: int = 10**9  # later requests are answered
+    after: int = 0  # earlier requests are answered
+    acts: bool = False  # the request is carried out, and only its answer is lost
+    corrupts: bool = False  # it is answered with different content, or with the hashes of different content
 
     def hits(self, method: str, path: str) -> bool:
         """Whether this request is one of them; counts it."""
@@ -58,6 +46,7 @@ class Fault:
 
 @dataclass
 class Repository:
+    repo_id: str
     private: bool
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     history: dict[str, list[str]] = field(default_factory=dict)  # branch → commits, oldest first
@@ -82,6 +71,7 @@ class HubServer(ThreadingHTTPServer):
         self.user, self.organisations, self.role = "tester", ["org"], "write"
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
+        self.unhashed: set[str] = set()  # names of files whose hashes no listing tells
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.Lock()
@@ -89,12 +79,12 @@ class HubServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """What HF_ENDPOINT is to be."""
+        """The value of HF_ENDPOINT."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def create(self, repo_id: str, private: bool = False) -> Repository:
         """A repository as the Hub creates it, with a first commit."""
-        repository = self.repositories[repo_id] = Repository(private)
+        repository = self.repositories[repo_id] = Repository(repo_id, private)
         self.commit(repository, "main", {".gitattributes": b"*.safetensors filter=lfs\n"})
         return repository
 
@@ -107,7 +97,7 @@ class HubServer(ThreadingHTTPServer):
         return oid
 
     def files(self, repo_id: str, revision: str) -> dict[str, bytes]:
-        """What a revision holds, without the Hub's own file."""
+        """The files of a revision, without the Hub's own."""
         repository = self.repositories[repo_id]
         files = repository.commits[repository.resolve(revision) or ""]
         return {name: content for name, content in files.items() if name != ".gitattributes"}
@@ -117,16 +107,19 @@ class HubServer(ThreadingHTTPServer):
         return sum(one == method and bool(re.search(path, other)) for one, other in self.requests)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news; everything else is a mistake of the server's."""
+        """A client that went away is expected; everything else is a mistake of the server."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
-def _is_lfs(content: bytes, name: str) -> bool:
-    return name.endswith(".safetensors") or len(content) >= 10**7
+def _is_lfs(size: int, name: str) -> bool:
+    return name.endswith(".safetensors") or size >= 10**7
 
 
-def _git_hash(content: bytes) -> str:
+def _oid(content: bytes, name: str) -> str:
+    """The hash by which LFS or git names a file."""
+    if _is_lfs(len(content), name):
+        return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -144,35 +137,38 @@ class Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         path, self.query = unquote(split.path), parse_qs(split.query)
         self.server.requests.append((self.command, path))
-        fault = next((fault for fault in self.server.faults if fault.hits(self.command, path)), None)
-        if fault and not fault.acts and not fault.corrupts:
-            return self._fail(fault)
+        self.fault = next((fault for fault in self.server.faults if fault.hits(self.command, path)), None)
+        if self.fault and not self.fault.acts and not self.fault.corrupts:
+            return self._fail(self.fault)
         size = int(self.headers.get("Content-Length", 0))
-        self.body = self._chunked() if self.headers.get("Transfer-Encoding") == "chunked" else self.rfile.read(size)
-        self.fault = fault
-        for method, pattern, name in ROUTES:
+        self.body = self.rfile.read(size)
+        for method, pattern, name, writes in ROUTES:
             match = re.fullmatch(pattern, path)
-            if match and method == self.command:
+            if match and self.command in method:
                 with self.server.lock:
-                    return getattr(self, name)(*match.groups())
+                    return self._answer(name, writes, match)
         return self._json({"error": f"no such endpoint: {self.command} {path}"}, 404)
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _serve
 
-    def _chunked(self) -> bytes:
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
+    def _answer(self, name: str, writes: bool, match: re.Match[str]) -> None:
+        arguments: dict[str, Any] = match.groupdict()
+        if "repo_id" in arguments:
+            arguments["repository"] = self.server.repositories.get(arguments.pop("repo_id"))
+            if arguments["repository"] is None:
+                return self._error(404, "RepoNotFound", "Repository not found")
+        if writes and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            return self._error(401, "Unauthorized", "Invalid credentials in Authorization header")
+        getattr(self, name)(**arguments)
+        return None
 
     def _fail(self, fault: Fault) -> None:
         self.close_connection = True
+        size = int(self.headers.get("Content-Length", 0))
         if not fault.status:
-            self.rfile.read(min(100, int(self.headers.get("Content-Length", 0))))  # in the middle of what is sent
+            self.rfile.read(min(100, size))  # in the middle of the body
             return
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.rfile.read(size)
         headers = {"X-Error-Message": fault.text, "Connection": "close"}
         self._json({"error": fault.text}, fault.status, fault.headers | headers)
 
@@ -180,8 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         self._bytes(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
 
     def _bytes(self, content: bytes, status: int, headers: dict[str, str]) -> None:
-        if self.__dict__.get("fault") and self.fault.acts:
-            self.fault = None
+        if self.fault and self.fault.acts:
             self.close_connection = True
             return
         self.send_response(status)
@@ -194,68 +189,41 @@ class Handler(BaseHTTPRequestHandler):
     def _error(self, status: int, code: str, message: str) -> None:
         self._json({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
 
-    def _may_write(self) -> bool:
-        if self.headers.get("Authorization") == f"Bearer {self.server.token}":
-            return True
-        self._error(401, "Unauthorized", "Invalid credentials in Authorization header")
-        return False
-
-    def _repository(self, repo_id: str) -> Repository | None:
-        repository = self.server.repositories.get(repo_id)
-        if repository is None:
-            self._error(404, "RepoNotFound", "Repository not found")
-        return repository
-
     # The endpoints
 
     def _on_whoami(self) -> None:
-        if self._may_write():
-            orgs = [{"name": name} for name in self.server.organisations]
-            token = {"accessToken": {"role": self.server.role}}
-            self._json({"name": self.server.user, "type": "user", "orgs": orgs, "auth": token})
+        orgs = [{"name": name} for name in self.server.organisations]
+        token = {"accessToken": {"role": self.server.role}}
+        self._json({"name": self.server.user, "type": "user", "orgs": orgs, "auth": token})
 
     def _on_create(self) -> None:
-        if not self._may_write():
-            return
         asked = json.loads(self.body)
         repo_id = f"{asked.get('organization') or self.server.user}/{asked['name']}"
         url = f"{self.server.url}/{repo_id}"
         if repo_id in self.server.repositories:
-            self._json({"error": "You already created this model repo", "url": url}, 409)
-        else:
-            self.server.create(repo_id, private=asked.get("visibility") == "private")
-            self._json({"url": url, "name": repo_id, "id": repo_id})
+            return self._json({"error": "You already created this model repo", "url": url}, 409)
+        self.server.create(repo_id, private=asked.get("visibility") == "private")
+        return self._json({"url": url, "name": repo_id, "id": repo_id})
 
     def _on_validate_yaml(self) -> None:
         self._json({"errors": [], "warnings": []})
 
-    def _on_preupload(self, repo_id: str, revision: str) -> None:
-        repository = self._repository(repo_id)
-        if repository is None or not self._may_write():
-            return
+    def _on_preupload(self, repository: Repository, revision: str) -> None:
         here = repository.commits[repository.resolve(revision) or ""]
         files = []
         for asked in json.loads(self.body)["files"]:
-            is_lfs = asked["path"].endswith(".safetensors") or asked["size"] >= 10**7
-            content = here.get(asked["path"])
-            oid = None
-            if content is not None:
-                oid = hashlib.sha256(content).hexdigest() if is_lfs else _git_hash(content)
-            files.append(
-                {"path": asked["path"], "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False, "oid": oid}
-            )
+            name = asked["path"]
+            mode = "lfs" if _is_lfs(asked["size"], name) else "regular"
+            oid = _oid(here[name], name) if name in here else None
+            files.append({"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self._json({"files": files})
 
-    def _on_lfs_batch(self, repo_id: str) -> None:
-        if self._repository(repo_id) is None or not self._may_write():
-            return
+    def _on_lfs_batch(self, repository: Repository) -> None:
         objects = []
         for asked in json.loads(self.body)["objects"]:
             one = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.server.blobs:
-                upload = {"href": f"{self.server.url}/lfs/{asked['oid']}"}
-                verify = {"href": f"{self.server.url}/lfs-verify"}
-                one["actions"] = {"upload": upload, "verify": verify}
+                one["actions"] = {"upload": {"href": f"{self.server.url}/lfs/{asked['oid']}"}}
             objects.append(one)
         self._json({"transfer": "basic", "objects": objects})
 
@@ -265,15 +233,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.blobs[oid] = self.body
         return self._json({})
 
-    def _on_lfs_verify(self) -> None:
-        asked = json.loads(self.body)
-        there = len(self.server.blobs.get(asked["oid"], b"")) == asked["size"]
-        self._json({}, 200 if there else 404)
-
-    def _on_commit(self, repo_id: str, revision: str) -> None:
-        repository = self._repository(repo_id)
-        if repository is None or not self._may_write():
-            return
+    def _on_commit(self, repository: Repository, revision: str) -> None:
         rows = [json.loads(line) for line in self.body.splitlines()]
         head = repository.history[revision][-1]
         if rows[0]["value"].get("parentCommit", head) != head:
@@ -284,142 +244,113 @@ class Handler(BaseHTTPRequestHandler):
             if row["key"] == "file":
                 files[path] = base64.b64decode(row["value"]["content"])
             elif row["key"] == "lfsFile":
-                if row["value"]["oid"] not in self.server.blobs:
-                    return self._json({"error": f"LFS object of {path} was never uploaded"}, 400)
                 files[path] = self.server.blobs[row["value"]["oid"]]
             else:
                 del files[path]
-        pull = None
+        pull, url = None, f"{self.server.url}/{repository.repo_id}"
         if self.query.get("create_pr"):
             repository.pulls.append(revision)
-            pull = f"{self.server.url}/{repo_id}/discussions/{len(repository.pulls)}"
+            pull = f"{url}/discussions/{len(repository.pulls)}"
             revision = f"refs/pr/{len(repository.pulls)}"
         oid = self.server.commit(repository, revision, files)
-        url = f"{self.server.url}/{repo_id}/commit/{oid}"
-        return self._json(
-            {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": "", "pullRequestUrl": pull}
-        )
+        answer = {"commitOid": oid, "commitUrl": f"{url}/commit/{oid}", "pullRequestUrl": pull}
+        return self._json({"success": True, "hookOutput": "", **answer})
 
-    def _on_refs(self, repo_id: str) -> None:
-        repository = self._repository(repo_id)
-        if repository is not None:
-            branches = [
-                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commits[-1]}
-                for name, commits in repository.history.items()
-                if not name.startswith("refs/")
-            ]
-            tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": oid} for n, oid in repository.tags.items()]
-            self._json({"branches": branches, "converts": [], "tags": tags})
+    def _on_refs(self, repository: Repository) -> None:
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commits[-1]}
+            for name, commits in repository.history.items()
+            if not name.startswith("refs/")
+        ]
+        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": oid} for n, oid in repository.tags.items()]
+        self._json({"branches": branches, "converts": [], "tags": tags})
 
-    def _on_commits(self, repo_id: str, revision: str) -> None:
-        repository = self._repository(repo_id)
-        if repository is not None:
-            row = {"authors": [{"user": self.server.user}], "date": DATE, "title": "a commit", "message": ""}
-            self._json([{"id": oid, **row} for oid in reversed(repository.history[revision])])
+    def _on_commits(self, repository: Repository, revision: str) -> None:
+        row = {"authors": [{"user": self.server.user}], "date": DATE, "title": "a commit", "message": ""}
+        self._json([{"id": oid, **row} for oid in reversed(repository.history[revision])])
 
-    def _on_branch(self, repo_id: str, name: str) -> None:
-        repository = self._repository(repo_id)
-        if repository is not None and self._may_write():
-            if name in repository.history:
-                return self._json({"error": "Reference already exists"}, 409)
-            start = repository.resolve(json.loads(self.body or b"{}").get("startingPoint", "main"))
-            repository.history[name] = [start or ""]
-            self._json({})
-        return None
+    def _on_branch(self, repository: Repository, name: str) -> None:
+        if name in repository.history:
+            return self._json({"error": "Reference already exists"}, 409)
+        repository.history[name] = [repository.resolve(json.loads(self.body)["startingPoint"]) or ""]
+        return self._json({})
 
-    def _on_tag(self, repo_id: str, revision: str) -> None:
-        repository = self._repository(repo_id)
-        if repository is not None and self._may_write():
-            name = json.loads(self.body)["tag"]
-            if name in repository.tags:
-                return self._json({"error": "Tag reference exists already"}, 409)
-            repository.tags[name] = repository.resolve(revision) or ""
-            self._json({})
-        return None
+    def _on_tag(self, repository: Repository, revision: str) -> None:
+        name = json.loads(self.body)["tag"]
+        if name in repository.tags:
+            return self._json({"error": "Tag reference exists already"}, 409)
+        repository.tags[name] = repository.resolve(revision) or ""
+        return self._json({})
 
-    def _on_delete_tag(self, repo_id: str, name: str) -> None:
-        repository = self._repository(repo_id)
-        if repository is not None and self._may_write():
-            if repository.tags.pop(name, None) is None:
-                return self._error(404, "RevisionNotFound", f"Invalid rev id: {name}")
-            self._json({})
-        return None
+    def _on_delete_tag(self, repository: Repository, name: str) -> None:
+        if repository.tags.pop(name, None) is None:
+            return self._error(404, "RevisionNotFound", f"Invalid rev id: {name}")
+        return self._json({})
 
-    def _on_info(self, repo_id: str, revision: str | None = None) -> None:
-        repository = self._repository(repo_id)
-        if repository is None:
-            return
-        oid = repository.resolve(revision or "main")
-        if oid is None:
-            self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        else:
-            siblings = [{"rfilename": name} for name in repository.commits[oid]]
-            self._json({"id": repo_id, "sha": oid, "private": repository.private, "siblings": siblings, "tags": []})
+    def _on_info(self, repository: Repository, revision: str | None) -> None:
+        if (oid := repository.resolve(revision or "main")) is None:
+            return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        siblings = [{"rfilename": name} for name in repository.commits[oid]]
+        facts = {"id": repository.repo_id, "sha": oid, "private": repository.private}
+        return self._json({**facts, "siblings": siblings, "tags": []})
 
-    def _on_tree(self, repo_id: str, revision: str, path: str | None = None) -> None:
-        repository = self._repository(repo_id)
-        if repository is None:
-            return
-        oid = repository.resolve(revision)
-        if oid is None:
+    def _on_tree(self, repository: Repository, revision: str, path: str | None) -> None:
+        if (oid := repository.resolve(revision)) is None:
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         rows = []
         prefix = f"{path.strip('/')}/" if path else ""
         for name, content in repository.commits[oid].items():
             if not name.startswith(prefix):
                 continue
-            row: dict[str, Any] = {"type": "file", "path": name, "oid": _git_hash(content), "size": len(content)}
-            if _is_lfs(content, name):
-                sha256 = hashlib.sha256(content).hexdigest()
-                row["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
+            told = content + b"!" if self.fault and self.fault.corrupts else content
+            row: dict[str, Any] = {"type": "file", "path": name, "oid": _oid(told, name), "size": len(content)}
+            if name in self.server.unhashed:
+                row["oid"] = None
+            elif _is_lfs(len(content), name):
+                row["lfs"] = {"oid": row["oid"], "size": len(content), "pointerSize": 130}
             rows.append(row)
         if prefix and not rows:
             return self._error(404, "EntryNotFound", f"{path} does not exist")
         return self._json(rows)
 
-    def _on_resolve(self, repo_id: str, revision: str, name: str) -> None:
-        repository = self._repository(repo_id)
-        if repository is None:
-            return
+    def _on_resolve(self, repository: Repository, revision: str, name: str) -> None:
         oid = repository.resolve(revision)
         content = repository.commits[oid].get(name) if oid else None
         if oid is None or content is None:
             code = "EntryNotFound" if oid else "RevisionNotFound"
             return self._error(404, code, f"{name} does not exist at {revision}")
-        etag = hashlib.sha256(content).hexdigest() if _is_lfs(content, name) else _git_hash(content)
-        headers = {"X-Repo-Commit": oid, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
-        if _is_lfs(content, name):
-            headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+        headers = {"X-Repo-Commit": oid, "ETag": f'"{_oid(content, name)}"', "Accept-Ranges": "bytes"}
+        if _is_lfs(len(content), name):
+            headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
         if self.fault and self.fault.corrupts:
             content = bytes([content[0] ^ 1]) + content[1:]
         return self._bytes(content, 200, headers)
 
 
-REPO = r"([\w.-]+/[\w.-]+)"
+REPO = r"(?P<repo_id>[\w.-]+/[\w.-]+)"
+REVISION = r"(?P<revision>[^/]+(?:/pr/\d+)?)"
+# Method, path, handler, and whether it needs the token.
 ROUTES = (
-    ("GET", "/api/whoami-v2", "_on_whoami"),
-    ("POST", "/api/repos/create", "_on_create"),
-    ("POST", "/api/validate-yaml", "_on_validate_yaml"),
-    ("POST", rf"/api/models/{REPO}/preupload/(.+)", "_on_preupload"),
-    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "_on_lfs_batch"),
-    ("PUT", "/lfs/(.+)", "_on_lfs_put"),
-    ("POST", "/lfs-verify", "_on_lfs_verify"),
-    ("POST", rf"/api/models/{REPO}/commit/(.+)", "_on_commit"),
-    ("GET", rf"/api/models/{REPO}/refs", "_on_refs"),
-    ("GET", rf"/api/models/{REPO}/commits/(.+)", "_on_commits"),
-    ("POST", rf"/api/models/{REPO}/branch/(.+)", "_on_branch"),
-    ("POST", rf"/api/models/{REPO}/tag/(.+)", "_on_tag"),
-    ("DELETE", rf"/api/models/{REPO}/tag/(.+)", "_on_delete_tag"),
-    ("GET", rf"/api/models/{REPO}", "_on_info"),
-    ("GET", rf"/api/models/{REPO}/revision/(.+)", "_on_info"),
-    ("GET", rf"/api/models/{REPO}/tree/([^/]+)(/.*)?", "_on_tree"),
-    ("HEAD", rf"/{REPO}/resolve/([^/]+)/(.+)", "_on_resolve"),
-    ("GET", rf"/{REPO}/resolve/([^/]+)/(.+)", "_on_resolve"),
+    ("GET", "/api/whoami-v2", "_on_whoami", True),
+    ("POST", "/api/repos/create", "_on_create", True),
+    ("POST", "/api/validate-yaml", "_on_validate_yaml", False),
+    ("POST", rf"/api/models/{REPO}/preupload/{REVISION}", "_on_preupload", True),
+    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "_on_lfs_batch", True),
+    ("PUT", "/lfs/(?P<oid>.+)", "_on_lfs_put", False),
+    ("POST", rf"/api/models/{REPO}/commit/{REVISION}", "_on_commit", True),
+    ("GET", rf"/api/models/{REPO}/refs", "_on_refs", False),
+    ("GET", rf"/api/models/{REPO}/commits/{REVISION}", "_on_commits", False),
+    ("POST", rf"/api/models/{REPO}/branch/(?P<name>.+)", "_on_branch", True),
+    ("POST", rf"/api/models/{REPO}/tag/{REVISION}", "_on_tag", True),
+    ("DELETE", rf"/api/models/{REPO}/tag/(?P<name>.+)", "_on_delete_tag", True),
+    ("GET", rf"/api/models/{REPO}(?:/revision/{REVISION})?", "_on_info", False),
+    ("GET", rf"/api/models/{REPO}/tree/{REVISION}(?P<path>/.*)?", "_on_tree", False),
+    ("GET HEAD", rf"/{REPO}/resolve/{REVISION}/(?P<name>.+)", "_on_resolve", False),
 )
 
 
 def main() -> None:
-    """Serve until interrupted: to try publishing by hand, as the README says."""
+    """Serve until interrupted, to try publishing by hand."""
     server = HubServer()
     lines = (f"export HF_ENDPOINT={server.url}", "export HF_HUB_DISABLE_XET=1", f"export HF_TOKEN={server.token}")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-import e2rank_st.publishing.hub as hub_module
 from e2rank_st import E2Rank
 from tests import ROOT
 from tests.hub_server import HubServer
@@ -25,9 +25,9 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that would have been waited between tries, ours and the client's: nobody waits them."""
+    """The seconds between tries, ours and the client's. Nobody waits them."""
     seconds: list[float] = []
-    monkeypatch.setattr(hub_module.time, "sleep", seconds.append)
+    monkeypatch.setattr(time, "sleep", seconds.append)
     return seconds
 
 

@@ -18,7 +18,7 @@ def test_kinds(saved: Path, checkpoint: Path, adapter: Path, tmp_path: Path):
     assert [inspect(folder) for folder in (saved, checkpoint, adapter)] == ["model", "checkpoint", "adapter"]
     with pytest.raises(ValueError, match="holds no model: none of adapter_config"):
         inspect(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         inspect(tmp_path / "nothing")
 
 
@@ -64,8 +64,8 @@ def link(name: str, target: str) -> Callable[[Path], None]:
         (put("pytorch_model.bin", b"x"), r"pytorch_model\.bin is a pickle"),
         (put("notes.dat", pickle.dumps({"a": 1})), r"notes\.dat is a pickle"),
         (put("model.safetensors", pickle.dumps({"a": 1})), r"model\.safetensors is a pickle"),
-        (put("model.safetensors", b"cut"), "no complete safetensors file"),
-        (put("config.json", b"{"), r"config\.json is no valid JSON"),
+        (put("model.safetensors", b"cut"), "not a complete safetensors file"),
+        (put("config.json", b"{"), r"config\.json is not valid JSON"),
         (link("extra.json", "/etc/hostname"), r"extra\.json is a link to /etc/hostname, out of the folder"),
         (link("1_Pooling/up", "../.."), "up is a link to"),
         (link("broken.json", "nothing"), "neither a file nor a folder"),
@@ -73,10 +73,13 @@ def link(name: str, target: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
         (lambda folder: (folder / "tokenizer.json").unlink(), r"needs tokenizer\.json, too"),
         (lambda folder: shutil.rmtree(folder / "2_ListwiseRerank"), r"2_ListwiseRerank/config\.json is missing"),
-        (put("model.safetensors.index.json", b'{"weight_map": {"a": "../../x"}}'), r"'\.\./\.\./x', which is no file"),
+        (
+            put("model.safetensors.index.json", b'{"weight_map": {"a": "../../x"}}'),
+            r"'\.\./\.\./x', which is not a file",
+        ),
         (put("model.safetensors.index.json", b"{}"), "has no weight_map"),
         (put("config.json", b"[]"), r"config\.json must hold a JSON object, got list"),
-        (put("notes.json", b"[" * 200_000), r"notes\.json is no valid JSON"),
+        (put("notes.json", b"[" * 200_000), r"notes\.json is not valid JSON"),
         (edit("modules.json", lambda rows: rows[1].pop("name")), "module without a name, at '1_Pooling'"),
         (lambda folder: os.truncate(folder / "chat_template.jinja", 200 * 2**20), "jinja has 200 MiB"),
         (weights(float("nan")), "NaN or infinite weights in '"),

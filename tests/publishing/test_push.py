@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
+from huggingface_hub import HfApi
+from typer.testing import CliRunner, Result
 
 import e2rank_st
 import push_to_hub
 from e2rank_st import E2Rank
-from e2rank_st.publishing import Source, Target, build, verify
+from e2rank_st.publishing import Check, Source, Target, build, publish_model, report, verify
 from tests import ROOT
 from tests.hub_server import HubServer
 
@@ -33,29 +34,26 @@ print(json.dumps(results))
 """
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(e2rank_st.__file__).parents[1]), **more}
+def push(*arguments: str) -> Result:
+    return CliRunner().invoke(push_to_hub.app, [*arguments, "--repo-id", "org/e2rank"])
 
 
-def push(*arguments: str, **more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "push_to_hub.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment(**more))
+def python(*arguments: str, **more: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(Path(e2rank_st.__file__).parents[1]), **more}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
 
 
-def test_published_and_loaded_from_the_hub(server: HubServer, saved: Path, card: Path, tiny: E2Rank, facts, tmp_path):
-    """Guards against a repository that only its author can load; and against a token in what is printed."""
+def test_published_and_loaded_from_the_hub(
+    server: HubServer, api: HfApi, saved, card, tiny: E2Rank, facts, tmp_path, capsys
+):
+    """Guards against a repository that only its author can load; and against a token in the output."""
+    publish_model(Source(str(saved), "org/e2rank", card), Target("org/e2rank", "1.0.0"), tmp_path / "out", api=api)
+    printed = capsys.readouterr()
+    assert server.token not in printed.out + printed.err
+    assert printed.out.count("\tpassed") == 5
+    assert [line.split("\t")[0] for line in printed.out.splitlines()[-2:]] == ["main", "embedding"]
     hub = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": server.token}
-    hub |= {"HF_HOME": str(tmp_path / "home")}
-    done = push(str(saved), "--repo-id", "org/e2rank", "--card", str(card), "--output", str(tmp_path / "out"), **hub)
-    assert done.returncode == 0, done.stderr
-    assert server.token not in done.stdout + done.stderr
-    lines = [line.split("\t") for line in done.stdout.splitlines()]
-    assert [
-        line[2] for line in lines if len(line) == 3 and line[0].startswith(("main", "embedding", "saved", "Auto"))
-    ] == (["passed"] * 4)
-    assert [line[0] for line in lines[-2:]] == ["org/e2rank@main", "org/e2rank@embedding"]
-    command = [sys.executable, "-c", RELOAD, json.dumps(facts)]
-    loaded = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(**hub))
+    loaded = python("-c", RELOAD, json.dumps(facts), HF_HOME=str(tmp_path / "home"), **hub)
     assert loaded.returncode == 0, loaded.stderr
     remote, vectors, own = json.loads(loaded.stdout.splitlines()[-1])
     expected = tiny.rerank("fleas", facts)
@@ -65,46 +63,49 @@ def test_published_and_loaded_from_the_hub(server: HubServer, saved: Path, card:
     np.testing.assert_allclose(vectors, tiny.encode_query(facts), atol=1e-6)
 
 
-def test_an_adapter_without_the_hub(adapter: Path, tmp_path: Path):
-    """Guards against an adapter that only loads where it was trained: `make publish-check`, with --adapter."""
-    done = push(str(adapter), "--repo-id", "org/e2rank", "--adapter", "--dry-run", HF_HUB_OFFLINE="1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\tpassed") == 5
-    assert "nothing was uploaded" in done.stdout
-    assert "HF_HUB_OFFLINE" in done.stderr
-
-
-def test_failed_checks_say_what_differs(saved: Path, card: Path, tmp_path: Path):
-    """Guards against a build that goes out although it differs: weights, pooling and an example that does not run."""
-    folder = tmp_path / "card"
-    shutil.copytree(card.parent, folder)
-    (folder / "README.md").write_text(card.read_text() + "\n```python\nmodel.sing()\n```\n")
-    built, model = build(Source(str(saved), "org/e2rank", folder / "README.md"), tmp_path / "build")
+def test_an_adapter_and_checks_that_fail(adapter: Path, tmp_path: Path):
+    """Guards against an adapter that loads only where it was trained, and a build that goes out although it differs."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    with (folder / "README.md").open("a") as file:
+        file.write("\n```python\nimport e2rank_st\n\ne2rank_st.sing()\n```\n")
+    built, model = build(Source(str(folder), "org/e2rank", keeps_adapter=True), tmp_path / "build")
     pooling = built.folders["embedding"] / "1_Pooling" / "config.json"
     values = json.loads(pooling.read_text())
     pooling.unlink()  # linked to that of main
-    pooling.write_text(json.dumps(values | {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}))
-    files, embedding, plain, remote, again = verify(built, model)
+    pooling.write_text(json.dumps(values | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
+    files, embedding, plain, remote, again, blocks = verify(built, model)
     assert "files of embedding have changed" in files.problem
     assert "encode_query differs by" in embedding.problem
     assert embedding.difference > 1e-3
-    assert (plain.problem, remote.problem) == ("", "")
-    assert "has no attribute 'sing'" in again.problem
-    assert "Python block 3 of the card of main" in again.problem
+    assert (plain.problem, remote.problem, again.problem) == ("", "", "")
+    assert "has no attribute 'sing'" in blocks.problem
+    assert "Python block 1 of the card of main" in blocks.problem
 
 
-def test_no_such_folder(capsys: pytest.CaptureFixture):
-    """Guards against a traceback where a folder is missing; the message says so."""
-    with pytest.raises(typer.Exit), push_to_hub._one_line_errors():
-        build(Source("models/no-such-model", "org/e2rank"), Path("unused"))
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "push_to_hub: error: models/no-such-model is neither a folder here nor a Hub id" in printed.err
+@pytest.mark.parametrize("problem", ["", "differs"])
+def test_dry_run(saved: Path, card: Path, monkeypatch, problem):
+    """Guards against an upload by a dry run, and a success after a failed check; the Hub is out of reach here."""
+    monkeypatch.setattr(report, "verify", lambda *_: [Check("all", problem=problem)])
+    done = push(str(saved), "--card", str(card), "--dry-run")
+    assert done.exit_code == bool(problem), done.stderr
+    assert ("1 of 1 checks failed, so nothing is uploaded: differs" in done.stderr) == bool(problem)
+    assert ("nothing was uploaded" in done.stdout) == (not problem)
 
 
-def test_account_comes_before_the_build(capsys: pytest.CaptureFixture):
-    """Guards against minutes of building for somebody who cannot publish; here the Hub is out of reach."""
-    target = Target("org/e2rank", "1.2.3")
-    with pytest.raises(typer.Exit), push_to_hub._one_line_errors():
-        push_to_hub._run(Source("models/no-such-model", "org/e2rank"), target, Path("unused"), dry_run=False)
-    assert "checking the token" in capsys.readouterr().err
+def test_errors_take_one_line(tmp_path: Path, monkeypatch):
+    """Guards against a traceback where a folder is missing, and minutes of building for somebody without a token."""
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    missing = str(tmp_path / "none")
+    for arguments, message in ((["--dry-run"], f"{missing} is neither a folder here"), ([], "checking the token: ")):
+        done = push(missing, *arguments)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"push_to_hub: error: {message}")
+        assert done.stderr.count("\n") == 1
+
+
+def test_help_is_quick():
+    """Guards against seconds of importing torch before a word of help."""
+    done = python("-X", "importtime", str(ROOT / "push_to_hub.py"), "--help")
+    assert "Examples:" in done.stdout
+    assert "torch" not in done.stderr

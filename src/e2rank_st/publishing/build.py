@@ -1,7 +1,7 @@
 """A model folder, an adapter or a released checkpoint → the two revisions of a Hub repository, as folders.
 
 ``main`` holds everything, with the code of pooling and reranking in its root. ``embedding`` holds the same weights with
-stock modules only, for those who may not run remote code. The same input gives the same bytes.
+stock modules only, for users who may not run remote code. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from e2rank_st import adapters
 from e2rank_st.adapters import BUNDLED_REPOSITORY, bundled_base
-from e2rank_st.checkpoints import CHECKPOINTS
+from e2rank_st.checkpoints import CHECKPOINTS, HUB_ID
 from e2rank_st.model import E2Rank
-from e2rank_st.publishing.card.page import HUB_ID, Card, read_card
+from e2rank_st.publishing.card.page import Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
-from e2rank_st.publishing.inspection import Kind, check_size, inspect, read_json, weight_names
-from e2rank_st.storage import replacing
+from e2rank_st.publishing.inspection import check_size, inspect, weight_names
+from e2rank_st.storage import read_json, replacing
 
 __all__ = ["REVISIONS", "Build", "Source", "build"]
 
@@ -33,7 +33,7 @@ REVISIONS = ("main", "embedding")
 CODE = "modeling_e2rank.py"
 REQUIREMENTS = {"sentence-transformers": ">=6.1"}
 ADAPTER_REQUIREMENTS = {**REQUIREMENTS, "peft": ">=0.18"}
-# Of a repository on the Hub, only what is safe to load is fetched.
+# Of a repository on the Hub, only files that are safe to load are fetched.
 FETCHED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.md", "*.py", "*.png", "*.svg", "*.jpg", "LICENSE")
 # How this machine loaded the tokenizer, some of it private; transformers writes it into tokenizer_config.json.
 LOADING_KEYS = (
@@ -44,7 +44,7 @@ LOADING_KEYS = (
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be published, and as what.
+    """A model to publish, and all that belongs to it.
 
     Attributes:
         model: A model folder, the folder of a LoRA adapter, or the Hub id of a released checkpoint.
@@ -52,8 +52,8 @@ class Source:
         card: The model card; by default the model's own ``README.md``.
         license: The licence's text; by default the model's own ``LICENSE``.
         keeps_adapter: Whether ``main`` holds an adapter as one, instead of merged into its base.
-        base_model: Hub id of an adapter's base, where its configuration names a local folder.
-        preset: The row of :data:`~e2rank_st.checkpoints.CHECKPOINTS` to wire a plain checkpoint by.
+        base_model: Hub id of an adapter's base, if its configuration names a local folder.
+        preset: The row of :data:`~e2rank_st.checkpoints.CHECKPOINTS` that wires a plain checkpoint.
         shard_size: Largest file of weights, as ``save_pretrained`` takes it.
     """
 
@@ -76,7 +76,7 @@ class Build:
         repo_id: The repository's Hub id.
         cards: The card of each revision.
         files: The files of each revision.
-        bases: Hub id → folder of the base that a published adapter needs, where that is not in the Hub's cache.
+        bases: Hub id → folder of the base that a published adapter needs, unless it is in the Hub's cache.
         has_adapter: Whether the weights of ``main`` are an adapter.
     """
 
@@ -97,14 +97,14 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
     """Build both revisions.
 
     Args:
-        source: What is to be published.
-        output: The folder to write, whole or not at all.
+        source: The model to publish.
+        output: The folder to write, whole or not at all; an earlier build in it is replaced.
 
     Returns:
-        The build, and the model that it was made from, to compare with.
+        The build, and the source model to compare it with.
 
     Raises:
-        ValueError: The source is broken, could do harm, or says something private.
+        ValueError: The source is broken, could do harm, or tells something private.
         OSError: It, its base or its card cannot be read.
     """
     if not HUB_ID.fullmatch(source.repo_id):
@@ -113,26 +113,32 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
     _check_output(output, folder)
     kind = inspect(folder, root)
     if source.keeps_adapter and kind != "adapter":
-        raise ValueError(f"{source.model} is a {kind}, no adapter. Publish it without --adapter.")
-    card = read_card(source.card or folder / "README.md", source.repo_id)
+        raise ValueError(f"{source.model} is a {kind}, not an adapter. Publish it without --adapter.")
+    card_file, license_file = source.card or folder / "README.md", source.license or folder / "LICENSE"
+    card = read_card(card_file, source.repo_id)
     cards = {"main": card, "embedding": card.embedding(source.repo_id)}
-    base = _base_model(folder, source, card) if kind == "adapter" else None
-    license_file = _license(source, folder)
-    model = _load(kind, folder, preset)
-    private = {str(folder.resolve()): "the folder of the model", str(output.resolve()): "the folder of the build"}
+    base, local_bases = _base(folder, source, card) if kind == "adapter" else ("", {})
+    if not license_file.is_file():
+        raise FileNotFoundError(f"There is no licence at {license_file}. Name the licence's text with --license.")
+    check_size(license_file)
+    # On the CPU, where verification loads the build: other devices round differently.
+    if kind == "adapter":
+        model = E2Rank.from_adapter(folder, device="cpu")
+    else:  # a saved model knows how it is wired
+        model = E2Rank(str(folder), preset=preset if kind == "checkpoint" else None, device="cpu")
     with replacing(output) as fresh:
         main, embedding = (fresh / revision for revision in REVISIONS)
         _save(model, main, source.shard_size)
-        if kind != "adapter":  # an adapter's base is not read from here
+        if kind != "adapter":  # an adapter's base comes from a different folder
             _check_complete(folder, main)
         _clean(main)
         shutil.copyfile(license_file, main / "LICENSE")
         _derive_embedding(main, embedding)
         if source.keeps_adapter:  # not in "embedding": transformers looks for that branch in the base's repository, too
             _put_adapter(folder, main, base)
-        _put_card(cards, fresh, (source.card or folder / "README.md").parent)
-        files = {revision: check_contents(fresh / revision, private) for revision in REVISIONS}
-    bases = _local_bases(folder, base) if source.keeps_adapter else {}
+        _put_card(cards, fresh, card_file.parent)
+        files = {revision: check_contents(fresh / revision, (folder, output)) for revision in REVISIONS}
+    bases = local_bases if source.keeps_adapter else {}
     return Build(output, source.repo_id, cards, files, bases, source.keeps_adapter), model
 
 
@@ -140,7 +146,7 @@ def _find(source: Source) -> tuple[Path, Path | None, str | None]:
     """The folder, where its links may lead, and the preset."""
     if Path(source.model).is_dir():
         return Path(source.model), None, source.preset
-    # "models/name" looks like a Hub id, too; where there is a folder "models", it is none.
+    # "models/name" looks like a Hub id, too, but means a path if there is a folder "models".
     if Path(source.model).parent.is_dir() or not HUB_ID.fullmatch(source.model):
         raise FileNotFoundError(f"{source.model} is neither a folder here nor a Hub id (org/name).")
     snapshot = Path(snapshot_download(source.model, allow_patterns=list(FETCHED)))
@@ -149,57 +155,45 @@ def _find(source: Source) -> tuple[Path, Path | None, str | None]:
 
 
 def _check_output(output: Path, model: Path) -> None:
-    """The build takes the place of what is there, which must be no more than an earlier build."""
+    """The build takes the place of the output folder, which may only be an earlier build."""
     if model.resolve().is_relative_to(output.resolve()):
-        raise ValueError(f"The build would replace {output}, which holds the model {model}. Name another --output.")
+        raise ValueError(f"The build would replace {output}, which holds the model {model}. Change --output.")
     if output.exists() and not (output.is_dir() and {path.name for path in output.iterdir()} <= set(REVISIONS)):
-        raise ValueError(f"{output} exists and is no earlier build, so it is not replaced. Name another --output.")
+        raise ValueError(f"{output} exists and is not an earlier build, so it is not replaced. Change --output.")
 
 
-def _base_model(folder: Path, source: Source, card: Card) -> str:
+def _base(folder: Path, source: Source, card: Card) -> tuple[str, dict[str, Path]]:
+    """The Hub id of an adapter's base, and its folder if it is here."""
     named = adapters.read_adapter_config(folder).get("base_model_name_or_path")
     if not isinstance(named, str):
         raise ValueError(
-            f"{adapters.CONFIG} names no base_model_name_or_path. Train the adapter again, or write it in."
+            f"{adapters.CONFIG} does not name its base_model_name_or_path. Train the adapter again, or write it in."
         )
     base = source.base_model or named
     if not HUB_ID.fullmatch(base):
         raise ValueError(
-            f"The adapter's base is {base!r}, which is no Hub id (org/name): nobody else could load it. "
-            "Say with --base-model which model of the Hub that is."
+            f"The adapter's base is {base!r}, which is not a Hub id (org/name): nobody else could load it. "
+            "Give the base's Hub id with --base-model."
         )
     if base not in card.base_models:
         raise ValueError(f"The adapter's base is {base}, the card's base_model {card.base_models}. Correct the card.")
-    if Path(named).is_dir():
-        inspect(Path(named))
-    return base
+    local = Path(named)
+    if local.is_dir():
+        inspect(local)
+    elif base == BUNDLED_REPOSITORY:
+        local = Path(bundled_base())
+    return base, {base: local} if local.is_dir() else {}
 
 
 def _check_complete(folder: Path, main: Path) -> None:
     """Refuse a model with gaps: loading fills them with random weights, and says so in a log at most."""
     names = weight_names(folder)
-    names |= {name.partition(".")[2] for name in names}  # a causal model's names begin with that of its backbone
+    names |= {name.partition(".")[2] for name in names}  # a causal model puts its backbone's name in front
     missing = sorted(weight_names(main) - names)
     if missing:
         raise ValueError(
             f"{folder} lacks {len(missing)} weights of its model, {missing[0]} among them. Copy the whole model again."
         )
-
-
-def _local_bases(folder: Path, base: str | None) -> dict[str, Path]:
-    named = Path(adapters.read_adapter_config(folder)["base_model_name_or_path"])
-    if base == BUNDLED_REPOSITORY and not named.is_dir():
-        named = Path(bundled_base())
-    return {base: named} if base and named.is_dir() else {}
-
-
-def _load(kind: Kind, folder: Path, preset: str | None) -> E2Rank:
-    # On the CPU, where verification loads the build: other devices round differently.
-    if kind == "adapter":
-        return E2Rank.from_adapter(folder, device="cpu")
-    if kind == "model":
-        return E2Rank(str(folder), device="cpu")
-    return E2Rank(str(folder), preset=preset, device="cpu")
 
 
 def _save(model: E2Rank, folder: Path, shard_size: str) -> None:
@@ -212,15 +206,15 @@ def _save(model: E2Rank, folder: Path, shard_size: str) -> None:
         del backbone.save_pretrained
 
 
-def _put_adapter(source: Path, folder: Path, base: str | None) -> None:
-    """Put the adapter in the place of the merged weights."""
+def _put_adapter(source: Path, folder: Path, base: str) -> None:
+    """Replace the merged weights by the adapter."""
     for path in (*folder.glob("model*.safetensors*"), folder / "config.json"):
         path.unlink()
     shutil.copyfile(source / adapters.WEIGHTS, folder / adapters.WEIGHTS)
     _require(folder, ADAPTER_REQUIREMENTS)
     config = read_json(source / adapters.CONFIG) | {"base_model_name_or_path": base, "inference_mode": True}
     if isinstance(config.get("target_modules"), list):
-        config["target_modules"] = sorted(config["target_modules"])  # peft writes a set: in any order
+        config["target_modules"] = sorted(config["target_modules"])  # peft writes a set, in any order
     _write_json(folder / adapters.CONFIG, config)
 
 
@@ -230,29 +224,17 @@ def _require(folder: Path, requirements: Mapping[str, str]) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Say what is needed to load the model, and forget how it was loaded here."""
+    """Name the packages that loading needs, and forget how the model was loaded here."""
     _require(folder, REQUIREMENTS)
     path = folder / "tokenizer_config.json"
     _write_json(path, {name: value for name, value in read_json(path).items() if name not in LOADING_KEYS})
 
 
-def _license(source: Source, folder: Path) -> Path:
-    path = source.license or folder / "LICENSE"
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no licence at {path}. Name the licence's text with --license.")
-    check_size(path)
-    return path
-
-
 def _derive_embedding(main: Path, folder: Path) -> None:
     """The same weights and tokenizer, without code: stock pooling, and a stock module that normalises."""
     rows = read_json(main / "modules.json")
-    left_out = {CODE, "modules.json", f"{rows[-1]['path']}/config.json"}
-    for path in sorted(main.rglob("*")):
-        name = path.relative_to(main).as_posix()
-        if path.is_file() and name not in left_out:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            _share(path, folder / name)
+    left_out = shutil.ignore_patterns(CODE, "modules.json", rows[-1]["path"])
+    shutil.copytree(main, folder, ignore=left_out, copy_function=_share)
     stock = (Pooling, Normalize)
     types = [rows[0]["type"], *(f"{cls.__module__}.{cls.__name__}" for cls in stock)]
     paths = [rows[0]["path"], rows[1]["path"], f"2_{Normalize.__name__}"]
@@ -263,7 +245,7 @@ def _derive_embedding(main: Path, folder: Path) -> None:
     _write_json(folder / "modules.json", modules)
 
 
-def _share(source: Path, target: Path) -> None:
+def _share(source: str, target: str) -> None:
     try:
         os.link(source, target)  # gigabytes of weights need no second place
     except OSError:

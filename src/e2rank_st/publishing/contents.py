@@ -1,17 +1,15 @@
-"""A finished Hub folder → its files with sizes and hashes, each of them allowed and telling nothing private.
+"""A finished Hub folder → its files with sizes and hashes, each of them allowed and free of secrets and paths.
 
-An allow-list, because a list of what is forbidden forgets something: a folder that was trained in holds optimizer
-states, logs and paths of the machine, and what is once on the Hub stays in its history.
+An allow-list, because a list of forbidden names forgets something. A folder of a training run holds optimizer states,
+logs and paths of the machine, and a file that was once on the Hub stays in its history.
 """
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import re
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,9 +18,10 @@ from typing import Any
 from huggingface_hub import get_token
 from safetensors import safe_open
 
-from e2rank_st.publishing.inspection import TEXTS, VOCABULARIES, read_json
+from e2rank_st.publishing.inspection import TEXTS, VOCABULARIES
+from e2rank_st.storage import read_json
 
-__all__ = ["File", "check_contents", "describe", "list_files"]
+__all__ = ["File", "check_contents", "describe"]
 
 ALLOWED = (
     "README.md", "LICENSE", "config.json", "generation_config.json", "modules.json", "modeling_e2rank.py",
@@ -37,7 +36,6 @@ ALLOWED = (
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 HOMES = re.compile(r"(?:/home/|/Users/|/root/|/tmp/|[A-Z]:\\{1,2}Users\\)[\w.-]+")
 ABSOLUTE = re.compile(r"(?:/|~/|[A-Za-z]:[\\/])[\w.-]+[\\/].*")
-COMMON_NAMES = {"root", "user", "admin", "ubuntu", "runner", "localhost"}  # words that need not mean this machine
 
 
 @dataclass(frozen=True)
@@ -57,32 +55,23 @@ class File:
     blob: str
 
 
-def list_files(folder: Path) -> list[File]:
-    """List a folder's files, sorted by name.
+def check_contents(folder: Path, private: Iterable[Path] = ()) -> list[File]:
+    """Check a finished folder against the allow-list, and its texts for access tokens and paths of this machine.
 
     Args:
         folder: The folder.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    return [describe(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
-def check_contents(folder: Path, private: Mapping[str, str]) -> list[File]:
-    """Check a finished folder against the allow-list, and its texts for what is nobody's business.
-
-    Args:
-        folder: The folder.
-        private: Texts that must not occur, such as the source folder's path → what each is.
+        private: Folders whose paths must not occur, besides the home folder and the working folder.
 
     Returns:
-        Its files.
+        Its files, sorted by name.
 
     Raises:
-        ValueError: A file is not allowed, is no valid JSON, or says something private.
+        ValueError: A file is not allowed, is not valid JSON, or tells something private.
+        OSError: A file cannot be read.
     """
-    files = list_files(folder)
+    files = [describe(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    folders = [*(path.resolve() for path in private), Path.home(), Path.cwd()]
+    paths = [str(path) for path in folders if path.name]  # without the root, which is the home of some containers
     for file in files:
         if not any(fnmatchcase(file.name, pattern) for pattern in ALLOWED):
             raise ValueError(f"{file.name} is not on the list of files to publish: {', '.join(ALLOWED)}.")
@@ -90,16 +79,12 @@ def check_contents(folder: Path, private: Mapping[str, str]) -> list[File]:
         if path.suffix == ".json":
             read_json(path)
         if path.suffix == ".safetensors" or (path.suffix in TEXTS and path.name not in VOCABULARIES):
-            _check_text(_text(path), file.name, {**_of_this_machine(), **private})
+            _check_text(_text(path), file.name, paths)
     return files
 
 
 def describe(path: Path, folder: Path) -> File:
-    """Describe a file.
-
-    Args:
-        path: The file.
-        folder: The folder that its name is relative to.
+    """Describe a file by its name in a folder, its size and its hashes.
 
     Raises:
         OSError: It cannot be read.
@@ -113,49 +98,26 @@ def describe(path: Path, folder: Path) -> File:
     return File(path.relative_to(folder).as_posix(), size, sha256.hexdigest(), blob.hexdigest())
 
 
-def _of_this_machine() -> dict[str, str]:
-    texts = {str(Path.home()): "the home folder", str(Path.cwd()): "the working folder"}
-    return {text: what for text, what in texts.items() if len(text) > 1}
-
-
 def _text(path: Path) -> str:
-    if path.suffix == ".safetensors":  # an adapter's is copied as it is, with whatever its writer noted down
+    if path.suffix == ".safetensors":  # an adapter's is copied as it is, with all notes of its writer
         with safe_open(path, framework="pt") as file:
             return json.dumps(file.metadata(), ensure_ascii=False)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is no text in UTF-8: {error}. Write it again.") from error
+        raise ValueError(f"{path.name} is not a text in UTF-8: {error}. Write it again.") from error
 
 
-def _check_text(text: str, name: str, private: Mapping[str, str]) -> None:
+def _check_text(text: str, name: str, paths: Iterable[str]) -> None:
     token = get_token()
     if SECRET.search(text) or (token and token in text):
         raise ValueError(f"{name} holds an access token. Remove it, and revoke it if it was ever shared.")
-    found = [(word, what) for word, what in private.items() if re.search(re.escape(word) + r"(?![\w-])", text)]
-    found += [(match[0], "an absolute path") for match in HOMES.finditer(text)]
+    found = [path for path in paths if re.search(re.escape(path) + r"(?![\w-])", text)]
+    found += HOMES.findall(text)
     if name.endswith((".json", ".safetensors")):
-        found += _private_values(json.loads(text))
-    for word, what in found:
-        raise ValueError(f"{name} holds {word!r}, {what}. Nobody else has it: name a Hub id, or take it out.")
-
-
-def _private_values(values: Any) -> list[tuple[str, str]]:
-    """What a configuration says of the machine that wrote it; a card may name its author, a configuration need not."""
-    users = {_user(): "the user's name", socket.gethostname(): "the machine's name"}
-    found = []
-    for value in _strings(values):
-        if ABSOLUTE.fullmatch(value):
-            found.append((value, "an absolute path"))
-        found += [(value, what) for word, what in users.items() if word and value == word and word not in COMMON_NAMES]
-    return found
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a number that has no name
-        return ""
+        found += filter(ABSOLUTE.fullmatch, _strings(json.loads(text)))
+    if found:
+        raise ValueError(f"{name} holds {found[0]!r}, a path of this machine. Put a Hub id there, or take it out.")
 
 
 def _strings(values: Any) -> Iterator[str]:

@@ -1,12 +1,11 @@
 """A model folder from anywhere → its kind, or a refusal that names the file and the reason.
 
-The folder is looked at before anything in it is loaded: loading may run a pickle, follow a path out of the folder, or
-take an hour to find out that a shard is missing.
+Nothing is loaded before this. Loading may run a pickle, follow a path out of the folder, or take an hour to find out
+that a shard is missing.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
@@ -16,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from e2rank_st import adapters
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+from e2rank_st.storage import read_json
 
-__all__ = ["Kind", "check_size", "inspect", "read_json", "read_object", "weight_names"]
+__all__ = ["check_size", "inspect", "weight_names"]
 
 Kind: TypeAlias = Literal["adapter", "model", "checkpoint"]
 
@@ -28,14 +28,14 @@ OWN_TYPES = {
     for cls in (E2RankPooling, ListwiseRerank)
     for module in ("modeling_e2rank", cls.__module__)
 }
-# The file that tells the kind, and what else it needs. The kinds are tried in this order.
+# The file that tells the kind, the kind, and the files that it also needs. The kinds are tried in this order.
 KINDS: tuple[tuple[str, Kind, tuple[str, ...]], ...] = (
     (adapters.CONFIG, "adapter", (adapters.WEIGHTS, "modules.json")),
     ("modules.json", "model", ("config.json", "tokenizer.json")),
     ("config.json", "checkpoint", ("tokenizer.json",)),
 )
 MIB = 2**20
-# The Hub takes no larger text without LFS; only vocabularies may be larger.
+# The Hub takes larger texts only with LFS; vocabularies may be larger.
 MAX_TEXT_BYTES, MAX_VOCABULARY_BYTES = 10 * MIB, 100 * MIB
 VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}
 TEXTS = {".json", ".md", ".txt", ".jinja", ".py", ".svg", ""}
@@ -46,16 +46,16 @@ def inspect(folder: Path, root: Path | None = None) -> Kind:
 
     Args:
         folder: The folder.
-        root: Where links may lead to; by default the folder itself. A snapshot in the Hub's cache is made of links.
+        root: The folder that links may lead to; by default the same. A snapshot in the Hub's cache is made of links.
 
     Returns:
-        What the folder holds: a LoRA ``adapter``, a Sentence-Transformers ``model``, or a plain ``checkpoint``.
+        The kind: a LoRA ``adapter``, a Sentence-Transformers ``model``, or a plain ``checkpoint``.
 
     Raises:
         ValueError: The folder is broken, or could do harm when it is loaded.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder. Give a model folder, an adapter's folder, or a Hub id (org/name).")
+        raise ValueError(f"{folder} is not a folder. Give a model folder, an adapter's folder, or a Hub id (org/name).")
     files = list(_files(folder, (root or folder).resolve()))
     for path in files:
         _check_file(path, path.relative_to(folder))
@@ -63,7 +63,8 @@ def inspect(folder: Path, root: Path | None = None) -> Kind:
     if (folder / "modules.json").exists():
         _check_modules(folder)
     if kind != "adapter":
-        _check_config(folder)
+        if _read_object(folder / "config.json").get("auto_map"):
+            raise ValueError("config.json has an auto_map, which runs code of its own. Use a known architecture.")
         _check_shards(folder)
     for path in files:
         if path.suffix == ".safetensors":
@@ -71,41 +72,8 @@ def inspect(folder: Path, root: Path | None = None) -> Kind:
     return kind
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: It is no JSON; the message names it.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no valid JSON: {error}. Write it again.") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object, as all configurations do.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: It is no JSON, or holds something else; the message names it.
-    """
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} must hold a JSON object, got {type(values).__name__}. Save the model again.")
-    return values
-
-
 def check_size(path: Path) -> None:
-    """Refuse a text that is larger than the Hub takes.
-
-    Args:
-        path: The file; only vocabularies may be larger.
+    """Refuse a text that is larger than the Hub takes; a vocabulary may be larger.
 
     Raises:
         ValueError: It is too large.
@@ -116,11 +84,7 @@ def check_size(path: Path) -> None:
 
 
 def weight_names(folder: Path) -> set[str]:
-    """The names of the tensors in a folder's safetensors files.
-
-    Args:
-        folder: A folder that was inspected.
-    """
+    """The names of the tensors in the safetensors files of a folder that was inspected."""
     names: set[str] = set()
     for path in folder.glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -132,7 +96,7 @@ def _files(folder: Path, root: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise ValueError(f"{name} is a link to {path.resolve()}, out of the folder. Replace it by what it means.")
+            raise ValueError(f"{name} is a link to {path.resolve()}, out of the folder. Put a copy in its place.")
         if path.is_file():
             yield path
         elif not path.is_dir():
@@ -193,9 +157,11 @@ def _is_inside(folder: Path, path: str) -> bool:
     return is_plain and (folder / path).resolve().is_relative_to(folder.resolve())
 
 
-def _check_config(folder: Path) -> None:
-    if read_object(folder / "config.json").get("auto_map"):
-        raise ValueError("config.json has an auto_map, which runs code of its own. Only known architectures are taken.")
+def _read_object(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} must hold a JSON object, got {type(values).__name__}. Save the model again.")
+    return values
 
 
 def _check_shards(folder: Path) -> None:
@@ -203,22 +169,22 @@ def _check_shards(folder: Path) -> None:
         if not (folder / "model.safetensors").is_file():
             raise ValueError(f"{folder} holds no weights: neither model.safetensors nor {INDEX}. Save the model again.")
         return
-    places = read_object(folder / INDEX).get("weight_map")
+    places = _read_object(folder / INDEX).get("weight_map")
     if not places or not isinstance(places, dict):
         raise ValueError(f"{INDEX} has no weight_map, so there are no weights. Copy the whole model again.")
     for name in sorted(set(map(str, places.values()))):
         if Path(name).name != name or not (folder / name).is_file():
-            raise ValueError(f"{INDEX} names {name!r}, which is no file of the folder. Copy the whole model again.")
+            raise ValueError(f"{INDEX} names {name!r}, which is not a file of the folder. Copy the whole model again.")
 
 
 def _check_weights(path: Path, name: Path) -> None:
     try:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  # no mapping
+            for key in file.keys():  # noqa: SIM118  # not a mapping
                 tensor = file.get_tensor(key)
                 if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
                     raise ValueError(
                         f"{name} has NaN or infinite weights in {key!r}. Train again, or take an earlier one."
                     )
     except SafetensorError as error:
-        raise ValueError(f"{name} is no complete safetensors file: {error}. Copy or save it again.") from error
+        raise ValueError(f"{name} is not a complete safetensors file: {error}. Copy or save it again.") from error

@@ -1,9 +1,7 @@
-"""A built folder → its vectors and rankings, as a stranger's machine has them: run by ``verification`` as a script.
+"""A built folder → its vectors and rankings, as a stranger's machine computes them.
 
-    python -I probe.py JOB.json RESULT.json
-
-It imports nothing of this package, and sees to it that nothing else can: of the installed packages only those that
-Sentence-Transformers itself needs are found, and no connection can be opened.
+``verification`` runs this as a script: ``python -I probe.py JOB.json RESULT.json``. It imports nothing of this package.
+It hides all installed packages but Sentence-Transformers and its requirements, and refuses connections.
 """
 
 from __future__ import annotations
@@ -17,37 +15,39 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Job: TypeAlias = dict[str, Any]
 
 
 class _Visible(PathFinder):
-    """Finds what is installed, but for the modules in ``hidden``, and the distributions not in ``visible``."""
+    """Finds all installed modules but those in ``hidden``, and only the distributions in ``visible``."""
 
     hidden: frozenset[str] = frozenset()
     visible: frozenset[str] | None = None
 
     @classmethod
     def find_distributions(cls, context: Any = None) -> Any:
-        """As below for metadata, by which some packages ask what is installed."""
+        """The visible distributions: some packages ask by metadata whether another one is installed."""
         for found in PathFinder.find_distributions(context):
             if cls.visible is None or re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower() in cls.visible:
                 yield found
 
     @classmethod
     def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
-        """Nothing for a hidden package, as if it were not installed; otherwise as the base does."""
+        """Nothing for a hidden package, as if it were not installed."""
         return None if fullname.partition(".")[0] in cls.hidden else super().find_spec(fullname, path, target)
 
 
 def main(job_path: str, result_path: str) -> None:
-    """Do what the job asks and write the result.
+    """Do a job and write its result.
 
     Args:
-        job_path: JSON with the task, what it works on, and what is hidden from it.
+        job_path: JSON with the task, its inputs, and the modules to hide.
         result_path: Where to write the result, as JSON.
 
     Raises:
-        RuntimeError: Something is importable that should not be.
+        RuntimeError: A hidden module can be imported.
     """
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     sys.path[:0] = job["path"]
@@ -80,12 +80,12 @@ def _load(name: str, **options: Any) -> Any:
     return SentenceTransformer(name, device="cpu", **options)
 
 
-def _embed(model: Any, job: dict[str, Any]) -> dict[str, Any]:
+def _embed(model: Any, job: Job) -> dict[str, Any]:
     queries, documents = model.encode_query(job["queries"]), model.encode_document(job["documents"])
     return {"encode_query": queries.tolist(), "encode_document": documents.tolist()}
 
 
-def rank(model: Any, job: dict[str, Any]) -> dict[str, Any]:
+def rank(model: Any, job: Job) -> dict[str, Any]:
     """Vectors and scores of a model for the texts of a job; a ranking as the score of each candidate.
 
     Args:
@@ -101,15 +101,15 @@ def rank(model: Any, job: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _stock(job: dict[str, Any]) -> dict[str, Any]:
+def _stock(job: Job) -> dict[str, Any]:
     """The ``embedding`` revision without a flag, and ``main`` as other runtimes read it; neither runs its code."""
     results = {"embedding": _embed(_load(job["repo_id"], revision="embedding"), job), "plain": _plain(job)}
     if any(name.startswith("transformers_modules") for name in sys.modules):
-        raise RuntimeError("code of the repository was run, although nobody allowed it")
+        raise RuntimeError("code of the repository was run, although it was not allowed")
     return results
 
 
-def _plain(job: dict[str, Any]) -> dict[str, Any]:
+def _plain(job: Job) -> dict[str, Any]:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -119,9 +119,8 @@ def _plain(job: dict[str, Any]) -> dict[str, Any]:
     prompts = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))["prompts"]
 
     def embed(text: str) -> list[float]:
-        states = (
-            backbone(**tokenizer(text, truncation=True, return_tensors="pt")).last_hidden_state[0].float()
-        )  # (L, D)
+        tokens = tokenizer(text, truncation=True, return_tensors="pt")
+        states = backbone(**tokens).last_hidden_state[0].float()  # (L, D)
         first, last = pooling["pooling_mode_cls_token"], pooling["pooling_mode_lasttoken"]
         pooled = states[0] if first else states[-1] if last else states.mean(0)
         vector: list[float] = torch.nn.functional.normalize(pooled, dim=-1).tolist()
@@ -134,20 +133,20 @@ def _plain(job: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def _remote(job: dict[str, Any]) -> dict[str, Any]:
+def _remote(job: Job) -> dict[str, Any]:
     """``main`` by the repository's id, with its code; saved once more for the next process."""
     model = _load(job["repo_id"], trust_remote_code=True)
     model.save_pretrained(job["again"], create_model_card=False)
     return {"remote": rank(model, job)}
 
 
-def _again(job: dict[str, Any]) -> dict[str, Any]:
-    """What was saved, and the Python of the cards."""
+def _again(job: Job) -> dict[str, Any]:
+    """The model that was saved, and the Python of the cards."""
     return {"again": rank(_load(job["again"], trust_remote_code=True), job), **_blocks(job)}
 
 
-def _blocks(job: dict[str, Any]) -> dict[str, Any]:
-    """Run the blocks of each card, in order and in one namespace; what they print is of no interest here."""
+def _blocks(job: Job) -> dict[str, Any]:
+    """Run the blocks of each card, in order and in one namespace, without their output."""
     for card, blocks in job["blocks"].items():
         namespace: dict[str, Any] = {"__name__": "__main__"}
         for number, code in enumerate(blocks, 1):
@@ -156,12 +155,7 @@ def _blocks(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "stock": _stock,
-    "remote": _remote,
-    "again": _again,
-    "blocks": _blocks,
-}
+TASKS: dict[str, Callable[[Job], Job]] = {"stock": _stock, "remote": _remote, "again": _again, "blocks": _blocks}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

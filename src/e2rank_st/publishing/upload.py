@@ -1,35 +1,33 @@
-"""Built folders → commits on the Hub, one a revision, each of them downloaded again and compared.
+"""A build → one commit on the Hub for each revision, confirmed by the hashes that the Hub reports.
 
-A revision is what it was or what was built, never something between: its files travel first and become visible in one
-commit. Whatever fails, running the same command again goes on from there.
+A revision is the old one or the new one, never something between: its files travel first and become visible in one
+commit. After any failure, the same command with --exist-ok goes on from there.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import GitRefInfo, GitRefs, RepoFile
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from packaging.version import InvalidVersion, Version
 
-from e2rank_st.publishing.contents import File, describe, list_files
-from e2rank_st.publishing.hub import CREATING, FAULTS, HubError, Patience, explain, is_passing, status_of
+from e2rank_st.publishing.build import Build
+from e2rank_st.publishing.contents import File, describe
+from e2rank_st.publishing.hub import FAULTS, RETRY, HubError, explained, is_passing
 
-__all__ = ["Change", "Target", "check_account", "plan", "publish"]
+__all__ = ["Change", "Target", "check_target", "plan", "publish"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-HUBS_OWN = {".gitattributes"}  # the Hub writes it into a new repository
-READ_ONLY = {"read"}
+HUBS_OWN = ".gitattributes"  # the Hub writes it into a new repository
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,10 @@ class Target:
 
     Attributes:
         repo_id: The repository's Hub id, ``org/name``.
-        version: What the commits are tagged with, as ``v1.2.3``; without code as ``v1.2.3-embedding``.
+        version: The commits' tag, as ``v1.2.3``; without code as ``v1.2.3-embedding``.
         private: Whether a new repository is private.
         exist_ok: Whether the repository may exist.
-        overwrite: Whether a revision with other content, and a tag, may be replaced.
+        overwrite: Whether different content, and a tag, may be replaced.
         create_pr: Whether to open pull requests instead of committing.
     """
 
@@ -53,8 +51,10 @@ class Target:
     create_pr: bool = False
 
     def __post_init__(self) -> None:
-        if _version(self.version) is None:
-            raise ValueError(f"Got the version {self.version!r}; it must be one as of a Python package, such as 1.2.3.")
+        try:
+            Version(self.version)
+        except InvalidVersion as error:
+            raise ValueError(f"Got the version {self.version!r}. Give one such as 1.2.3.") from error
 
     def tag(self, revision: str) -> str:
         """The tag of a revision."""
@@ -63,16 +63,16 @@ class Target:
 
 @dataclass
 class Change:
-    """What publishing does to a revision.
+    """The effect of publishing on a revision.
 
     Attributes:
         revision: The branch.
-        head: The commit that it is at; empty where there is no such branch.
+        head: The commit that it is at, or will start at; empty if the repository does not exist.
         added: Files to write, new or changed.
         deleted: Names of files to delete.
-        replaces: Names of files that are there with other content, or would be deleted.
-        commit: What the revision is at afterwards; empty until it is confirmed.
-        pull_request: Its address, where one was opened.
+        replaced: Names of files on the branch that are changed or deleted.
+        commit: The commit that it is at afterwards; empty until then.
+        pull_request: The address of the pull request, if one was opened.
         is_open: Whether a commit may be on the Hub that is not confirmed.
     """
 
@@ -80,30 +80,13 @@ class Change:
     head: str = ""
     added: list[File] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
-    replaces: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
     commit: str = ""
     pull_request: str = ""
     is_open: bool = False
 
 
-def plan(folders: Mapping[str, Path], target: Target, api: HfApi | None = None) -> list[Change]:
-    """Compare what was built with what is on the Hub, and change nothing.
-
-    Args:
-        folders: The folder of each revision.
-        target: Where to publish.
-        api: The Hub's client.
-
-    Returns:
-        What publishing would do to each revision.
-
-    Raises:
-        HubError: The Hub cannot be asked.
-    """
-    return _Publication(folders, target, api or HfApi(), Patience()).plan()
-
-
-def check_account(target: Target, api: HfApi | None = None) -> None:
+def check_target(target: Target, api: HfApi | None = None) -> None:
     """Find out, before anything is built, whether this user can publish there at all.
 
     Args:
@@ -111,282 +94,236 @@ def check_account(target: Target, api: HfApi | None = None) -> None:
         api: The Hub's client; by default one with the token of this user.
 
     Raises:
-        HubError: There is no token, it has not the rights, or the Hub cannot be asked.
+        HubError: There is no token, it lacks the rights, the name is taken, or the Hub cannot be asked.
     """
-    _Publication({}, target, api or HfApi(), Patience()).check_account()
+    api, namespace = api or HfApi(), target.repo_id.partition("/")[0]
+    with explained("checking the token"):
+        account: dict[str, Any] = RETRY(api.whoami)
+    members = [account.get("name"), *(organisation.get("name") for organisation in account.get("orgs", []))]
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        problem = (
+            f"checking the token: it may only read. Make one with write rights to {namespace} at "
+            "https://huggingface.co/settings/tokens, then: hf auth login."
+        )
+    elif namespace not in members and not target.create_pr:  # anybody may propose
+        problem = (
+            f"checking the token: it belongs to {account.get('name')}, who is not a member of {namespace}. Create or "
+            "join that organisation, correct --repo-id, or use a different token."
+        )
+    elif not target.exist_ok and _Publication(target, api).refs()[0]:
+        problem = (
+            f"creating the repository: the name {target.repo_id} is taken. Publish into that repository with "
+            "--exist-ok, or choose a different name."
+        )
+    else:
+        return
+    raise HubError(f"{problem} Nothing was published.")
 
 
-def publish(
-    folders: Mapping[str, Path], target: Target, api: HfApi | None = None, patience: Patience | None = None
-) -> list[Change]:
-    """Upload what was built.
-
-    Args:
-        folders: The folder of each revision.
-        target: Where to publish.
-        api: The Hub's client; by default one with the token of this user, from where the Hub's tools keep it.
-        patience: How long to wait for the Hub.
-
-    Returns:
-        What was done to each revision.
+def plan(build: Build, target: Target, api: HfApi | None = None) -> list[Change]:
+    """Compare a build with the Hub's repository, and change nothing.
 
     Raises:
-        HubError: Something went wrong; the message says what, what was published nevertheless, and what to do.
+        HubError: The Hub cannot be asked.
     """
-    return _Publication(folders, target, api or HfApi(), patience or Patience()).publish()
+    publication = _Publication(target, api or HfApi())
+    return publication.compare(build, publication.refs()[0])
+
+
+def publish(build: Build, target: Target, api: HfApi | None = None) -> list[Change]:
+    """Upload a build.
+
+    Args:
+        build: The build.
+        target: Where to publish.
+        api: The Hub's client; by default one with the token of this user.
+
+    Returns:
+        The change to each revision.
+
+    Raises:
+        HubError: A step failed. The message names it, the revisions that were published, and the way to go on.
+    """
+    api, repo_id = api or HfApi(), target.repo_id
+    check_target(target, api)
+    hub = _Publication(target, api)
+    hub.ensure(
+        "creating the repository",
+        lambda branches, _: bool(branches),
+        lambda: api.create_repo(repo_id, private=target.private),
+    )
+    branches, tags = hub.refs()
+    changes = hub.compare(build, branches)
+    if not target.overwrite and not target.create_pr:
+        _refuse_overwriting(changes, tags, target)
+    hub.changes = changes
+    for change in changes:
+        if change.added or change.deleted:
+            hub.upload(build, change)
+        else:
+            change.commit = change.head
+            logger.info("%s is up to date at %.12s; no commit.", change.revision, change.head)
+    if not target.create_pr:
+        for change in changes:
+            hub.set_tag(target.tag(change.revision), change.commit)
+    return changes
 
 
 class _Publication:
-    def __init__(self, folders: Mapping[str, Path], target: Target, api: HfApi, patience: Patience) -> None:
-        self.folders = folders
+    """The steps on the Hub. Their errors tell how far this publication came."""
+
+    def __init__(self, target: Target, api: HfApi) -> None:
         self.target = target
+        self.repo_id = target.repo_id
         self.api = api
-        self.patience = patience
         self.changes: list[Change] = []
-        self.is_new = False
 
-    def plan(self) -> list[Change]:
-        refs = self._call("reading the repository", self._refs)
-        return [self._change(revision, refs) for revision in self.folders]
+    def refs(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The commits of the branches and of the tags; both empty if the repository does not exist."""
+        with self._step("reading the repository"):
+            return RETRY(self._refs)
 
-    def publish(self) -> list[Change]:
-        self.check_account()
-        refs = self._repository()
-        changes = [self._change(revision, refs) for revision in self.folders]
-        self._refuse_overwriting(changes, refs)
-        self.changes = changes
-        for change in changes:
-            if change.added or change.deleted:
-                self._upload(change)
-                continue
-            if self.target.tag(change.revision) not in {tag.name for tag in refs.tags}:
-                self._confirm(change, change.head)  # an earlier run may have ended before it did
-            change.commit = change.head
-            logger.info("%s is up to date at %.12s; no commit.", change.revision, change.head)
-        if not self.target.create_pr:
-            self._tag(changes, refs)
-        return changes
+    def ensure(
+        self, step: str, is_done: Callable[[dict[str, str], dict[str, str]], bool], do: Callable[[], object]
+    ) -> None:
+        """Do a step. Each try looks first: an earlier one may have done it, and only the answer got lost."""
 
-    def _call(self, step: str, do: Callable[[], T], done: Callable[[], T | None] | None = None) -> T:
-        with self._explained(step):
-            return self.patience.call(step, do, done)
+        def look_and_do() -> None:
+            if not is_done(*self._refs()):
+                do()
 
-    @contextmanager
-    def _explained(self, step: str) -> Iterator[None]:
-        try:
-            yield
-        except HubError:
-            raise
-        except FAULTS as error:
-            raise HubError(f"{explain(error, step, self.target.repo_id)} {self._state()}") from error
+        with self._step(step):
+            RETRY(look_and_do)
+
+    def compare(self, build: Build, branches: Mapping[str, str]) -> list[Change]:
+        """The change that makes each branch equal to the build."""
+        with self._step("reading the repository"):
+            changes = []
+            for revision, files in build.files.items():
+                if not branches:
+                    changes.append(Change(revision, added=files))
+                elif revision in branches:
+                    changes.append(self._compare(revision, files, branches[revision]))
+                else:  # a new branch starts at the first commit, and replaces nothing
+                    first = self.api.list_repo_commits(self.repo_id)[-1].commit_id
+                    changes.append(replace(self._compare(revision, files, first), replaced=[]))
+            return changes
+
+    def upload(self, build: Build, change: Change) -> None:
+        """Commit a change, and confirm it."""
+        name, files, folder = change.revision, build.files[change.revision], build.folders[change.revision]
+        self.ensure(
+            f"creating the branch {name}",
+            lambda branches, _: name in branches,
+            lambda: self.api.create_branch(self.repo_id, branch=name, revision=change.head),
+        )
+        with self._step(f"committing {name}"):
+            # Outside of the tries, since each of these reads a whole file for its hash.
+            operations: list[Any] = [CommitOperationAdd(file.name, folder / file.name) for file in change.added]
+            operations += [CommitOperationDelete(file) for file in change.deleted]
+            if self.target.create_pr:  # a second try could open a second pull request
+                self._commit(change, files, operations)
+            else:
+                RETRY(self._commit, change, files, operations)
+        with self._step(f"confirming {name}"):
+            wrong = self._compare(name, files, change.commit)
+        if wrong.added or wrong.deleted:
+            names = ", ".join([*(file.name for file in wrong.added), *wrong.deleted])
+            raise HubError(
+                f"confirming {name}: the Hub reports different content than was sent for {names}. Do not trust the "
+                f"commit {change.commit:.12}. Run this again with --exist-ok --overwrite; if the error stays, revert "
+                f"the commit at https://huggingface.co/{self.repo_id}/commits/{name}."
+            )
+        change.is_open = False
+        logger.info("%s is published at %.12s, confirmed by hashes that the Hub reports.", name, change.commit)
+
+    def set_tag(self, tag: str, commit: str) -> None:
+        """Put a tag at a commit."""
+        step = f"setting the tag {tag}"
+        if self.target.overwrite:
+            self.ensure(
+                step,
+                lambda _, tags: tags.get(tag, commit) == commit,
+                lambda: self.api.delete_tag(self.repo_id, tag=tag),
+            )
+        self.ensure(
+            step,
+            lambda _, tags: tags.get(tag) == commit,
+            lambda: self.api.create_tag(self.repo_id, tag=tag, revision=commit),
+        )
+
+    def _step(self, name: str) -> AbstractContextManager[None]:
+        return explained(name, self._state)
 
     def _state(self) -> str:
-        """What of all this is on the Hub by now."""
         doubtful = ", ".join(change.revision for change in self.changes if change.is_open)
         if doubtful and self.target.create_pr:
             return f"A pull request to {doubtful} may have been opened: look before you run this again."
+        done = ", ".join(
+            f"{change.revision} ({change.commit:.12})"
+            for change in self.changes
+            if change.commit and not change.is_open and (change.added or change.deleted)
+        )
+        facts = [f"Published and confirmed so far: {done}."] if done else []
         if doubtful:
-            return (
-                f"What was built for {doubtful} may be on the Hub already, but that was not confirmed. "
-                "The same command with --exist-ok looks, and goes on from there."
-            )
-        there = [change for change in self.changes if change.commit and (change.added or change.deleted)]
-        if there:
-            done = ", ".join(f"{change.revision} ({change.commit:.12})" for change in there)
-            return f"Published and confirmed so far: {done}. The same command with --exist-ok goes on from here."
-        if self.is_new:
-            return "The new repository is still empty. The same command with --exist-ok goes on from here."
-        return "Nothing was published."
+            facts.append(f"The commit to {doubtful} may be on the Hub, but that was not confirmed.")
+        if not facts:
+            return "Nothing was published."
+        return " ".join([*facts, "The same command with --exist-ok goes on from there."])
 
-    def check_account(self) -> None:
-        """See :func:`check_account`."""
-        account: dict[str, Any] = self._call("checking the token", self.api.whoami)
-        role = account.get("auth", {}).get("accessToken", {}).get("role")
-        namespace = self.target.repo_id.partition("/")[0]
-        if role in READ_ONLY:
-            raise HubError(
-                f"checking the token: it may only read. Make one with write rights to {namespace} at "
-                "https://huggingface.co/settings/tokens, then: hf auth login. Nothing was published."
-            )
-        members = [account.get("name"), *(organisation.get("name") for organisation in account.get("orgs", []))]
-        if namespace not in members and not self.target.create_pr:  # anybody may propose
-            raise HubError(
-                f"checking the token: it belongs to {account.get('name')}, who is no member of {namespace}. Create or "
-                "join that organisation, correct --repo-id, or use another token. Nothing was published."
-            )
-
-    def _refs(self) -> GitRefs | None:
+    def _refs(self) -> tuple[dict[str, str], dict[str, str]]:
         try:
-            return self.api.list_repo_refs(self.target.repo_id)
+            refs = self.api.list_repo_refs(self.repo_id)
         except RepositoryNotFoundError as error:
-            # Without a token, or with a wrong one, the Hub answers 401 to this; that is no missing repository.
-            if error.response.status_code == 401:
+            if error.response.status_code == 401:  # a wrong token, which says nothing about the repository
                 raise
-            return None
+            return {}, {}
+        branches, tags = ({ref.name: ref.target_commit for ref in some} for some in (refs.branches, refs.tags))
+        return branches, tags
 
-    def _repository(self) -> GitRefs:
-        """The branches and tags of the repository, which is created where there is none."""
-        refs = self._call("reading the repository", self._refs)
-        if refs is None:
-            self._call(
-                CREATING,
-                lambda: str(self.api.create_repo(self.target.repo_id, private=self.target.private, exist_ok=False)),
-                lambda: self.target.repo_id if self._refs() else None,
-            )
-            self.is_new = True
-            refs = self._call("reading the repository", self._refs)
-        elif not self.target.exist_ok:
-            raise HubError(
-                f"{CREATING}: the name {self.target.repo_id} is taken. Publish into that repository with "
-                "--exist-ok, or choose another name. Nothing was published."
-            )
-        if refs is None:
-            raise HubError("reading the repository: it was created and is not there. Run this again with --exist-ok.")
-        return refs
+    def _compare(self, revision: str, files: Sequence[File], commit: str) -> Change:
+        entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit)
+        there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile) and entry.path != HUBS_OWN}
+        added = [file for file in files if file.name not in there or not self._is_same(file, there[file.name], commit)]
+        deleted = sorted(set(there) - {file.name for file in files})
+        return Change(revision, commit, added, deleted, [file.name for file in added if file.name in there] + deleted)
 
-    def _change(self, revision: str, refs: GitRefs | None) -> Change:
-        files = list_files(self.folders[revision])
-        heads = {branch.name: branch.target_commit for branch in refs.branches} if refs else {}
-        if revision not in heads:
-            return Change(revision, added=files)
-        remote = self._call(f"reading {revision}", lambda: self._remote_files(heads[revision]))
-        added = [file for file in files if not _is_same(file, remote.get(file.name))]
-        deleted = sorted(set(remote) - {file.name for file in files})
-        replaces = [file.name for file in added if file.name in remote] + deleted
-        return Change(revision, heads[revision], added, deleted, replaces)
+    def _is_same(self, file: File, there: RepoFile, commit: str) -> bool:
+        if there.lfs:
+            return file.sha256 == there.lfs.sha256
+        if there.blob_id and not there.xet_hash:  # with one, the blob may be a pointer to the content
+            return file.blob == there.blob_id
+        with TemporaryDirectory() as folder:
+            path = self.api.hf_hub_download(self.repo_id, file.name, revision=commit, local_dir=folder)
+            return describe(Path(path), Path(folder)) == file
 
-    def _remote_files(self, commit: str) -> dict[str, RepoFile]:
-        entries = self.api.list_repo_tree(self.target.repo_id, recursive=True, revision=commit)
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile) and entry.path not in HUBS_OWN}
-
-    def _refuse_overwriting(self, changes: Sequence[Change], refs: GitRefs) -> None:
-        if self.target.overwrite or self.target.create_pr:
-            return
-        advice = "Look at it, then replace it with --overwrite or propose it with --create-pr. Nothing was published."
-        for change in changes:
-            if change.replaces:
-                names = ", ".join(change.replaces[:5]) + (", ..." if len(change.replaces) > 5 else "")
-                raise HubError(f"{change.revision} of {self.target.repo_id} has other content in {names}. {advice}")
-        tags = {tag.name: tag.target_commit for tag in refs.tags}
-        newer = [tag for tag in tags if (version := _version(tag)) and version > Version(self.target.version)]
-        if newer:
-            raise HubError(f"{self.target.repo_id} has the newer {', '.join(newer)}. {advice}")
-        for change in changes:
-            there = tags.get(tag := self.target.tag(change.revision))
-            if there and (there != change.head or change.added):
-                raise HubError(f"The tag {tag} is at another commit, {there:.12}. {advice}")
-
-    def _upload(self, change: Change) -> None:
-        if not change.head:
-            change.head = self._call(f"creating the branch {change.revision}", lambda: self._branch(change.revision))
-            first = self._call(f"reading {change.revision}", lambda: self._remote_files(change.head))
-            change.deleted = sorted(set(first) - {file.name for file in change.added})
-        step = f"committing {change.revision}"
-        commit, pull_request = self._call(step, lambda: self._commit(change), lambda: self._committed(change))
-        self._confirm(change, commit)
-        change.commit, change.pull_request, change.is_open = commit, pull_request, False
-        logger.info("%s is published at %.12s and was confirmed by a download.", change.revision, commit)
-
-    def _branch(self, revision: str) -> str:
-        """Start a branch at the first commit, where a repository is still empty."""
-        first = self.api.list_repo_commits(self.target.repo_id)[-1].commit_id
-        self.api.create_branch(self.target.repo_id, branch=revision, revision=first, exist_ok=True)
-        return first
-
-    def _commit(self, change: Change) -> tuple[str, str]:
-        folder = self.folders[change.revision]
-        operations: list[Any] = [CommitOperationAdd(file.name, folder / file.name) for file in change.added]
-        operations += [CommitOperationDelete(name) for name in change.deleted]
+    def _commit(self, change: Change, files: Sequence[File], operations: list[Any]) -> None:
+        if change.is_open:  # an earlier try may have made the commit, and only the answer got lost
+            there = self._compare(change.revision, files, self._refs()[0].get(change.revision, change.head))
+            if there.head != change.head and not there.added and not there.deleted:
+                change.commit = there.head
+                return
         try:
             info = self.api.create_commit(
-                self.target.repo_id,
+                self.repo_id,
                 operations,
                 commit_message=f"Version {self.target.version}, {change.revision}",
                 revision=change.revision,
-                parent_commit=change.head,  # whoever commits meanwhile is not overwritten
+                parent_commit=change.head,  # a commit of somebody else is not overwritten
                 create_pr=self.target.create_pr,
             )
         except FAULTS as error:
             change.is_open = is_passing(error)
             raise
-        change.is_open = True
-        return info.oid, info.pr_url or ""
-
-    def _committed(self, change: Change) -> tuple[str, str] | None:
-        """The commit that was made although its answer got lost."""
-        refs = self._refs()
-        heads = {branch.name: branch.target_commit for branch in refs.branches} if refs else {}
-        head = heads.get(change.revision, change.head)
-        if self.target.create_pr:
-            return None
-        if head == change.head:
-            change.is_open = False
-            return None
-        remote = self._remote_files(head)
-        files = {file.name: file for file in list_files(self.folders[change.revision])}
-        is_ours = set(remote) == set(files) and all(_is_same(files[name], remote[name]) for name in files)
-        return (head, "") if is_ours else None
-
-    def _confirm(self, change: Change, commit: str) -> None:
-        """Download a commit, file by file, and compare the hashes."""
-        step = f"downloading {change.revision} again"
-        expected = {file.name: file for file in list_files(self.folders[change.revision])}
-        remote = self._call(step, lambda: self._remote_files(commit))
-        wrong = sorted(set(remote) ^ set(expected))
-        for name in sorted(set(remote) & set(expected)):
-            if self._call(step, partial(self._download, name, commit)) != expected[name]:
-                wrong.append(name)
-        if wrong:
-            raise HubError(
-                f"{step}: {', '.join(wrong)} came back with another content than was built. The commit {commit:.12} is "
-                f"on the Hub and must not be trusted. Run this again with --exist-ok --overwrite; if it stays, revert "
-                f"the commit at https://huggingface.co/{self.target.repo_id}/commits/{change.revision}."
-            )
-
-    def _download(self, name: str, commit: str) -> File:
-        with TemporaryDirectory() as folder:
-            path = Path(self.api.hf_hub_download(self.target.repo_id, name, revision=commit, local_dir=folder))
-            return describe(path, Path(folder))
-
-    def _tag(self, changes: Sequence[Change], refs: GitRefs) -> None:
-        tags = {tag.name: tag.target_commit for tag in refs.tags}
-        for change in changes:
-            tag = self.target.tag(change.revision)
-            if tags.get(tag) == change.commit:
-                continue
-            if tag in tags:
-                self._call(f"moving the tag {tag}", partial(self._delete_tag, tag))
-            self._call(f"creating the tag {tag}", partial(self._create_tag, tag, change.commit))
-
-    def _delete_tag(self, tag: str) -> None:
-        try:
-            self.api.delete_tag(self.target.repo_id, tag=tag)
-        except HfHubHTTPError as error:
-            # It may be gone, since the answer to an earlier try got lost.
-            if status_of(error) != 404 or any(there.name == tag for there in self._tags()):
-                raise
-
-    def _create_tag(self, tag: str, commit: str) -> None:
-        try:
-            self.api.create_tag(self.target.repo_id, tag=tag, revision=commit)
-        except HfHubHTTPError as error:
-            # It may be there, since the answer to an earlier try got lost; then it is at this commit.
-            tags = self._tags() if status_of(error) == 409 else []
-            if not any(there.name == tag and there.target_commit == commit for there in tags):
-                raise
-
-    def _tags(self) -> list[GitRefInfo]:
-        return self.api.list_repo_refs(self.target.repo_id).tags
+        change.commit, change.pull_request, change.is_open = info.oid, info.pr_url or "", True
 
 
-def _is_same(file: File, there: RepoFile | None) -> bool:
-    if there is None:
-        return False
-    return file.sha256 == there.lfs.sha256 if there.lfs else file.blob == there.blob_id
-
-
-def _version(tag: str) -> Version | None:
-    try:
-        return Version(tag)
-    except InvalidVersion:
-        return None
+def _refuse_overwriting(changes: Sequence[Change], tags: Mapping[str, str], target: Target) -> None:
+    advice = "Look at it, then replace it with --overwrite or propose it with --create-pr. Nothing was published."
+    for change in changes:
+        if change.replaced:
+            names = ", ".join(change.replaced[:5]) + (", ..." if len(change.replaced) > 5 else "")
+            raise HubError(f"{change.revision} of {target.repo_id} has different content in {names}. {advice}")
+        there = tags.get(tag := target.tag(change.revision))
+        if there and (there != change.head or change.added):
+            raise HubError(f"The tag {tag} is at a different commit, {there:.12}. {advice}")

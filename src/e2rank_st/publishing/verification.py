@@ -1,7 +1,8 @@
-"""A build and the model that it was made from → four checks, each in a process of its own that is a stranger's machine.
+"""A build and its source model → checks in fresh processes, each of them like a stranger's machine.
 
-The processes find the build under its Hub id, in a cache made for them, with the network off and nothing importable but
-Sentence-Transformers and what it needs. What works there works for whoever downloads the repository.
+The processes find the build under its Hub id, in a cache made for them. The network is off, and only
+Sentence-Transformers and its requirements can be imported. A build that works there works for everybody who downloads
+the repository.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from packaging.requirements import Requirement
 
 from e2rank_st.model import E2Rank
@@ -37,13 +39,13 @@ DOCUMENTS = [
     "Fleas live about one hundred days; without a host they die within a few.",
     "Bread rises because yeast makes gas.",
     "",
-    "An end of text in a text, <|endoftext|> or [SEP], is no end.",
+    "An end of text in a text, <|endoftext|> or [SEP], is not its end.",
     "  Iron melts at 1538 degrees Celsius.\n\n",
     "跳蚤可以活一百天。",
     "A long document is cut by its number of tokens. " * 40,
 ]
 TOLERANCE = 1e-6
-# Below float32, pooling in the model's own precision, as stock modules do it, rounds to its own few digits.
+# Stock modules pool in the model's own precision, which has few digits below float32.
 ROUGH_TOLERANCE = 2e-2
 SMALL = 2 * 2**30  # bytes of a model that fits into memory several times
 TIMEOUT = 3600.0  # seconds for one process; an 8B model on a CPU takes its time
@@ -54,9 +56,9 @@ class Check:
     """A check's outcome.
 
     Attributes:
-        name: What was checked.
-        difference: Largest difference to the source model, where vectors or scores were compared.
-        problem: What is wrong; empty where nothing is.
+        name: The thing that was checked.
+        difference: Largest difference to the source model, if vectors or scores were compared.
+        problem: Why the check failed; empty if it passed.
     """
 
     name: str
@@ -69,7 +71,7 @@ def verify(build: Build, model: E2Rank) -> list[Check]:
 
     Args:
         build: The build.
-        model: The model that it was made from, on the CPU.
+        model: The source model, on the CPU.
 
     Returns:
         All checks, the failed ones with their problem.
@@ -77,46 +79,44 @@ def verify(build: Build, model: E2Rank) -> list[Check]:
     Raises:
         OSError: A process cannot be started.
     """
-    expected = _expected(model)
-    exact = next(model.parameters()).dtype == torch.float32
-    rough = TOLERANCE if exact else ROUGH_TOLERANCE
+    # The one place where the probe's code runs here: both sides do the same.
+    expected = probe.rank(model, {"queries": QUERIES, "documents": DOCUMENTS})
+    rough = TOLERANCE if next(model.parameters()).dtype == torch.float32 else ROUGH_TOLERANCE
     rows = (
         ("stock", "embedding", "embedding revision, without a flag", rough),
         ("stock", "plain", "AutoTokenizer, AutoModel and pooling", rough),
         ("remote", "remote", "main revision, trust_remote_code=True", TOLERANCE),
         ("again", "again", "saved and loaded again; Python of the cards", TOLERANCE),
+        ("blocks", "", "Python of the cards, with this package", 0.0),
     )
     checks = [_check_files(build)]
-    with TemporaryDirectory() as scratch:
-        machine = _Machine(build, Path(scratch))
-        results = _run(machine, 2 if sum(file.size for file in build.files["main"]) < SMALL else 1)
-        for task, part, name, tolerance in rows:
-            result = results[task]
-            if isinstance(result, str):
-                checks.append(Check(name, problem=result))
-            else:
-                checks.append(_compare(name, result[part], expected, tolerance))
-        if machine.own_blocks:
-            result = machine.run("blocks")
-            name = "Python of the cards, with this package"
-            checks.append(Check(name, problem=result if isinstance(result, str) else ""))
+    results = _run(build)
+    for task, part, name, tolerance in rows:
+        result = results.get(task)
+        if isinstance(result, str):
+            checks.append(Check(name, problem=result))
+        elif result is not None:
+            checks.append(_compare(name, result[part], expected, tolerance) if part else Check(name))
     return checks
 
 
-def _run(machine: _Machine, processes: int) -> dict[str, dict[str, Any] | str]:
-    def remote() -> dict[str, dict[str, Any] | str]:
-        first = machine.run("remote")
-        again = "not tried, since it could not be loaded at all" if isinstance(first, str) else machine.run("again")
-        return {"remote": first, "again": again}
+def _run(build: Build) -> dict[str, dict[str, Any] | str]:
+    """The result of each task, or the reason of its failure."""
+    results: dict[str, dict[str, Any] | str] = {}
+    chains = [("remote", "again"), ("stock",)]
+    if any(OWN_PACKAGE in code for card in build.cards.values() for code in card.blocks):
+        chains.append(("blocks",))
+    is_small = sum(file.size for file in build.files["main"]) < SMALL
+    with TemporaryDirectory() as scratch, ThreadPoolExecutor(2 if is_small else 1) as pool:
+        machine = _Machine(build, Path(scratch))
 
-    with ThreadPoolExecutor(processes) as pool:
-        stock, others = pool.submit(machine.run, "stock"), pool.submit(remote)
-        return {"stock": stock.result(), **others.result()}
+        def run(tasks: tuple[str, ...]) -> None:
+            for task in tasks:
+                is_lost = any(isinstance(results.get(earlier), str) for earlier in tasks)
+                results[task] = "not tried, since loading failed" if is_lost else machine.run(task)
 
-
-def _expected(model: E2Rank) -> dict[str, Any]:
-    # The one place where the probe's code runs here: both sides ask the same.
-    return probe.rank(model, {"queries": QUERIES, "documents": DOCUMENTS})
+        list(pool.map(run, chains))  # as a list, so that an error in a thread is raised
+    return results
 
 
 def _check_files(build: Build) -> Check:
@@ -126,7 +126,7 @@ def _check_files(build: Build) -> Check:
     if (build.folders["main"] / source.name).read_bytes() != source.read_bytes():
         return Check(name, problem=f"{source.name} is not the package's own. Build again.")
     for revision, folder in build.folders.items():
-        if check_contents(folder, {}) != build.files[revision]:
+        if check_contents(folder) != build.files[revision]:
             return Check(name, problem=f"the files of {revision} have changed since they were built. Build again.")
     return Check(name)
 
@@ -148,45 +148,45 @@ def _compare(name: str, got: Mapping[str, Any], expected: Mapping[str, Any], tol
 
 
 class _Machine:
-    """A machine with nothing on it: a cache that holds the build, as if it had been downloaded.
+    """A machine with an empty disk, but for a cache that holds the build as if it had been downloaded.
 
     Args:
         build: The build.
-        folder: An empty folder for the cache and for what the processes write.
+        folder: An empty folder for the cache and for the files of the processes.
     """
 
     def __init__(self, build: Build, folder: Path) -> None:
+        self.build = build
         self.folder = folder
         self.cache = folder / "hub"
         _put_in_cache(self.cache, build.repo_id, build.folders)
         for base, path in build.bases.items():
             _put_in_cache(self.cache, base, {"main": path})
-        if build.has_adapter and not build.bases:
-            self._borrow_cache(build)
-        blocks = {name: card.blocks for name, card in build.cards.items()}
-        self.own_blocks = {name: [code for code in codes if OWN_PACKAGE in code] for name, codes in blocks.items()}
-        self.own_blocks = {name: codes for name, codes in self.own_blocks.items() if codes}
-        self.job = {
-            "repo_id": build.repo_id,
-            "main": str(build.folders["main"].resolve()),
-            "again": str(folder / "again"),
-            "queries": QUERIES,
-            "documents": DOCUMENTS,
-        }
-        self.blocks = {name: [code for code in codes if OWN_PACKAGE not in code] for name, codes in blocks.items()}
+        if build.has_adapter and not build.bases:  # then this user's cache holds the base: show that one, too
+            for base in build.cards["main"].base_models:
+                name = f"models--{base.replace('/', '--')}"
+                if Path(HF_HUB_CACHE, name).is_dir():
+                    (self.cache / name).symlink_to(Path(HF_HUB_CACHE, name).resolve())
         self.visible = _closure(["sentence-transformers", *(["peft"] if build.has_adapter else [])])
 
     def run(self, task: str) -> dict[str, Any] | str:
-        """Do one of the probe's tasks in a fresh process: its result, or what went wrong."""
+        """Do one of the probe's tasks in a fresh process: its result, or the reason of its failure."""
         with_package = task == "blocks"
         own = Path(sys.modules[OWN_PACKAGE].__file__ or "").parents[1]
         job = {
-            **self.job,
             "task": task,
+            "repo_id": self.build.repo_id,
+            "main": str(self.build.folders["main"].resolve()),
+            "again": str(self.folder / "again"),
+            "queries": QUERIES,
+            "documents": DOCUMENTS,
             "hidden": [] if with_package else _hidden_modules(self.visible),
             "visible": [] if with_package else sorted(self.visible),
             "path": [str(own)] if with_package else [],
-            "blocks": self.own_blocks if with_package else self.blocks,
+            "blocks": {
+                name: [code for code in card.blocks if (OWN_PACKAGE in code) == with_package]
+                for name, card in self.build.cards.items()
+            },
         }
         written, result = self.folder / f"{task}.job", self.folder / f"{task}.result"
         written.write_text(json.dumps(job), encoding="utf-8")
@@ -203,23 +203,14 @@ class _Machine:
         return answer
 
     def _environment(self) -> dict[str, str]:
-        """This process's environment without a word about the Hub, least of all the token."""
+        """This process's environment without settings of the Hub, least of all the token."""
         kept = {name: value for name, value in os.environ.items() if not re.search("HF_|HUGGING|TOKEN", name)}
         own = {"HF_HOME": str(self.folder / "home"), "HF_HUB_CACHE": str(self.cache), "HF_HUB_OFFLINE": "1"}
         return {**kept, **own, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
 
-    def _borrow_cache(self, build: Build) -> None:
-        """The base is a model of the Hub that this user's cache holds: show that one, too."""
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        for base in build.cards["main"].base_models:
-            name = f"models--{base.replace('/', '--')}"
-            if Path(HF_HUB_CACHE, name).is_dir():
-                (self.cache / name).symlink_to(Path(HF_HUB_CACHE, name).resolve())
-
 
 def _put_in_cache(cache: Path, repo_id: str, folders: Mapping[str, Path]) -> None:
-    """Lay folders out as the Hub's client does after a download, one for each revision."""
+    """Arrange the folders of revisions as the Hub's client does after a download."""
     repository = cache / f"models--{repo_id.replace('/', '--')}"
     for name in ("refs", "snapshots"):
         (repository / name).mkdir(parents=True)
@@ -234,7 +225,7 @@ def _put_in_cache(cache: Path, repo_id: str, folders: Mapping[str, Path]) -> Non
 
 
 def _hidden_modules(visible: set[str]) -> list[str]:
-    """What can be imported here but belongs to no visible distribution."""
+    """Modules that can be imported here but do not belong to a visible distribution."""
     hidden = [
         module
         for module, names in packages_distributions().items()
@@ -244,7 +235,7 @@ def _hidden_modules(visible: set[str]) -> list[str]:
 
 
 def _closure(names: Iterable[str]) -> set[str]:
-    """Distributions and all that they require; of the extras only those that one of them asks for."""
+    """Distributions and all their requirements, with the extras that one of them asks for."""
     found: set[tuple[str, str]] = set()
     waiting = [(_normal(name), "") for name in names]
     while waiting:
@@ -267,7 +258,7 @@ def _normal(name: str) -> str:
 
 
 def _last_words(stderr: str) -> str:
-    """The error at the end of a traceback, and the card's line where it was one's."""
+    """The error at the end of a traceback, and the block of the card that raised it."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     block = next((line for line in reversed(lines) if "<Python block" in line), "")
     where = f" ({block})" if block else ""

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
+from e2rank_st.checkpoints import HUB_ID
 from e2rank_st.publishing.inspection import check_size
 
-__all__ = ["HUB_ID", "Card", "read_card"]
+__all__ = ["Card", "read_card"]
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REQUIRED: dict[str, Any] = {
     "license": str,
     "library_name": str,
