@@ -48,8 +48,6 @@ class SlateCollator(SentenceTransformerDataCollator):
     Args:
         model: The model whose tokenizer, prompts, lengths and listwise configuration count.
         documents_per_slate: Most documents of a slate that are scored; of a longer slate some are drawn.
-        num_prompt_documents: K; by default the model's.
-        shuffle_prompt: Share of prompts whose documents come in random order, against position bias.
         random_prompt_size: Share of prompts that show a random number of documents, from 1 to K.
         seed: Of everything that is drawn.
         columns: Which columns the loss needs.
@@ -64,8 +62,6 @@ class SlateCollator(SentenceTransformerDataCollator):
     preprocess_fn: Callable[..., Any] = field(init=False, repr=False)
     model: E2Rank = field(repr=False)
     documents_per_slate: int = 16
-    num_prompt_documents: int | None = None
-    shuffle_prompt: float = 0.0
     random_prompt_size: float = 0.0
     seed: int = 0
     columns: tuple[str, ...] = COLUMNS[:3]
@@ -75,14 +71,10 @@ class SlateCollator(SentenceTransformerDataCollator):
     def __post_init__(self) -> None:
         """Check the values, and take what is needed from the model."""
         self.preprocess_fn = self.model.preprocess
-        if self.num_prompt_documents is None:
-            self.num_prompt_documents = self.model.listwise.num_prompt_documents
-        for name, least in (("documents_per_slate", 1), ("num_prompt_documents", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        for name in ("shuffle_prompt", "random_prompt_size"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a share from 0 to 1, got {getattr(self, name)}.")
+        if self.documents_per_slate < 1:
+            raise ValueError(f"documents_per_slate must be at least 1, got {self.documents_per_slate}.")
+        if not 0 <= self.random_prompt_size <= 1:
+            raise ValueError(f"random_prompt_size must be a share from 0 to 1, got {self.random_prompt_size}.")
         unknown = set(self.columns) - set(COLUMNS)
         if unknown:
             raise ValueError(f"columns must be among {COLUMNS}, got {tuple(sorted(unknown))}.")
@@ -145,11 +137,10 @@ class SlateCollator(SentenceTransformerDataCollator):
             At most K places in the row's documents, in the order of the prompt.
         """
         order = row.get("prompt_order")
-        chosen = list(range(len(row["documents"])) if order is None else order)[: self.num_prompt_documents]
+        places = list(range(len(row["documents"])) if order is None else order)
+        chosen = places[: self.model.listwise.num_prompt_documents]
         if chosen and draw.random() < self.random_prompt_size:
-            chosen = chosen[: draw.randint(1, len(chosen))]
-        if draw.random() < self.shuffle_prompt:
-            draw.shuffle(chosen)
+            return chosen[: draw.randint(1, len(chosen))]
         return chosen
 
     def _slate_size(self, slates: Sequence[Sequence[int]]) -> int:
