@@ -215,9 +215,9 @@ def train(run: Run) -> History:
     began = time.perf_counter()
     trainer.train(str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - began
+    losses, dev = split_log(trainer.state.log_history, run.metric_names)  # before an evaluation that is not a step's
     after = _metrics(run, trainer.evaluate()) if run.evaluators else {}
     start = _read_start(run) if run.is_main else {"before": {}, "per_query": {}}
-    losses, dev = split_log(trainer.state.log_history, run.metric_names)
     history = History(
         settings=run.parsed.told,
         loss=cast("Any", trainer.loss).get_config_dict(),
