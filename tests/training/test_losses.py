@@ -173,7 +173,7 @@ def test_gradient_caching_gives_the_same_gradients(model, bent, features, option
     for name, part in parts.items():
         torch.testing.assert_close(cached_parts[name], part, atol=1e-5, rtol=1e-5)
     for name, gradient in gradients(model, 8 * total(cached_parts)).items():
-        # As a trainer clips them: the float32 rounding of this model's gradients, of up to 18, is no measure.
+        # As a trainer clips them: the float32 rounding of this model's gradients, of up to 18, would be too large.
         torch.testing.assert_close(gradient / norm, 8 * expected[name] / norm, atol=1e-5, rtol=0)
     assert all(len(mask) <= 2 for mask in batches)
 

@@ -279,7 +279,7 @@ def test_kill_while_saving(
 
 def test_nothing_to_resume_from(tiny: E2Rank, tmp_path: Path) -> None:
     """Guards against a run that was to be resumed and starts anew."""
-    with pytest.raises(ValueError, match="There is no complete checkpoint in"):
+    with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
         toy_trainer(tiny, tmp_path).train(resume_from_checkpoint=True)
 
 

@@ -1,8 +1,8 @@
-"""Slates → batches that a loss understands: queries, listwise prompts and documents as token ids, and their labels.
+"""Slates → batches for the loss: queries, listwise prompts and documents as token ids, and their labels.
 
-Prompts are made by the model's own prompt builder from the documents that reranking would show it, so that training
-prompts are those of inference. What is drawn at random is a function of seed, epoch and query, and of nothing else: a
-resumed run, or one with other data-loader workers, sees the same batches.
+The model's own prompt builder makes the prompts, from the documents that reranking would show it. So the prompts of
+training are those of inference. All random draws depend on seed, epoch and query alone: a resumed run sees the same
+batches, and so does a run with a different number of data-loader workers.
 
 Axes: B slates, N documents of the longest slate of a batch, K documents in a prompt, L tokens, D dimensions.
 """
@@ -42,18 +42,18 @@ class SlateCollator(SentenceTransformerDataCollator):
     (a flag for each document), and optionally ``prompt_order``: places in ``documents``, in the order in which the
     prompt takes them, as :func:`prompt_orders` computes it. Without it the documents are taken as they stand.
 
-    The prompt shows the first K of the whole slate, as reranking does, also where they are not among the documents
-    that are drawn to be scored.
+    The prompt shows the first K of the whole slate, as reranking does, even if they are not drawn to be scored. K is
+    the model's.
 
     Args:
         model: The model whose tokenizer, prompts, lengths and listwise configuration count.
         documents_per_slate: Most documents of a slate that are scored; of a longer slate some are drawn.
         random_prompt_size: Share of prompts that show a random number of documents, from 1 to K.
-        seed: Of everything that is drawn.
-        columns: Which columns the loss needs.
+        seed: Seed of all draws.
+        columns: The columns that the loss needs.
         frozen: Documents and their vectors, for a loss with frozen documents.
         fill_up: Fill up all slates to ``documents_per_slate``, not only to the longest of the batch. Processes that
-            share the weights need it, since they have to make the same forward passes.
+            share the weights need it: they have to make the same forward passes.
 
     Raises:
         ValueError: A value is not allowed.
@@ -69,7 +69,7 @@ class SlateCollator(SentenceTransformerDataCollator):
     fill_up: bool = False
 
     def __post_init__(self) -> None:
-        """Check the values, and take what is needed from the model."""
+        """Check the values, and prepare a prompt builder."""
         self.preprocess_fn = self.model.preprocess
         if self.documents_per_slate < 1:
             raise ValueError(f"documents_per_slate must be at least 1, got {self.documents_per_slate}.")
@@ -88,7 +88,7 @@ class SlateCollator(SentenceTransformerDataCollator):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, from 0: the draws of each are others."""
+        """Say which epoch begins, from 0: each has its own draws."""
         self._epoch.fill_(epoch)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class SlateCollator(SentenceTransformerDataCollator):
 
         Args:
             row: A row.
-            draw: Where chance comes from.
+            draw: The source of chance.
 
         Returns:
             At most K places in the row's documents, in the order of the prompt.
@@ -202,13 +202,13 @@ class SlateCollator(SentenceTransformerDataCollator):
 def sample_documents(row: Row, number: int, draw: random.Random) -> list[int]:
     """Draw the documents of a slate that are to be scored.
 
-    Gold documents are kept, up to half of the places, and so is one with the best label; whatever else there is, is
-    drawn evenly. Without that half a query with a hundred positives would come without a negative.
+    Gold documents are kept, up to half of the places, and so is one with the best label. The rest is drawn evenly.
+    Without the limit to a half, a query with a hundred positives would come without a negative.
 
     Args:
         row: A row of slates.
         number: Most documents to keep.
-        draw: Where chance comes from.
+        draw: The source of chance.
 
     Returns:
         Places in the row's documents, ascending.
@@ -222,8 +222,8 @@ def sample_documents(row: Row, number: int, draw: random.Random) -> list[int]:
     best = max((label for label in labels if label is not None), default=None)
     if best is not None and best not in [labels[place] for place in kept]:
         kept.append(next(place for place in places if labels[place] == best))
-    others = [place for place in places if place not in kept]
-    return sorted((kept + others)[:number])
+    rest = [place for place in places if place not in kept]
+    return sorted((kept + rest)[:number])
 
 
 def prompt_orders(

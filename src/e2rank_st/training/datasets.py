@@ -1,4 +1,4 @@
-"""What the settings name as data → data sets to train on, evaluators, and a record of where it all came from."""
+"""The data that settings name → data sets to train on, evaluators, and an account of where the data came from."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Source:
 
     Attributes:
         path: File or folder.
-        name: Name of the data set, instead of what the file says or is called.
-        limit: How many slates to draw; all by default.
-        depth: How many documents of each slate to take, from its start: of a mined one those that are judged, then the
-            nearest. What is left out of the gold ones is told in the log.
+        name: Name of the data set, instead of the one in the file or of the file.
+        limit: Number of slates to draw; all by default.
+        depth: Number of documents to take from the start of each slate. A mined slate begins with those that are
+            judged; the nearest follow. The log says how many gold documents are left out.
         own_first_stage: Whether an evaluator sorts the candidates by the model first. By default it does, unless they
             are a first stage's results.
         options: Those of the reader, see :func:`~e2rank_st.data.formats.open_slates`.
@@ -84,7 +84,7 @@ class Source:
         """Read the slates; of more than ``limit`` as many are drawn, and stay in their order.
 
         Raises:
-            ValueError: There are none, ``depth`` is below 1, or the reader refuses the file.
+            ValueError: The file has no slates, ``depth`` is below 1, or the reader refuses the file.
             TypeError: The file's reader has no such option.
             OSError: The file cannot be read.
         """
@@ -100,7 +100,7 @@ class Source:
         return [slates[place] for place in self.chosen(len(slates), seed)]
 
     def chosen(self, total: int, seed: int) -> list[int]:
-        """Draw which slates of all are taken: their places, ascending."""
+        """Draw the places of the slates that are taken, ascending."""
         return sorted(random.Random(seed).sample(range(total), min(total if self.limit is None else self.limit, total)))
 
     def record(self, slates: Iterable[Slate]) -> dict[str, Any]:
@@ -126,12 +126,12 @@ def load_training_data(
 
     Args:
         entries: See :meth:`Source.parse`.
-        seed: Of what is drawn.
-        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing a file.
+        seed: Seed of the draws.
+        skip_bad_rows: Leave out bad rows and log their number, instead of refusing the file.
 
     Returns:
-        A data set for each name of a source, with the columns ``query, documents, labels, gold``; and a record of each
-        entry. A document that a slate holds twice is there once.
+        A data set for each name of a source, with the columns ``query, documents, labels, gold``; and an account of
+        each entry. A document that a slate holds twice is there once.
 
     Raises:
         ValueError: An entry is wrong, or its file is.
@@ -176,12 +176,12 @@ def load_evaluator(
 
     Args:
         entries: See :meth:`Source.parse`.
-        seed: Of what is drawn.
+        seed: Seed of the draws.
         **options: As for :class:`~e2rank_st.evaluation.evaluator.RerankingEvaluator`.
 
     Returns:
-        An evaluator for all entries, whose ``sequential_score`` is the mean of their listwise nDCG@10, or None without
-        an entry; and a record of each.
+        An evaluator for all entries, or None without an entry; and an account of each. The evaluator's
+        ``sequential_score`` is the mean of their listwise nDCG@10.
 
     Raises:
         ValueError: An entry is wrong, or its file is, or two have one name.
@@ -214,7 +214,7 @@ def _evaluator(source: Source, slates: list[Slate], places: list[int], options: 
         )
     if source.depth is not None:
         raise ValueError(f"{source.path} is evaluated as it was retrieved; leave depth={source.depth} out.")
-    # Not from the slates: the judgements also count what the run has not found.
+    # Not from the slates: the judgements also count documents that the run has not found.
     return RerankingEvaluator.from_results(source.path, qrels, places=places, own_first_stage=own, **options)
 
 

@@ -202,12 +202,12 @@ class E2RankLoss(nn.Module):
         Args:
             embeddings: By column: ``query`` and ``listwise`` ``(B, D)``, ``documents`` ``(B·N, D)``, ``guarded``
                 ``(G, D)``.
-            slates: What is known of the documents.
+            slates: Labels, known positives and texts of the documents.
             reference: For the guard, the reference's embeddings of ``query`` and ``documents``, or ``guarded``.
 
         Returns:
-            Scalars, already weighted: ``contrastive``, ``listwise``, ``localized`` and ``guard``, as far as their
-            weight is not 0.
+            Scalars, already weighted: those of ``contrastive``, ``listwise``, ``localized`` and ``guard`` whose weight
+            is not 0.
 
         Raises:
             ValueError: The number of rows of a column does not fit the labels.

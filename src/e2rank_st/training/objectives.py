@@ -1,8 +1,8 @@
 """Vectors and labels → the objectives: InfoNCE, RankNet, localized contrast, and the drift from a reference.
 
 Functions without state and without a model. Each returns a sum and a number of terms; only their quotient is a mean.
-Several processes add up the numbers first. The loss is then that of one process with the whole batch, however its
-slates and pairs are spread.
+Several processes add up the numbers first. The loss is then that of one process with the whole batch, for any spread
+of its slates and pairs.
 
 Axes: B queries, N documents of the longest slate, D dimensions; P positives, M documents, U distinct texts of a batch.
 """
@@ -23,18 +23,18 @@ __all__ = ["Average", "Pool", "drift", "info_nce", "localized", "ranknet"]
 
 
 class Average(NamedTuple):
-    """A sum of losses, and of how many: a mean that can still be taken over several processes.
+    """A sum of losses and their number: a mean that can still be taken over several processes.
 
     Attributes:
         total: Scalar, the sum.
-        number: Scalar, an integer; zero where nothing was there to learn from.
+        number: Scalar, an integer; zero if there was nothing to learn from.
     """
 
     total: Tensor
     number: Tensor
 
     def mean(self, across_processes: bool = False) -> Tensor:
-        """Divide; without anything to divide by the result is 0, with a gradient of 0.
+        """Divide; for a number of 0 the result is 0, with a gradient of 0.
 
         Args:
             across_processes: Divide by the number of an average process instead. Processes that average their
@@ -71,7 +71,7 @@ class Pool(NamedTuple):
         return Pool(text_ids, self.vectors[first])
 
     def gather(self) -> Pool:
-        """Join the pools of all processes, of whatever sizes; gradients flow back to where a vector came from."""
+        """Join the pools of all processes, of any sizes; gradients flow back to the process of a vector."""
         if not _is_distributed():
             return self
         sizes = all_gather(torch.tensor([len(self.text_ids)], device=self.text_ids.device))
@@ -88,15 +88,15 @@ def info_nce(
 ) -> Average:
     """Contrast the positives of each query with all other texts of the batch (InfoNCE, arXiv 1807.03748).
 
-    ``-log(exp(s⁺/τ) / Σ exp(s/τ))`` over the positive and every distinct text of the pool, ``s`` the cosine. Left out
-    of the sum is what the query's own slate holds to be no worse than the positive (other golds, equal or higher
-    labels), also where another slate has the same text. What is unjudged counts as a negative. Several golds are
-    positives in turn, and every slate has the same weight.
+    ``-log(exp(s⁺/τ) / Σ exp(s/τ))`` over the positive and every distinct text of the pool, ``s`` the cosine. The sum
+    leaves out the texts that the query's own slate holds to be no worse than the positive: further golds, equal or
+    higher labels. It leaves them out of all slates. Unjudged documents count as negatives. Several golds are positives
+    in turn, and every slate has the same weight.
 
     Args:
         queries: ``(B, D)``.
         documents: ``(B, N, D)``.
-        slates: What is known of the documents.
+        slates: Labels, known positives and texts of the documents.
         temperature: τ.
         pool: The candidates; by default the documents of all slates. It has to hold those of ``slates``.
 
@@ -144,13 +144,13 @@ def localized(scores: Tensor, slates: SlateLabels, scale: float = 20.0) -> Avera
     """Contrast the gold documents of a slate with its other candidates (localized contrastive estimation, LCE).
 
     ``-log(exp(scale · s⁺) / Σ exp(scale · s))`` over a gold document and all candidates that are not gold (Gao et al.
-    2021, Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, arXiv 2101.08751). What is unjudged
-    counts as a negative. Several golds are positives in turn, and every slate has the same weight. Slates without a
-    gold or without another document are skipped.
+    2021, Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, arXiv 2101.08751). Unjudged documents
+    count as negatives. Several golds are positives in turn, and every slate has the same weight. Slates without a gold
+    document, or with gold documents only, are skipped.
 
     Args:
         scores: ``(B, N)`` cosines to the listwise query.
-        slates: What is known of the documents.
+        slates: Labels, known positives and texts of the documents.
         scale: Factor on the cosines.
     """
     negative = slates.candidates & ~slates.gold

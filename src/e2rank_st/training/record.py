@@ -27,10 +27,10 @@ JSON_NAME, CURVES_NAME = "training.json", "curves.png"
 
 @dataclass(frozen=True)
 class History:
-    """What a run was and what came of it.
+    """The settings of a run, its data, and its results.
 
     Attributes:
-        settings: What the run was told, as far as it is not the default.
+        settings: The settings that are not the default.
         loss: Options of the loss.
         data: Where the data comes from, by ``train`` and ``dev``: see
             :meth:`~e2rank_st.training.datasets.Source.record`.
@@ -46,7 +46,7 @@ class History:
         seconds: Wall time of training since then, evaluation included.
         earlier: The record of the run whose result this one started from, such as stage I; None if it started from a
             checkpoint, a model of the Hub or one without a record.
-        environment: Versions and hardware.
+        environment: Versions and hardware of the run.
     """
 
     settings: Mapping[str, Any]

@@ -94,5 +94,5 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> str:
     """
     found = complete_checkpoints(folder)
     if not found:
-        raise ValueError(f"There is no complete checkpoint in {folder} to resume from; start without resuming.")
+        raise ValueError(f"{folder} has no complete checkpoint to resume from; start without resuming.")
     return str(found[-1])

@@ -208,6 +208,8 @@ def train(run: Run) -> History:
     if checkpoint:
         _check_start(run)
     elif run.is_main:
+        if any(run.output.glob("checkpoint-*")):
+            logger.warning("%s has no complete checkpoint; the run starts from the beginning.", run.output)
         _write_start(run)
     # Within the training loop, where the model is wrapped for several processes.
     arguments.eval_on_start = trainer.evaluator is not None and checkpoint is None

@@ -27,7 +27,7 @@ __all__ = ["ListwiseSettings", "Parsed", "Settings", "help_text", "parse_setting
 
 USAGE = "e2rank train [SETTINGS.yaml] [--NAME VALUE ...]"
 DESCRIPTION = """Train an E2Rank model on slates. Settings come from a YAML file, from flags of the same names, or from
-both; flags win. Stage I (pairs, contrastive only) has listwise_weight 0, stage II is what the defaults train."""
+both; flags win. Stage I (pairs, contrastive only) has listwise_weight 0; the defaults train stage II."""
 MORE = "--help-all also lists the rarer settings of transformers' TrainingArguments."
 WIDTH, INDENT = 120, 32  # of the help text, in characters
 # Of more than a hundred arguments of transformers' trainer, those that the short help text shows.
@@ -70,9 +70,9 @@ class Settings:
     train: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Files or folders of slates, pairs or rankings. Instead of a path a mapping may say more: path, "
-            "name, limit (slates drawn), depth (documents of each, from the start), and the options of its reader, "
-            "such as split or qrels."
+            "help": "Files or folders of slates, pairs or rankings. A mapping in place of a path may have: path, name, "
+            "limit (slates drawn), depth (documents of each, from the start), and the options of its reader, such as "
+            "split or qrels."
         },
     )
     skip_bad_rows: bool = field(
@@ -82,8 +82,8 @@ class Settings:
     dev: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "The same, to evaluate on and to choose the best checkpoint by: mean listwise nDCG@10. Candidates "
-            "are sorted by the model first, unless own_first_stage is false or they are a first stage's results."
+            "help": "The same, to evaluate on. The best checkpoint has the highest mean of listwise nDCG@10. The model "
+            "sorts the candidates first, unless own_first_stage is false or they are a first stage's results."
         },
     )
     max_seq_length: int | None = field(
@@ -92,25 +92,29 @@ class Settings:
     query_prompt: str | None = field(default=None, metadata={"help": "Text before a query; by default the model's."})
     dtype: Literal["float32", "bfloat16"] = field(
         default="float32",
-        metadata={"help": "Of the weights. bfloat16 halves frozen ones; trained ones lose small updates: see bf16."},
+        metadata={
+            "help": "Type of the weights. bfloat16 halves frozen weights; trained ones would lose small updates, use "
+            "bf16 for them."
+        },
     )
     dropout: float | None = field(
         default=None,
         metadata={
-            "help": "Of the backbone; by default its own. On CPUs attention with dropout is several times slower."
+            "help": "Dropout of the backbone; by default its own. On CPUs it makes attention several times slower."
         },
     )
     lora_rank: int = field(
         default=0,
         metadata={"help": "Rank of a new LoRA adapter; 0 trains all weights, or the adapter that the model has."},
     )
-    lora_alpha: int | None = field(default=None, metadata={"help": "Its scale; by default twice the rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapter; by default twice the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter."})
     lora_targets: list[str] | None = field(
-        default=None, metadata={"help": "Names of the layers that it adapts; by default all linear ones."}
+        default=None, metadata={"help": "Names of the layers to adapt; by default all linear ones."}
     )
     resume: bool = field(
-        default=False, metadata={"help": "Go on from the last checkpoint in the output folder, if there is one."}
+        default=False,
+        metadata={"help": "Go on from the last complete checkpoint in the output folder; without one, start."},
     )
     dry_run: bool = field(
         default=False, metadata={"help": "Show the plan (data, steps, tokens, parameters) and do not train."}
@@ -200,7 +204,7 @@ def parse_settings(argv: Sequence[str]) -> Parsed:
         argv: A YAML file, which may be left out, and flags.
 
     Raises:
-        ValueError: A name is unknown, or a value is not allowed; the message names the file where it comes from one.
+        ValueError: A name is unknown, or a value is not allowed; the message names the file that has it.
         OSError: The file cannot be read.
         ImportError: The file cannot be read without PyYAML.
     """

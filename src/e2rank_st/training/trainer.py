@@ -183,7 +183,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
             **kwargs: Passed on.
 
         Raises:
-            ValueError: There is no checkpoint to resume from, the best checkpoint is gone or cannot be loaded, or
+            ValueError: No checkpoint to resume from is complete, the best checkpoint is gone or cannot be loaded, or
                 several processes have evaluated the model before training.
         """
         if resume_from_checkpoint is True:
