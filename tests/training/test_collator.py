@@ -72,7 +72,7 @@ def test_training_prompts_are_those_of_reranking(
 ) -> None:
     """Guards against training on prompts that inference never builds: other text, other documents, other cuts."""
     model = with_k(request.getfixturevalue(name), 5)
-    queries, documents = ["how long do fleas live", "capital of China"], [facts, [fact * 40 for fact in facts[:7]]]
+    queries, documents = ["how long do fleas live", "capital of China"], [facts, [fact * 20 for fact in facts[:7]]]
     rows = [
         {"query": query, "documents": texts, "labels": [0.0] * len(texts), "gold": [False] * len(texts)}
         for query, texts in zip(queries, documents, strict=True)

@@ -93,7 +93,7 @@ def with_listwise(make: Callable[[E2Rank], E2Rank], model: E2Rank, **changes: An
 
 RUNS: dict[str, tuple[Callable[[E2Rank], E2Rank], dict[str, Any]]] = {
     "full": (with_dropout, {"random_prompt_size": 0.5, "documents_per_slate": 4}),
-    "adapter, cached, guarded": (with_adapter, {"loss": {"mini_batch_size": 4, "guard_weight": 1.0}}),
+    "adapter, cached, guarded": (with_adapter, {"loss": {"mini_batch_size": 8, "guard_weight": 1.0}}),
     "frozen documents, second stage": (
         lambda model: with_listwise(with_trained_adapter, model, query_weight=0.3),
         {"loss": {"freeze_documents": True, "guard_weight": 1.0}},

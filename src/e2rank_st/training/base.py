@@ -65,7 +65,7 @@ def adapt(model: E2Rank, settings: Settings) -> None:
         ValueError: A new adapter is wanted and the model has one.
         ImportError: peft is missing.
     """
-    has_adapter = getattr(model.transformers_model, "_hf_peft_config_loaded", False)
+    has_adapter = any("lora_" in name for name, _ in model.named_parameters())
     if not settings.lora_rank and not has_adapter:
         return
     if has_adapter and settings.lora_rank:

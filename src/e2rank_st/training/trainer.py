@@ -96,7 +96,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
         self._loss_options, self._frozen = loss_options or LossOptions(), frozen
         self._samplers = WeakSet[SourceBatchSampler]()
         self._resumed_from: Path | None = None
-        self.loaded_from: Path | None = None
+        self._loaded_from: Path | None = None
         self._was_evaluated = False
         super().__init__(*args, **kwargs)
         if isinstance(self.loss, E2RankLoss):
@@ -198,7 +198,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         best = self.state.best_model_checkpoint
         # Sentence-Transformers' trainer logs that it could not load it, and ends with the last weights.
-        if self.args.load_best_model_at_end and best is not None and self.loaded_from != Path(best):
+        if self.args.load_best_model_at_end and best is not None and self._loaded_from != Path(best):
             raise ValueError(f"The best checkpoint, {best}, could not be loaded; the log says why.")
         return result
 
@@ -282,7 +282,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
             fill_adapter(self.model.transformers_model, folder / ADAPTER)  # its base has not changed
         else:
             self.model.load_state_dict(E2Rank(str(folder), device="cpu").state_dict())
-        self.loaded_from = folder
+        self._loaded_from = folder
 
 
 class _Beginnings(TrainerCallback):
@@ -293,7 +293,7 @@ class _Beginnings(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.find_best(state)
-        self.trainer.loaded_from = None
+        self.trainer._loaded_from = None
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.set_epoch(int(state.epoch or 0))
