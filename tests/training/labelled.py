@@ -1,11 +1,13 @@
 """Slates of labels, and vectors for them, to compute losses from."""
 
 import math
+from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from e2rank_st.training.labels import SlateLabels
+from e2rank_st.training.losses import CachedE2RankLoss, E2RankLoss, LossOptions
 
 NAN, INF = math.nan, math.inf
 DIMENSION = 4
@@ -52,3 +54,17 @@ def mixed_embeddings() -> dict[str, Tensor]:
 def total(parts: dict[str, Tensor]) -> Tensor:
     """What the trainer makes of a loss's parts."""
     return torch.stack(list(parts.values())).sum()
+
+
+class Uncalled(nn.Module):
+    """A model that a loss asks for its query weight, and for nothing else."""
+
+    def __init__(self, query_weight: float = 0.0) -> None:
+        super().__init__()
+        self.listwise = SimpleNamespace(query_weight=query_weight)
+
+
+def make_loss(model: nn.Module, reference=None, **options) -> E2RankLoss:
+    """The loss with these options, cached if they name a size of mini-batches."""
+    kind = CachedE2RankLoss if "mini_batch_size" in options else E2RankLoss
+    return kind(model, LossOptions(**options), reference)

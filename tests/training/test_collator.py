@@ -42,6 +42,13 @@ def unpadded(batch: dict[str, Any], column: str) -> list[tuple[int, ...]]:
     return [tuple(row[present].tolist()) for row, present in zip(ids, mask, strict=True)]
 
 
+def with_k(model: E2Rank, number: int) -> E2Rank:
+    """A copy whose prompts show this many documents."""
+    model = copy.deepcopy(model)
+    model.replace_listwise(num_prompt_documents=number)
+    return model
+
+
 def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in names}
 
@@ -66,8 +73,8 @@ def test_training_prompts_are_those_of_reranking(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, facts: list[str]
 ) -> None:
     """Guards against training on prompts that inference never builds: other text, other documents, other cuts."""
-    model = request.getfixturevalue(name)
-    queries, documents = ["how long do fleas live", "capital of China"], [facts, [fact * 40 for fact in facts[:7]]]
+    model = with_k(request.getfixturevalue(name), 5)
+    queries, documents = ["how long do fleas live", "capital of China"], [facts, [fact * 20 for fact in facts[:7]]]
     rows = [
         {"query": query, "documents": texts, "labels": [0.0] * len(texts), "gold": [False] * len(texts)}
         for query, texts in zip(queries, documents, strict=True)
@@ -75,10 +82,8 @@ def test_training_prompts_are_those_of_reranking(
     for order in ("given", "similarity"):
         places = prompt_orders(model, queries, documents, candidate_order=order)
         ordered = [row | {"prompt_order": order} for row, order in zip(rows, places, strict=True)]
-        collator = SlateCollator(model=model, num_prompt_documents=5, documents_per_slate=2)
-        expected = prompts_of_reranking(
-            model, monkeypatch, queries, documents, num_prompt_documents=5, candidate_order=order
-        )
+        collator = SlateCollator(model=model, documents_per_slate=2)
+        expected = prompts_of_reranking(model, monkeypatch, queries, documents, candidate_order=order)
         assert unpadded(collator(ordered), "listwise") == expected
     assert places != [list(range(len(texts))) for texts in documents], "the two orders should differ"
 
@@ -216,7 +221,7 @@ def test_prompt_shows_documents_that_are_not_scored(tiny: E2Rank) -> None:
 def test_batches_depend_on_seed_epoch_and_query_only(tiny: E2Rank) -> None:
     """Guards against a resumed run, or a slate in other company, with other draws; and against epochs all alike."""
     rows = toy_rows(6, seed=1)
-    options = {"documents_per_slate": 3, "shuffle_prompt": 1.0, "random_prompt_size": 0.5, "seed": 7}
+    options = {"documents_per_slate": 3, "random_prompt_size": 1.0, "seed": 7}
     collators = [SlateCollator(model=tiny, **options) for _ in range(2)]
     first, second = (unpadded(collator(rows), "listwise") for collator in collators)
     assert first == second
@@ -232,7 +237,7 @@ def test_batches_depend_on_seed_epoch_and_query_only(tiny: E2Rank) -> None:
 def test_workers_give_the_same_batches_in_every_epoch(tiny: E2Rank) -> None:
     """Guards against data-loader workers that live on and never hear of the next epoch."""
     rows = toy_rows(8, seed=2)
-    collator = SlateCollator(model=tiny, documents_per_slate=3, shuffle_prompt=1.0)
+    collator = SlateCollator(model=tiny, documents_per_slate=3, random_prompt_size=1.0)
     loader = DataLoader(rows, batch_size=4, collate_fn=collator, num_workers=1, persistent_workers=True)  # type: ignore[arg-type]
     seen = []
     for epoch in range(2):
@@ -244,17 +249,14 @@ def test_workers_give_the_same_batches_in_every_epoch(tiny: E2Rank) -> None:
     assert seen[0].shape != seen[1].shape or not torch.equal(*seen)
 
 
-def test_random_order_and_size(tiny: E2Rank) -> None:
-    """Guards against options against position bias that change nothing, or more than they say."""
+def test_random_size(tiny: E2Rank) -> None:
+    """Guards against prompts of a random size that are all alike, or that show more than K documents."""
+    tiny = with_k(tiny, 4)
     row = {"documents": list("abcdefgh"), "prompt_order": [7, 6, 5, 4, 3, 2, 1, 0]}
-    plain = SlateCollator(model=tiny, num_prompt_documents=4)
+    plain = SlateCollator(model=tiny)
     assert plain.prompt_documents(row, random.Random(0)) == [7, 6, 5, 4]
     assert plain.prompt_documents(without(row, "prompt_order"), random.Random(0)) == [0, 1, 2, 3]
-    shuffled = SlateCollator(model=tiny, num_prompt_documents=4, shuffle_prompt=1.0)
-    draws = [shuffled.prompt_documents(row, random.Random(seed)) for seed in range(30)]
-    assert all(sorted(draw) == [4, 5, 6, 7] for draw in draws)
-    assert len({tuple(draw) for draw in draws}) > 10
-    sized = SlateCollator(model=tiny, num_prompt_documents=4, random_prompt_size=1.0)
+    sized = SlateCollator(model=tiny, random_prompt_size=1.0)
     draws = [sized.prompt_documents(row, random.Random(seed)) for seed in range(60)]
     assert all(draw == [7, 6, 5, 4][: len(draw)] for draw in draws)
     assert {len(draw) for draw in draws} == {1, 2, 3, 4}
@@ -284,8 +286,7 @@ def test_similarity_order_hides_where_documents_stood(tiny: E2Rank, monkeypatch:
     ("options", "message"),
     [
         ({"documents_per_slate": 0}, "documents_per_slate must be at least 1, got 0"),
-        ({"num_prompt_documents": -1}, "num_prompt_documents must be at least 0, got -1"),
-        ({"shuffle_prompt": 2}, "shuffle_prompt must be a share from 0 to 1, got 2"),
+        ({"random_prompt_size": 2}, "random_prompt_size must be a share from 0 to 1, got 2"),
         ({"columns": ("queries",)}, "columns must be among .*, got .*queries"),
     ],
 )

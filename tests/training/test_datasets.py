@@ -11,7 +11,7 @@ import pytest
 from e2rank_st import E2Rank
 from e2rank_st.data.slates import Manifest, Slate, write_slates
 from e2rank_st.training.collator import prompt_orders
-from e2rank_st.training.datasets import Source, fingerprint, load_evaluator, load_training_data, with_prompt_orders
+from e2rank_st.training.datasets import DataEntry, fingerprint, load_evaluator, load_training_data, with_prompt_orders
 from tests.toy import toy_rows
 
 pytest.importorskip("datasets")
@@ -120,7 +120,7 @@ def test_manifest_is_recorded(tmp_path: Path) -> None:
 def test_wrong_entries_are_refused(text: str, message: str) -> None:
     """Guards against a misspelt option that changes nothing."""
     with pytest.raises(ValueError, match=message):
-        Source.parse(text)
+        DataEntry.parse(text)
 
 
 def test_files_without_slates_are_refused(tmp_path: Path) -> None:

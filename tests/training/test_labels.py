@@ -1,4 +1,4 @@
-"""What is known of slates: nothing gets lost on the way to a loss, and nothing impossible arrives there."""
+"""Labels of slates: nothing gets lost on the way to a loss, and nothing impossible arrives there."""
 
 import pytest
 import torch

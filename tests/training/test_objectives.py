@@ -4,21 +4,10 @@ import math
 
 import pytest
 import torch
-from sentence_transformers.cross_encoder.losses import LambdaLoss
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from e2rank_st.training.objectives import (
-    LISTWISE,
-    Average,
-    drift,
-    info_nce,
-    lambda_loss,
-    lambda_weights,
-    list_net,
-    localized,
-    ranknet,
-)
+from e2rank_st.training.objectives import Average, drift, info_nce, localized, ranknet
 from tests.training.labelled import DIMENSION, RAGGED, random, slates, text_vectors
 
 # --- Localized contrast -----------------------------------------------------------------------------------------------
@@ -139,7 +128,7 @@ def test_slate_without_positive():
     assert not queries.grad.any() and not documents.grad.any()
 
 
-# --- listwise ---------------------------------------------------------------------------------------------------------
+# --- RankNet ----------------------------------------------------------------------------------------------------------
 
 
 def test_ranknet_of_a_swapped_pair():
@@ -148,84 +137,31 @@ def test_ranknet_of_a_swapped_pair():
     assert loss.item() == pytest.approx(math.log(1 + math.exp(5)), abs=1e-6)
 
 
-def test_ranknet_reductions():
-    """Guards against a mean over slates where the mean is over pairs, and against a sum divided by padding."""
+def test_ranknet_is_a_mean_over_pairs():
+    """Guards against a mean over slates where the mean is over pairs."""
     scores = torch.zeros(RAGGED.labels.shape)
     scores[1] = torch.tensor([0.3, 0.1, 0, 0, 0])
     swapped, equal = math.log(1 + math.exp(2)), math.log(2)
     assert ranknet(scores, RAGGED.labels).mean().item() == pytest.approx((5 * equal + swapped) / 6)
-    expected = (5 * equal / 4 + swapped / 2) / 2  # four judged documents and two; the others have no pairs
-    assert ranknet(scores, RAGGED.labels, reduction="sum").mean().item() == pytest.approx(expected)
 
 
-class Scores:
-    """A cross-encoder that has the scores already."""
-
-    num_labels, device = 1, "cpu"
-
-    def __init__(self, scores: list[float]) -> None:
-        self.scores = torch.tensor(scores)
-
-    def preprocess(self, pairs: list, **kwargs: object) -> dict:
-        """Something to hand back."""
-        return {"pairs": torch.zeros(len(pairs))}
-
-    def __call__(self, features: dict) -> dict:
-        """All the scores at once."""
-        return {"scores": self.scores}
-
-
-def test_lambda_loss_is_that_of_sentence_transformers():
-    """Guards against another weighting than NDCG-Loss2++: ragged slates of grades, against the library's."""
-    labels = [[3.0, 1, 1, 2, 4], [0.0, 1], [1.0, 1, 2]]
-    scores = random(3, 5)
-    flat = [value for row, known in zip(scores.tolist(), labels, strict=True) for value in row[: len(known)]]
-    theirs = LambdaLoss(Scores(flat), sigma=10, reduction_log="natural", mini_batch_size=-1)
-    inputs = [["q"] * 3, [["d"] * len(row) for row in labels]]
-    expected = theirs(inputs, [torch.tensor(row) for row in labels])
-    torch.testing.assert_close(lambda_loss(scores, slates(labels).labels, scale=10).mean().float(), expected)
-
-
-def test_lambda_weights_of_a_permutation():
-    """Guards against gains that overflow or leave weight to the first document only, and against a shift of labels."""
-    ranks = torch.arange(100.0).flip(0)[None]  # the best first
-    weights = lambda_weights(torch.zeros(1, 100), ranks)
-    assert weights.isfinite().all()
-    # A step down counts in the middle, too, not 2**50 times less than at the top.
-    assert weights[0, 50, 51] > weights[0, 0, 1] / 100
-    torch.testing.assert_close(weights, lambda_weights(torch.zeros(1, 100), ranks - 99))
-
-
-def test_list_net_by_hand():
-    """Guards against a distribution over what is unjudged or padding: cross-entropy over the judged ones."""
-    scores = random(2, 4)
-    labels = slates([[1, None, 3, 0], [0, 2]]).labels
-    expected = []
-    for row, judged in ((0, [0, 2, 3]), (1, [0, 1])):
-        target = labels[row, judged].double().softmax(0)
-        expected.append(nn.functional.cross_entropy(5 * scores[row, judged], target))
-    torch.testing.assert_close(list_net(scores, labels, scale=5).mean(), sum(expected) / 2)
-
-
-@pytest.mark.parametrize("kind", LISTWISE)
-def test_unjudged_and_tied_documents_are_in_no_pair(kind):
+def test_unjudged_and_tied_documents_are_in_no_pair():
     """Guards against learning from what nobody judged, or from equal labels: no loss and no gradient from it."""
     scores = random(*RAGGED.labels.shape).requires_grad_()
-    loss = LISTWISE[kind](scores, RAGGED.labels, 10.0, "mean").mean()
+    loss = ranknet(scores, RAGGED.labels).mean()
     loss.backward()
     known = [0, 1, 2, 4]
     assert scores.grad[0, known].all() and scores.grad[1, :2].all()
     assert not scores.grad[0, 3] and not scores.grad[1, 2:].any() and not scores.grad[2:].any()
     alone = [(scores[:1, known], RAGGED.labels[:1, known]), (scores[1:2, :2], RAGGED.labels[1:2, :2])]
-    averages = [LISTWISE[kind](*pair, 10.0, "mean") for pair in alone]
+    averages = [ranknet(*pair) for pair in alone]
     torch.testing.assert_close(loss, sum(a.total for a in averages) / sum(a.number for a in averages))
 
 
-@pytest.mark.parametrize("kind", LISTWISE)
-def test_listwise_loss_without_any_preference(kind):
+def test_listwise_loss_without_any_preference():
     """Guards against a NaN where a batch has nothing to learn from."""
     scores = random(2, 3).requires_grad_()
-    loss = LISTWISE[kind](scores, slates([[1, 1, None], [None]]).labels, 10.0, "mean").mean()
+    loss = ranknet(scores, slates([[1, 1, None], [None]]).labels).mean()
     loss.backward()
     assert loss == 0
     assert not scores.grad.any()

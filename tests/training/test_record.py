@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from e2rank_st.training.record import History, check_plotting, environment, read_earlier, split_log, stages
+from e2rank_st.training.record import TrainingRecord, check_plotting, environment, read_earlier, split_log, stages
 
 LOG = [
     {"eval_toy_listwise_ndcg@10": 0.4, "eval_runtime": 1.0, "step": 0},
@@ -19,7 +19,7 @@ LOG = [
 ]
 
 
-def history(**changes: Any) -> History:
+def history(**changes: Any) -> TrainingRecord:
     losses, dev = split_log(LOG, ["toy_listwise_ndcg@10"])
     values: dict[str, Any] = {
         "settings": {"model": "base"},
@@ -35,7 +35,7 @@ def history(**changes: Any) -> History:
         "resumed_from": None,
         "seconds": 3.0,
     }
-    return History(**(values | changes))
+    return TrainingRecord(**(values | changes))
 
 
 def test_log_is_split() -> None:

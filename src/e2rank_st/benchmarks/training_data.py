@@ -112,7 +112,7 @@ class TrainingData:
 
     Attributes:
         train: A record for each training set, by its name: see
-            :meth:`e2rank_st.training.datasets.Source.record`. Of several
+            :meth:`e2rank_st.training.datasets.DataEntry.describe`. Of several
             stages' records it is that with the most documents.
         dev: The same for what the settings were chosen by.
     """

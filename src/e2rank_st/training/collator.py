@@ -1,8 +1,8 @@
-"""Slates → batches that a loss understands: queries, listwise prompts and documents as token ids, and their labels.
+"""Slates → batches for the loss: queries, listwise prompts and documents as token ids, and their labels.
 
-Prompts are made by the model's own prompt builder from the documents that reranking would show it, so that training
-prompts are those of inference. What is drawn at random is a function of seed, epoch and query, and of nothing else: a
-resumed run, or one with other data-loader workers, sees the same batches.
+The model's own prompt builder makes the prompts, from the documents that reranking would show it. So the prompts of
+training are those of inference. All random draws depend on seed, epoch and query alone: a resumed run sees the same
+batches, and so does a run with a different number of data-loader workers.
 
 Axes: B slates, N documents of the longest slate of a batch, K documents in a prompt, L tokens, D dimensions.
 """
@@ -45,20 +45,18 @@ class SlateCollator(SentenceTransformerDataCollator):
     (a flag for each document), and optionally ``prompt_order``: places in ``documents``, in the order in which the
     prompt takes them, as :func:`prompt_orders` computes it. Without it the documents are taken as they stand.
 
-    The prompt shows the first K of the whole slate, as reranking does, also where they are not among the documents
-    that are drawn to be scored.
+    The prompt shows the first K of the whole slate, as reranking does, even if they are not drawn to be scored. K is
+    the model's.
 
     Args:
         model: The model whose tokenizer, prompts, lengths and listwise configuration count.
         documents_per_slate: Most documents of a slate that are scored; of a longer slate some are drawn.
-        num_prompt_documents: K; by default the model's.
-        shuffle_prompt: Share of prompts whose documents come in random order, against position bias.
         random_prompt_size: Share of prompts that show a random number of documents, from 1 to K.
-        seed: Of everything that is drawn.
-        columns: Which columns the loss needs.
+        seed: Seed of all draws.
+        columns: The columns that the loss needs.
         frozen: Documents and their vectors, for a loss with frozen documents.
         fill_up: Fill up all slates to ``documents_per_slate``, not only to the longest of the batch. Processes that
-            share the weights need it, since they have to make the same forward passes.
+            share the weights need it: they have to make the same forward passes.
 
     Raises:
         ValueError: A value is not allowed.
@@ -67,8 +65,6 @@ class SlateCollator(SentenceTransformerDataCollator):
     preprocess_fn: Callable[..., Any] = field(init=False, repr=False)
     model: E2Rank = field(repr=False)
     documents_per_slate: int = 16
-    num_prompt_documents: int | None = None
-    shuffle_prompt: float = 0.0
     random_prompt_size: float = 0.0
     seed: int = 0
     columns: tuple[str, ...] = COLUMNS[:3]
@@ -76,16 +72,12 @@ class SlateCollator(SentenceTransformerDataCollator):
     fill_up: bool = False
 
     def __post_init__(self) -> None:
-        """Check the values, and take what is needed from the model."""
+        """Check the values, and prepare a prompt builder."""
         self.preprocess_fn = self.model.preprocess
-        if self.num_prompt_documents is None:
-            self.num_prompt_documents = self.model.listwise.num_prompt_documents
-        for name, least in (("documents_per_slate", 1), ("num_prompt_documents", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        for name in ("shuffle_prompt", "random_prompt_size"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be a share from 0 to 1, got {getattr(self, name)}.")
+        if self.documents_per_slate < 1:
+            raise ValueError(f"documents_per_slate must be at least 1, got {self.documents_per_slate}.")
+        if not 0 <= self.random_prompt_size <= 1:
+            raise ValueError(f"random_prompt_size must be a share from 0 to 1, got {self.random_prompt_size}.")
         unknown = set(self.columns) - set(COLUMNS)
         if unknown:
             raise ValueError(f"columns must be among {COLUMNS}, got {tuple(sorted(unknown))}.")
@@ -97,7 +89,7 @@ class SlateCollator(SentenceTransformerDataCollator):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, from 0: the draws of each are others."""
+        """Say which epoch begins, from 0: each has its own draws."""
         self._epoch.fill_(epoch)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -140,17 +132,16 @@ class SlateCollator(SentenceTransformerDataCollator):
 
         Args:
             row: A row.
-            draw: Where chance comes from.
+            draw: The source of chance.
 
         Returns:
             At most K places in the row's documents, in the order of the prompt.
         """
         order = row.get("prompt_order")
-        chosen = list(range(len(row["documents"])) if order is None else order)[: self.num_prompt_documents]
+        places = list(range(len(row["documents"])) if order is None else order)
+        chosen = places[: self.model.listwise.num_prompt_documents]
         if chosen and draw.random() < self.random_prompt_size:
-            chosen = chosen[: draw.randint(1, len(chosen))]
-        if draw.random() < self.shuffle_prompt:
-            draw.shuffle(chosen)
+            return chosen[: draw.randint(1, len(chosen))]
         return chosen
 
     def _slate_size(self, slates: Sequence[Sequence[int]]) -> int:
@@ -212,13 +203,13 @@ class SlateCollator(SentenceTransformerDataCollator):
 def sample_documents(row: Row, number: int, draw: random.Random) -> list[int]:
     """Draw the documents of a slate that are to be scored.
 
-    Gold documents are kept, up to half of the places, and so is one with the best label; whatever else there is, is
-    drawn evenly. Without that half a query with a hundred positives would come without a negative.
+    Gold documents are kept, up to half of the places, and so is one with the best label. The rest is drawn evenly.
+    Without the limit to a half, a query with a hundred positives would come without a negative.
 
     Args:
         row: A row of slates.
         number: Most documents to keep.
-        draw: Where chance comes from.
+        draw: The source of chance.
 
     Returns:
         Places in the row's documents, ascending.
@@ -232,8 +223,8 @@ def sample_documents(row: Row, number: int, draw: random.Random) -> list[int]:
     best = max((label for label in labels if label is not None), default=None)
     if best is not None and best not in [labels[place] for place in kept]:
         kept.append(next(place for place in places if labels[place] == best))
-    others = [place for place in places if place not in kept]
-    return sorted((kept + others)[:number])
+    rest = [place for place in places if place not in kept]
+    return sorted((kept + rest)[:number])
 
 
 def prompt_orders(

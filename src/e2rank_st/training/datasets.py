@@ -1,4 +1,4 @@
-"""What the settings name as data → data sets to train on, evaluators, and a record of where it all came from."""
+"""The data that settings name → data sets to train on, evaluators, and an account of where the data came from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from e2rank_st.training.collator import prompt_orders
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-__all__ = ["Source", "document_index", "fingerprint", "load_evaluator", "load_training_data", "with_prompt_orders"]
+__all__ = ["DataEntry", "document_index", "fingerprint", "load_evaluator", "load_training_data", "with_prompt_orders"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +36,15 @@ READERS = (read_beir, read_columns, read_rankings, read_results, read_slates)
 
 
 @dataclass(frozen=True)
-class Source:
+class DataEntry:
     """One entry of the settings ``train`` or ``dev``.
 
     Attributes:
         path: File or folder.
-        name: Name of the data set, instead of what the file says or is called.
-        limit: How many slates to draw; all by default.
-        depth: How many documents of each slate to take, from its start: of a mined one those that are judged, then the
-            nearest. What is left out of the gold ones is told in the log.
+        name: Name of the data set, instead of the one in the file or of the file.
+        limit: Number of slates to draw; all by default.
+        depth: Number of documents to take from the start of each slate. A mined slate begins with those that are
+            judged; the nearest follow. The log says how many gold documents are left out.
         own_first_stage: Whether an evaluator sorts the candidates by the model first. By default it does, unless they
             are a first stage's results.
         options: Those of the reader, see :func:`~e2rank_st.data.formats.open_slates`.
@@ -58,7 +58,7 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str) -> Source:
+    def parse(cls, text: str) -> DataEntry:
         """Read an entry: a path, or a JSON object with ``path`` and any of the other fields and reader options.
 
         Raises:
@@ -81,7 +81,7 @@ class Source:
         """Read the slates; of more than ``limit`` as many are drawn, and stay in their order.
 
         Raises:
-            ValueError: There are none, ``depth`` is below 1, or the reader refuses the file.
+            ValueError: The file has no slates, ``depth`` is below 1, or the reader refuses the file.
             TypeError: The file's reader has no such option.
             OSError: The file cannot be read.
         """
@@ -97,10 +97,10 @@ class Source:
         return [slates[place] for place in self.chosen(len(slates), seed)]
 
     def chosen(self, total: int, seed: int) -> list[int]:
-        """Draw which slates of all are taken: their places, ascending."""
+        """Draw the places of the slates that are taken, ascending."""
         return sorted(random.Random(seed).sample(range(total), min(total if self.limit is None else self.limit, total)))
 
-    def record(self, slates: Iterable[Slate]) -> dict[str, Any]:
+    def describe(self, slates: Iterable[Slate]) -> dict[str, Any]:
         """Say where slates come from: the entry, counts, the hash of the file, and its manifest where it has one."""
         slates = list(slates)
         record = {name: value for name, value in asdict(self).items() if value not in (None, {})}
@@ -122,13 +122,13 @@ def load_training_data(
     """Read what to train on.
 
     Args:
-        entries: See :meth:`Source.parse`.
-        seed: Of what is drawn.
-        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing a file.
+        entries: See :meth:`DataEntry.parse`.
+        seed: Seed of the draws.
+        skip_bad_rows: Leave out bad rows and log their number, instead of refusing the file.
 
     Returns:
-        A data set for each name of a source, with the columns ``query, documents, labels, gold``; and a record of each
-        entry. A document that a slate holds twice is there once.
+        A data set for each name of a source, with the columns ``query, documents, labels, gold``; and an account of
+        each entry. A document that a slate holds twice is there once.
 
     Raises:
         ValueError: An entry is wrong, or its file is.
@@ -141,11 +141,11 @@ def load_training_data(
         raise ImportError("Training needs more packages: pip install 'e2rank-st[train]'") from error
     by_name: dict[str, list[Slate]] = {}
     records = []
-    for source in map(Source.parse, entries):
+    for source in map(DataEntry.parse, entries):
         if skip_bad_rows:
             source = replace(source, options={"skip_bad_rows": True, **source.options})
         slates = source.slates(seed)
-        records.append(source.record(slates))
+        records.append(source.describe(slates))
         for slate in slates:
             by_name.setdefault(slate.source or Path(source.path).name.split(".")[0], []).append(slate.distinct())
     return DatasetDict({name: _dataset(slates) for name, slates in sorted(by_name.items())}), records
@@ -172,13 +172,13 @@ def load_evaluator(
     """Read what to evaluate on.
 
     Args:
-        entries: See :meth:`Source.parse`.
-        seed: Of what is drawn.
+        entries: See :meth:`DataEntry.parse`.
+        seed: Seed of the draws.
         **options: As for :class:`~e2rank_st.evaluation.evaluator.RerankingEvaluator`.
 
     Returns:
-        An evaluator for all entries, whose ``sequential_score`` is the mean of their listwise nDCG@10, or None without
-        an entry; and a record of each.
+        An evaluator for all entries, or None without an entry; and an account of each. The evaluator's
+        ``sequential_score`` is the mean of their listwise nDCG@10.
 
     Raises:
         ValueError: An entry is wrong, or its file is, or two have one name.
@@ -186,7 +186,7 @@ def load_evaluator(
     """
     evaluators: list[RerankingEvaluator] = []
     records = []
-    for source in map(Source.parse, entries):
+    for source in map(DataEntry.parse, entries):
         name = source.name or Path(source.path).resolve().name.split(".")[0]
         if name in [evaluator.name for evaluator in evaluators]:
             raise ValueError(f"Two sets to evaluate on are called {name!r}; give one of them a 'name'.")
@@ -194,13 +194,15 @@ def load_evaluator(
         places = source.chosen(len(whole), seed)
         slates = [whole[place] for place in places]
         evaluators.append(_evaluator(source, slates, places, {"name": name, **options}))
-        records.append(source.record(slates))
+        records.append(source.describe(slates))
     if not evaluators:
         return None, records
     return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores)), records
 
 
-def _evaluator(source: Source, slates: list[Slate], places: list[int], options: dict[str, Any]) -> RerankingEvaluator:
+def _evaluator(
+    source: DataEntry, slates: list[Slate], places: list[int], options: dict[str, Any]
+) -> RerankingEvaluator:
     qrels = source.options.get("qrels")
     own = qrels is None if source.own_first_stage is None else source.own_first_stage
     if qrels is None:
@@ -211,7 +213,7 @@ def _evaluator(source: Source, slates: list[Slate], places: list[int], options: 
         )
     if source.depth is not None:
         raise ValueError(f"{source.path} is evaluated as it was retrieved; leave depth={source.depth} out.")
-    # Not from the slates: the judgements also count what the run has not found.
+    # Not from the slates: the judgements also count documents that the run has not found.
     return RerankingEvaluator.from_results(source.path, qrels, places=places, own_first_stage=own, **options)
 
 

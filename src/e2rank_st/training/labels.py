@@ -1,4 +1,4 @@
-"""What is known of the documents of slates, as the tensors that losses compare.
+"""Labels, known positives and texts of slates → the tensors that losses compare.
 
 Axes: B queries, N documents of the longest slate.
 """
@@ -20,17 +20,16 @@ PADDING, UNJUDGED = -math.inf, math.nan  # as labels
 
 
 class SlateLabels(NamedTuple):
-    """What is known of the documents of B slates, short ones filled up with padding.
+    """Labels, known positives and text ids of B slates; short slates are filled up with padding.
 
-    A trainer passes a loss one tensor of labels. :meth:`pack` makes it an integer one, because DeepSpeed casts those of
-    floating point to half precision, which no id and not every label survives.
+    A trainer passes a loss one tensor of labels. :meth:`pack` makes an integer tensor, because DeepSpeed casts floating
+    point to half precision. Ids and many labels would not survive that.
 
     Attributes:
-        labels: ``(B, N)`` float32, higher is better, equal is no preference. NaN: unjudged, a candidate but in no pair.
-            ``-inf``: padding, no candidate at all (its row of documents still has to hold some text).
+        labels: ``(B, N)`` float32. Higher is better; equal labels are not a preference. NaN: unjudged, a candidate but
+            not in any pair. ``-inf``: padding, not a candidate (its row of documents still has to hold some text).
         gold: ``(B, N)`` bool, whether the document is a known positive of the query.
-        text_ids: ``(B, N)`` int64, equal where the texts are equal, wherever they stand, and in other processes too if
-            negatives are gathered from them: see :func:`~e2rank_st.storage.text_id`.
+        text_ids: ``(B, N)`` int64, equal for equal texts in all slates and all processes: see :func:`~e2rank_st.storage.text_id`.
     """
 
     labels: Tensor
@@ -48,11 +47,11 @@ class SlateLabels(NamedTuple):
 
         Args:
             labels: The labels of each slate, ``None`` for unjudged.
-            gold: Which of its documents are known positives.
-            texts: Its documents.
+            gold: Whether each document is a known positive.
+            texts: The documents of each slate.
 
         Raises:
-            ValueError: The three differ in length somewhere, or there is no slate.
+            ValueError: The three differ in length somewhere, or have no slate.
         """
         sizes = [[len(row) for row in rows] for rows in (labels, gold, texts)]
         if not sizes[0] or sizes.count(sizes[0]) != 3:
@@ -95,7 +94,7 @@ class SlateLabels(NamedTuple):
         """Read what :meth:`pack` wrote.
 
         Raises:
-            ValueError: It is no ``(B, N, 3)`` int64 tensor.
+            ValueError: It is not a ``(B, N, 3)`` int64 tensor.
         """
         if not isinstance(packed, Tensor) or packed.ndim != 3 or packed.shape[2] != 3 or packed.dtype != torch.int64:
             got = f"{packed.dtype} of {tuple(packed.shape)}" if isinstance(packed, Tensor) else type(packed).__name__
@@ -111,16 +110,16 @@ def preferences(labels: Tensor) -> Tensor:
         labels: ``(B, N)``, as in :class:`SlateLabels`.
 
     Returns:
-        ``(B, N, N)`` bool, better document first. What is unjudged or padding is in no pair, and neither are ties.
+        ``(B, N, N)`` bool, better document first. Unjudged documents, padding and ties are not in any pair.
     """
     judged = labels.isfinite()
     return (labels[:, :, None] > labels[:, None, :]) & judged[:, :, None] & judged[:, None, :]
 
 
 def positives(slates: SlateLabels) -> Tensor:
-    """Find what a query should retrieve: the gold documents, or else the best labelled one, the first of several.
+    """Find the documents that a query should retrieve: the gold ones, or else the first with the best label.
 
-    A slate has no positive if it has neither, or if all its two or more labels are equal: that is no preference.
+    A slate has no positive if it has neither, or if it has several labels that are all equal: they prefer nothing.
 
     Returns:
         ``(B, N)`` bool.

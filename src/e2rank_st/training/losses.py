@@ -1,10 +1,9 @@
 """Embeddings of queries, listwise prompts and documents → the losses that E2Rank is trained with.
 
-``L = contrastive_weight · InfoNCE(e_q, e_d) + listwise_weight · RankNet(e_l, e_d)`` (E2Rank, arXiv 2510.22733), each
-part also alone: the first one is stage I, both together are stage II. ``localized_weight · LCE(e_l, e_d)`` can be added
-for slates that know the answer and no order. What is computed from vectors is in
-:mod:`e2rank_st.training.objectives`; :class:`E2RankLoss` embeds and adds up, :class:`CachedE2RankLoss` does so in
-memory for one mini-batch.
+``L = contrastive_weight · InfoNCE(e_q, e_d) + listwise_weight · RankNet(e_l, e_d)`` (E2Rank, arXiv 2510.22733). The
+first part alone is stage I, both together are stage II. ``localized_weight · LCE(e_l, e_d)`` can be added for slates
+that know the answer and no order. The formulas are in :mod:`e2rank_st.training.objectives`. :class:`E2RankLoss` embeds
+and adds up; :class:`CachedE2RankLoss` does the same with the memory of one mini-batch.
 
 Axes: B queries, N documents of the longest slate, D dimensions.
 """
@@ -13,19 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from torch import Tensor, nn
 
+from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import interpolate
 from e2rank_st.training.labels import SlateLabels
-from e2rank_st.training.objectives import LISTWISE, REDUCTIONS, Pool, drift, info_nce, localized, one_of
+from e2rank_st.training.objectives import Pool, drift, info_nce, localized, ranknet
 
-__all__ = ["COLUMNS", "CachedE2RankLoss", "E2RankLoss"]
+__all__ = ["COLUMNS", "CachedE2RankLoss", "E2RankLoss", "LossOptions"]
 
 COLUMNS = ("query", "listwise", "documents", "guarded")
 CITATION = """
@@ -51,105 +51,128 @@ CACHED_CITATION = """
 """
 
 
-class E2RankLoss(nn.Module):
-    """InfoNCE between queries and documents, plus a listwise loss between listwise prompts and their documents.
-
-    Its inputs are columns, each as the model's ``preprocess`` gives it: B queries, B listwise prompts, the documents of
-    all slates, B·N rows, and with frozen documents the G texts that are guarded. Which of them the weights call for,
-    :attr:`columns` says. The labels come from :meth:`SlateLabels.pack`.
-
-    Args:
-        model: The model to train.
-        temperature: Of InfoNCE.
-        contrastive_weight: Factor of InfoNCE.
-        listwise_weight: Factor of the listwise loss, λ.
-        listwise: ``"ranknet"``, ``"lambda"`` or ``"listnet"``: :func:`ranknet`, :func:`lambda_loss`, :func:`list_net`.
-        listwise_scale: Factor on the cosines in the listwise loss.
-        localized_weight: Factor of :func:`localized`, which contrasts the gold documents of a slate with its others
-            under the vector that ranks.
-        localized_scale: Factor on the cosines in it.
-        reduction: Of the pairs, ``"mean"`` or ``"sum"``: see :func:`ranknet`.
-        query_weight: Share of the query in the vector that ranks: the listwise loss then trains the vector that
-            reranking uses, see :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`.
-        freeze_documents: The column of documents holds their vectors, ``(B·N, D)`` as ``sentence_embedding``, and no
-            texts: those of the model before training. A step then costs a prompt a slate, instead of a prompt and all
-            documents. The guard watches the column ``guarded`` in their place.
-        gather_across_devices: Whether the documents of the other processes are negatives, too, and means are taken
-            over what all processes hold: then they train as one process with the whole batch would. Without it, each
-            takes the means of its own share.
-        guard_weight: Factor of the guard, the mean :func:`drift` of queries and of documents from ``reference``, which
-            keeps the plain embedding what it was.
-        reference: Where the guard looks: a frozen model, or a function from a column to a dict with
-            ``"sentence_embedding"``, such as the model with its adapter switched off. A model is set to evaluation and
-            loses its gradients.
+@dataclass(frozen=True)
+class LossOptions:
+    """Options of the loss. Stage I of E2Rank has ``listwise_weight=0``. Each field's help text is in its metadata.
 
     Raises:
-        ValueError: An option is not allowed, or nothing would be trained.
+        ValueError: A value is not allowed, or nothing would be trained.
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        *,
-        temperature: float = 0.03,
-        contrastive_weight: float = 1.0,
-        listwise_weight: float = 2.0,
-        listwise: str = "ranknet",
-        listwise_scale: float = 10.0,
-        localized_weight: float = 0.0,
-        localized_scale: float = 20.0,
-        reduction: str = "mean",
-        query_weight: float = 0.0,
-        freeze_documents: bool = False,
-        gather_across_devices: bool = False,
-        guard_weight: float = 0.0,
-        reference: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.temperature = _number("temperature", temperature, positive=True)
-        self.contrastive_weight = _number("contrastive_weight", contrastive_weight)
-        self.listwise_weight = _number("listwise_weight", listwise_weight)
-        self.listwise = one_of("listwise", listwise, tuple(LISTWISE))
-        self.listwise_scale = _number("listwise_scale", listwise_scale, positive=True)
-        self.localized_weight = _number("localized_weight", localized_weight)
-        self.localized_scale = _number("localized_scale", localized_scale, positive=True)
-        self.reduction = one_of("reduction", reduction, ("mean",) if listwise == "listnet" else REDUCTIONS)
-        self.query_weight = _number("query_weight", query_weight)
-        if query_weight > 1:
-            raise ValueError(f"query_weight is a share and must be at most 1, got {query_weight!r}.")
-        self.freeze_documents = freeze_documents
-        self.gather_across_devices = gather_across_devices
-        self.guard_weight = _number("guard_weight", guard_weight)
-        if not contrastive_weight and not self._ranks:
+    temperature: float = field(default=0.03, metadata={"help": "Temperature of the contrastive loss."})
+    contrastive_weight: float = field(
+        default=1.0, metadata={"help": "Factor of the contrastive loss; 0 leaves it out."}
+    )
+    listwise_weight: float = field(
+        default=2.0, metadata={"help": "Factor of the listwise loss, RankNet; 0 leaves it out."}
+    )
+    listwise_scale: float = field(default=10.0, metadata={"help": "Factor on the cosines in the listwise loss."})
+    localized_weight: float = field(
+        default=0.0,
+        metadata={"help": "Factor of a loss that contrasts a slate's known answers with its remaining documents."},
+    )
+    localized_scale: float = field(default=20.0, metadata={"help": "Factor on the cosines in that loss."})
+    guard_weight: float = field(
+        default=0.0, metadata={"help": "Factor of the guard that keeps plain embeddings near those before training."}
+    )
+    freeze_documents: bool = field(
+        default=False,
+        metadata={"help": "Documents keep the vectors of the model before training: a step costs one prompt a slate."},
+    )
+    gather_across_devices: bool = field(
+        default=True,
+        metadata={
+            "help": "Documents of all processes are negatives, and means are taken over all processes: they train as "
+            "one process with the whole batch would."
+        },
+    )
+    mini_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Texts in a forward pass: gradient caching, with the memory of a mini-batch."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("temperature", "listwise_scale", "localized_scale"):
+            if not _number(name, getattr(self, name)):
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
+        for name in ("contrastive_weight", "listwise_weight", "localized_weight", "guard_weight"):
+            _number(name, getattr(self, name))
+        size = self.mini_batch_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"mini_batch_size must be a whole number of at least 1, got {size!r}.")
+        if not self.contrastive_weight and not self.trains_prompts:
             raise ValueError(
                 "contrastive_weight, listwise_weight and localized_weight are all 0: nothing would be trained. Raise "
                 "one."
             )
+
+    @property
+    def trains_prompts(self) -> bool:
+        """Whether listwise prompts are trained."""
+        return bool(self.listwise_weight or self.localized_weight)
+
+
+class E2RankLoss(nn.Module):
+    """InfoNCE between queries and documents, plus RankNet between listwise prompts and their documents.
+
+    Its inputs are columns, each as the model's ``preprocess`` gives it: B queries, B listwise prompts, the documents of
+    all slates, B·N rows, and with frozen documents the G texts that are guarded. :attr:`columns` names those that the
+    options call for. The labels come from :meth:`SlateLabels.pack`.
+
+    The listwise loss trains the vector that reranking uses: the model's ``query_weight`` is the share of the query in
+    it, see :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`.
+
+    With ``freeze_documents`` the column of documents holds their vectors before training, ``(B·N, D)`` as
+    ``sentence_embedding``, and not their texts. The guard then watches the column ``guarded`` instead of the documents.
+
+    Args:
+        model: The model to train.
+        options: The options; by default those of stage II.
+        reference: The guard measures the mean :func:`drift` of queries and documents from this model: a frozen model,
+            or a function from a column to a dict with ``"sentence_embedding"``, such as the model with its adapter
+            switched off. A model is set to evaluation and loses its gradients.
+
+    Raises:
+        ValueError: A guard lacks its reference or a reference its guard, or the options are for the cached loss.
+    """
+
+    def __init__(
+        self,
+        model: E2Rank,
+        options: LossOptions | None = None,
+        reference: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.options = options or LossOptions()
+        self.query_weight = model.listwise.query_weight  # kept: several processes wrap the model
+        if (self.options.mini_batch_size is None) == isinstance(self, CachedLossMixin):
+            raise ValueError(
+                f"Got mini_batch_size={self.options.mini_batch_size} for {type(self).__name__}; give it to "
+                "CachedE2RankLoss, and only to that one."
+            )
+        guard_weight = self.options.guard_weight
         if bool(guard_weight) != (reference is not None):
             got = "no" if reference is None else "a"
             raise ValueError(f"Got guard_weight={guard_weight} and {got} reference; give both, or neither.")
         self.reference = _frozen(reference, model) if isinstance(reference, nn.Module) else reference
 
     @property
-    def _ranks(self) -> bool:
-        """Whether listwise prompts are trained."""
-        return bool(self.listwise_weight or self.localized_weight)
-
-    @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the input columns that the weights call for, in their order."""
+        """Names of the input columns that the options call for, in their order."""
+        options, prompts = self.options, self.options.trains_prompts
         needed = {
-            "query": self.contrastive_weight or self.guard_weight or (self._ranks and self.query_weight),
-            "listwise": self._ranks,
+            "query": options.contrastive_weight or options.guard_weight or (prompts and self.query_weight),
+            "listwise": prompts,
             "documents": True,
-            "guarded": self.guard_weight and self.freeze_documents,
+            "guarded": options.guard_weight and options.freeze_documents,
         }
         return tuple(name for name in COLUMNS if needed[name])
 
     @property
     def _guarded(self) -> tuple[str, str]:
-        return ("query", "guarded" if self.freeze_documents else "documents")
+        return ("query", "guarded" if self.options.freeze_documents else "documents")
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> dict[str, Tensor]:
         """Embed the columns and compute the parts of the loss.
@@ -179,12 +202,12 @@ class E2RankLoss(nn.Module):
         Args:
             embeddings: By column: ``query`` and ``listwise`` ``(B, D)``, ``documents`` ``(B·N, D)``, ``guarded``
                 ``(G, D)``.
-            slates: What is known of the documents.
+            slates: Labels, known positives and texts of the documents.
             reference: For the guard, the reference's embeddings of ``query`` and ``documents``, or ``guarded``.
 
         Returns:
-            Scalars, already weighted: ``contrastive``, ``listwise``, ``localized`` and ``guard``, as far as their
-            weight is not 0.
+            Scalars, already weighted: those of ``contrastive``, ``listwise``, ``localized`` and ``guard`` whose weight
+            is not 0.
 
         Raises:
             ValueError: The number of rows of a column does not fit the labels.
@@ -196,8 +219,8 @@ class E2RankLoss(nn.Module):
                     f"Got {len(vectors)} rows of {name} for labels of the shape {tuple(slates.labels.shape)}, slates "
                     f"by documents; give {rows}, padding included."
                 )
-        if self.guard_weight and not reference:
-            raise ValueError(f"Got guard_weight={self.guard_weight} and no embeddings of the reference; give them.")
+        if (guard_weight := self.options.guard_weight) and not reference:
+            raise ValueError(f"Got guard_weight={guard_weight} and no embeddings of the reference; give them.")
         with torch.autocast(embeddings["documents"].device.type, enabled=False):
             precise = {name: _precise(vectors) for name, vectors in embeddings.items()}
             return self._parts(precise, slates, reference or {})
@@ -205,37 +228,40 @@ class E2RankLoss(nn.Module):
     def _parts(
         self, embeddings: Mapping[str, Tensor], slates: SlateLabels, reference: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        parts, across = {}, self.gather_across_devices
+        parts, options = {}, self.options
+        across = options.gather_across_devices
         documents = embeddings["documents"].unflatten(0, slates.labels.shape)  # (B, N, D)
-        if self.contrastive_weight:
+        if options.contrastive_weight:
             pool = Pool.of(documents, slates)
             contrastive = info_nce(
-                embeddings["query"], documents, slates, self.temperature, pool.gather() if across else pool
+                embeddings["query"], documents, slates, options.temperature, pool.gather() if across else pool
             )
-            parts["contrastive"] = self.contrastive_weight * contrastive.mean(across)
-        if self._ranks:
+            parts["contrastive"] = options.contrastive_weight * contrastive.mean(across)
+        if options.trains_prompts:
             parts |= self._ranking_parts(embeddings, documents, slates)
-        if self.guard_weight:
+        if options.guard_weight:
             name = self._guarded[1]
-            present = slice(None) if self.freeze_documents else slates.candidates.flatten()
+            present = slice(None) if options.freeze_documents else slates.candidates.flatten()
             queries = drift(embeddings["query"], reference["query"])
             texts = drift(embeddings[name][present], reference[name][present])
-            parts["guard"] = self.guard_weight * (queries.mean(across) + texts.mean(across)) / 2
+            parts["guard"] = options.guard_weight * (queries.mean(across) + texts.mean(across)) / 2
         return parts
 
     def _ranking_parts(
         self, embeddings: Mapping[str, Tensor], documents: Tensor, slates: SlateLabels
     ) -> dict[str, Tensor]:
-        parts, across = {}, self.gather_across_devices
+        parts, options = {}, self.options
+        across = options.gather_across_devices
         ranking = embeddings["listwise"]  # (B, D)
         if self.query_weight:
             ranking = interpolate(embeddings["query"], ranking, self.query_weight)
         scores = F.cosine_similarity(ranking[:, None], documents, dim=-1)  # (B, N)
-        if self.listwise_weight:
-            listwise = LISTWISE[self.listwise](scores, slates.labels, self.listwise_scale, self.reduction)
-            parts["listwise"] = self.listwise_weight * listwise.mean(across)
-        if self.localized_weight:
-            parts["localized"] = self.localized_weight * localized(scores, slates, self.localized_scale).mean(across)
+        if options.listwise_weight:
+            listwise = ranknet(scores, slates.labels, options.listwise_scale)
+            parts["listwise"] = options.listwise_weight * listwise.mean(across)
+        if options.localized_weight:
+            contrast = localized(scores, slates, options.localized_scale)
+            parts["localized"] = options.localized_weight * contrast.mean(across)
         return parts
 
     def _columns(self, sentence_features: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -248,15 +274,15 @@ class E2RankLoss(nn.Module):
 
     def _frozen_embeddings(self, columns: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
         """The vectors of documents that are given as such."""
-        if not self.freeze_documents:
+        if not self.options.freeze_documents:
             return {}
         if "sentence_embedding" not in columns["documents"]:
             raise ValueError("freeze_documents needs the documents' vectors, as 'sentence_embedding'; got their texts.")
         return {"documents": columns["documents"]["sentence_embedding"]}
 
     def _reference_embeddings(self, columns: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
-        """What the guard compares with; nothing without a guard."""
-        if self.reference is None or not self.guard_weight:
+        """The embeddings that the guard compares with; none without a guard."""
+        if self.reference is None or not self.options.guard_weight:
             return {}
         with torch.no_grad():
             return {name: self._embed_reference(self.reference, columns[name]) for name in self._guarded}
@@ -266,11 +292,8 @@ class E2RankLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
-        names = (
-            "temperature", "contrastive_weight", "listwise_weight", "listwise", "listwise_scale", "localized_weight",
-            "localized_scale", "reduction", "query_weight", "freeze_documents", "gather_across_devices", "guard_weight",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        options = {name: value for name, value in asdict(self.options).items() if value is not None}
+        return {**options, "query_weight": self.query_weight}
 
     @property
     def citation(self) -> str:
@@ -286,29 +309,21 @@ class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
 
     Args:
         model: The model to train.
-        mini_batch_size: Most texts in a forward pass.
-        mini_batch_num_tokens: Most tokens in a forward pass, instead of the number of texts.
-        show_progress_bar: Whether to show a progress bar for each embedding step.
-        **options: As for :class:`E2RankLoss`.
+        options: The options, ``mini_batch_size`` among them.
+        reference: As for :class:`E2RankLoss`.
 
     Raises:
-        ValueError: An option is not allowed, or nothing would be trained.
+        ValueError: As for :class:`E2RankLoss`.
     """
 
     def __init__(
         self,
-        model: SentenceTransformer,
-        *,
-        mini_batch_size: int = 32,
-        mini_batch_num_tokens: int | None = None,
-        show_progress_bar: bool = False,
-        **options: Any,
+        model: E2Rank,
+        options: LossOptions,
+        reference: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
-        super().__init__(model, **options)
-        self.mini_batch_size = _whole("mini_batch_size", mini_batch_size)
-        tokens = mini_batch_num_tokens
-        self.mini_batch_num_tokens = None if tokens is None else _whole("mini_batch_num_tokens", tokens)
-        self.show_progress_bar = show_progress_bar
+        super().__init__(model, options, reference)
+        self.mini_batch_size = cast("int", options.mini_batch_size)  # where CachedLossMixin looks for it
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> dict[str, Tensor]:
         """Embed the columns in mini-batches and compute the parts of the loss; as :meth:`E2RankLoss.forward`.
@@ -349,14 +364,8 @@ class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
     def _embed_reference(self, reference: Callable[..., Mapping[str, Any]], features: dict[str, Any]) -> Tensor:
         chunks = CachedLossMixin()
         chunks.model, chunks.mini_batch_size = reference, self.mini_batch_size
-        chunks.mini_batch_num_tokens = self.mini_batch_num_tokens
         embedded = chunks.embed_minibatch_iter(features, with_grad=False, copy_random_state=False)
         return torch.cat([vectors for vectors, _ in embedded])
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Return the options, for the model card."""
-        names = ("mini_batch_size", "mini_batch_num_tokens")
-        return {**super().get_config_dict(), **{name: getattr(self, name) for name in names}}
 
     @property
     def citation(self) -> str:
@@ -365,7 +374,7 @@ class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
 
 
 class _Step(NamedTuple):
-    """What one call carries through ``forward_cached``, so that a second call cannot mix it up."""
+    """The values that one call carries through ``forward_cached``, apart from those of any second call."""
 
     columns: tuple[str, ...]
     slates: SlateLabels
@@ -385,15 +394,7 @@ def _frozen(reference: nn.Module, model: nn.Module) -> nn.Module:
     return reference.eval().requires_grad_(False)
 
 
-def _number(name: str, value: Any, positive: bool = False) -> float:
+def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
-    if positive and not value:
-        raise ValueError(f"{name} must be above 0, got {value!r}.")
-    return value
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
     return value

@@ -1,8 +1,8 @@
-"""Vectors and labels → what is minimised: InfoNCE, the listwise losses, and the drift from a reference.
+"""Vectors and labels → the objectives: InfoNCE, RankNet, localized contrast, and the drift from a reference.
 
-Functions without state and without a model. Every one is a sum and a number of terms, and only their quotient a mean:
-with several processes the numbers are added up first, so that the loss is that of one process with the whole batch,
-however its slates and pairs are spread.
+Functions without state and without a model. Each returns a sum and a number of terms; only their quotient is a mean.
+Several processes add up the numbers first. The loss is then that of one process with the whole batch, for any spread
+of its slates and pairs.
 
 Axes: B queries, N documents of the longest slate, D dimensions; P positives, M documents, U distinct texts of a batch.
 """
@@ -10,7 +10,6 @@ Axes: B queries, N documents of the longest slate, D dimensions; P positives, M 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -20,38 +19,22 @@ from torch import Tensor
 
 from e2rank_st.training.labels import SlateLabels, positives, preferences
 
-__all__ = [
-    "LISTWISE",
-    "REDUCTIONS",
-    "Average",
-    "Pool",
-    "drift",
-    "info_nce",
-    "lambda_loss",
-    "lambda_weights",
-    "list_net",
-    "localized",
-    "one_of",
-    "ranknet",
-]
-
-REDUCTIONS = ("mean", "sum")
-MAX_GRADE = 4.0  # the gain 2**grade - 1 of a permutation of a hundred would drown all but the first document
+__all__ = ["Average", "Pool", "drift", "info_nce", "localized", "ranknet"]
 
 
 class Average(NamedTuple):
-    """A sum of losses, and of how many: a mean that can still be taken over several processes.
+    """A sum of losses and their number: a mean that can still be taken over several processes.
 
     Attributes:
         total: Scalar, the sum.
-        number: Scalar, an integer; zero where nothing was there to learn from.
+        number: Scalar, an integer; zero if there was nothing to learn from.
     """
 
     total: Tensor
     number: Tensor
 
     def mean(self, across_processes: bool = False) -> Tensor:
-        """Divide; without anything to divide by the result is 0, with a gradient of 0.
+        """Divide; for a number of 0 the result is 0, with a gradient of 0.
 
         Args:
             across_processes: Divide by the number of an average process instead. Processes that average their
@@ -88,7 +71,7 @@ class Pool(NamedTuple):
         return Pool(text_ids, self.vectors[first])
 
     def gather(self) -> Pool:
-        """Join the pools of all processes, of whatever sizes; gradients flow back to where a vector came from."""
+        """Join the pools of all processes, of any sizes; gradients flow back to the process of a vector."""
         if not _is_distributed():
             return self
         sizes = all_gather(torch.tensor([len(self.text_ids)], device=self.text_ids.device))
@@ -105,15 +88,15 @@ def info_nce(
 ) -> Average:
     """Contrast the positives of each query with all other texts of the batch (InfoNCE, arXiv 1807.03748).
 
-    ``-log(exp(s⁺/τ) / Σ exp(s/τ))`` over the positive and every distinct text of the pool, ``s`` the cosine. Left out
-    of the sum is what the query's own slate holds to be no worse than the positive (other golds, equal or higher
-    labels), also where another slate has the same text. What is unjudged counts as a negative. Several golds are
-    positives in turn, and every slate has the same weight.
+    ``-log(exp(s⁺/τ) / Σ exp(s/τ))`` over the positive and every distinct text of the pool, ``s`` the cosine. The sum
+    leaves out the texts that the query's own slate holds to be no worse than the positive: further golds, equal or
+    higher labels. It leaves them out of all slates. Unjudged documents count as negatives. Several golds are positives
+    in turn, and every slate has the same weight.
 
     Args:
         queries: ``(B, D)``.
         documents: ``(B, N, D)``.
-        slates: What is known of the documents.
+        slates: Labels, known positives and texts of the documents.
         temperature: τ.
         pool: The candidates; by default the documents of all slates. It has to hold those of ``slates``.
 
@@ -141,108 +124,33 @@ def _no_negatives(slates: SlateLabels, slate: Tensor, row: Tensor, text_ids: Ten
     return blocked
 
 
-def ranknet(scores: Tensor, labels: Tensor, scale: float = 10.0, reduction: str = "mean") -> Average:
+def ranknet(scores: Tensor, labels: Tensor, scale: float = 10.0) -> Average:
     """Learn every preference between two documents of a slate (RankNet, Burges et al. 2005).
 
-    ``log(1 + exp(-scale · (s_i - s_j)))`` for each pair with ``label_i > label_j``.
+    ``log(1 + exp(-scale · (s_i - s_j)))`` for each pair with ``label_i > label_j``. The mean is taken over all pairs of
+    the batch, as in E2Rank's reference code.
 
     Args:
         scores: ``(B, N)`` cosines to the listwise query.
         labels: ``(B, N)``, as in :class:`SlateLabels`.
         scale: ``1/τ_r``.
-        reduction: ``"mean"`` over all pairs of the batch, as E2Rank's reference code; or the ``"sum"`` over the pairs
-            of a slate divided by the number of its judged documents, as the paper, averaged over the slates with pairs.
-
-    Raises:
-        ValueError: ``reduction`` is another one.
     """
-    return _over_pairs(scores, labels, torch.ones_like(scores)[:, :, None], scale, reduction)
-
-
-def lambda_loss(scores: Tensor, labels: Tensor, scale: float = 10.0, reduction: str = "mean") -> Average:
-    """Weigh RankNet's pairs by what they matter for nDCG, with :func:`lambda_weights`; arguments as :func:`ranknet`.
-
-    For 16 documents in random order the weights average 0.13 (labels a permutation) or 0.17 (grades 0 to 3). The loss
-    is that much smaller than RankNet's, and wants a larger ``listwise_weight``.
-
-    Raises:
-        ValueError: ``reduction`` is another one.
-    """
-    return _over_pairs(scores, labels, lambda_weights(scores, labels), scale, reduction)
-
-
-def lambda_weights(scores: Tensor, labels: Tensor, mu: float = 10.0) -> Tensor:
-    """Weigh pairs as NDCG-Loss2++ (Wang et al. 2018, The LambdaLoss Framework, CIKM, section 6).
-
-    ``(|1/D_i - 1/D_j| + μ |1/D_{|i-j|} - 1/D_{|i-j|+1}|) · |G_i - G_j|`` with the discount ``D_i = log2(1 + i)`` of the
-    current position ``i`` among the judged documents and the gain ``G = (2^grade - 1) / maxDCG``. A grade is the label;
-    labels of a slate that has negative ones are shifted to start at 0, and those above 4 scaled down to end there.
-
-    Args:
-        scores: ``(B, N)``.
-        labels: ``(B, N)``, as in :class:`SlateLabels`.
-        mu: Weight of the second term.
-
-    Returns:
-        ``(B, N, N)`` constants without gradient; of meaning for judged documents only.
-    """
-    gains = _gains(labels)  # (B, N)
-    order = scores.detach().masked_fill(~labels.isfinite(), -math.inf).argsort(dim=1, descending=True, stable=True)
-    position = order.argsort(dim=1)  # (B, N), from 0
-    inverse = 1 / torch.log2(torch.arange(2, gains.shape[1] + 3, device=gains.device, dtype=gains.dtype))  # 1/D_1 ...
-    distance = (position[:, :, None] - position[:, None, :]).abs().clamp(min=1)  # (B, N, N)
-    rough = (inverse[position][:, :, None] - inverse[position][:, None, :]).abs()
-    fine = inverse[distance - 1] - inverse[distance]
-    return (rough + mu * fine) * (gains[:, :, None] - gains[:, None, :]).abs()
-
-
-def _gains(labels: Tensor) -> Tensor:
-    """Labels ``(B, N)`` → gains over the slate's best possible DCG; 0 where not judged."""
-    judged = labels.isfinite()
-    lowest = labels.masked_fill(~judged, 0).amin(1, keepdim=True).clamp(max=0)
-    grades = (labels - lowest).masked_fill(~judged, 0)
-    grades = grades * (MAX_GRADE / grades.amax(1, keepdim=True).clamp(min=MAX_GRADE))
-    gains = 2**grades - 1
-    discounts = torch.log2(torch.arange(2, labels.shape[1] + 2, device=labels.device, dtype=labels.dtype))
-    best = (gains.sort(dim=1, descending=True).values / discounts).sum(1, keepdim=True)
-    return gains / best.clamp(min=1e-10)
-
-
-def list_net(scores: Tensor, labels: Tensor, scale: float = 10.0, reduction: str = "mean") -> Average:
-    """Match the distributions over the judged documents of a slate (ListNet's top one, Cao et al. 2007).
-
-    Cross-entropy of ``softmax(scale · s)`` to ``softmax(labels)``. Slates without a preference are skipped.
-
-    Args:
-        scores: ``(B, N)`` cosines to the listwise query.
-        labels: ``(B, N)``, as in :class:`SlateLabels`; their scale says how sharp the distribution is.
-        scale: Factor on the cosines.
-        reduction: ``"mean"`` over slates; there are no pairs to sum.
-
-    Raises:
-        ValueError: ``reduction`` is another one.
-    """
-    one_of("reduction of listnet", reduction, ("mean",))
-    useful = preferences(labels).any((1, 2))
-    scores, labels = scores[useful], labels[useful]
-    judged = labels.isfinite()
-    targets = labels.masked_fill(~judged, -math.inf).softmax(1).to(scores.dtype)
-    logs = (scale * scores).masked_fill(~judged, -math.inf).log_softmax(1)
-    # Not a product alone: 0 times the -inf of what is not judged would be NaN.
-    return Average(-torch.where(judged, targets * logs, 0).sum(), useful.sum())
+    pairs = preferences(labels)  # (B, N, N)
+    losses = F.softplus(-scale * (scores[:, :, None] - scores[:, None, :]))
+    return Average(losses.masked_fill(~pairs, 0).sum(), pairs.sum())
 
 
 def localized(scores: Tensor, slates: SlateLabels, scale: float = 20.0) -> Average:
     """Contrast the gold documents of a slate with its other candidates (localized contrastive estimation, LCE).
 
     ``-log(exp(scale · s⁺) / Σ exp(scale · s))`` over a gold document and all candidates that are not gold (Gao et al.
-    2021, Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, arXiv 2101.08751). What is unjudged
-    counts as a negative. Several golds are positives in turn, and every slate has the same weight. Slates without a
-    gold or without another document are skipped.
+    2021, Rethink Training of BERT Rerankers in Multi-Stage Retrieval Pipeline, arXiv 2101.08751). Unjudged documents
+    count as negatives. Several golds are positives in turn, and every slate has the same weight. Slates without a gold
+    document, or with gold documents only, are skipped.
 
     Args:
         scores: ``(B, N)`` cosines to the listwise query.
-        slates: What is known of the documents.
+        slates: Labels, known positives and texts of the documents.
         scale: Factor on the cosines.
     """
     negative = slates.candidates & ~slates.gold
@@ -253,40 +161,11 @@ def localized(scores: Tensor, slates: SlateLabels, scale: float = 20.0) -> Avera
     return Average(losses.sum(), useful.sum())
 
 
-def _over_pairs(scores: Tensor, labels: Tensor, weights: Tensor, scale: float, reduction: str) -> Average:
-    one_of("reduction", reduction, REDUCTIONS)
-    pairs = preferences(labels)  # (B, N, N)
-    losses = weights * F.softplus(-scale * (scores[:, :, None] - scores[:, None, :]))
-    losses = losses.masked_fill(~pairs, 0)
-    if reduction == "mean":
-        return Average(losses.sum(), pairs.sum())
-    judged = labels.isfinite().sum(1).clamp(min=1)
-    return Average((losses.sum((1, 2)) / judged).sum(), pairs.any(2).any(1).sum())
-
-
 def drift(vectors: Tensor, reference: Tensor) -> Average:
     """Measure how far vectors have turned away from a reference: ``1 - cosine``, for two ``(texts, D)`` matrices."""
     losses = 1 - F.cosine_similarity(vectors, reference, dim=-1)
     return Average(losses.sum(), torch.tensor(len(losses), device=losses.device))
 
 
-LISTWISE: Mapping[str, Callable[[Tensor, Tensor, float, str], Average]] = {
-    "ranknet": ranknet,
-    "lambda": lambda_loss,
-    "listnet": list_net,
-}
-
-
 def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """The value of an option, checked.
-
-    Raises:
-        ValueError: It is not among the allowed ones.
-    """
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
-    return value

@@ -12,21 +12,21 @@ from typing import Any
 from e2rank_st.provenance import environment
 from e2rank_st.storage import replacing
 
-__all__ = ["History", "check_plotting", "read_earlier", "split_log", "stages"]
+__all__ = ["TrainingRecord", "check_plotting", "read_earlier", "split_log", "stages"]
 
 PARTS = ("loss", "contrastive", "listwise", "localized", "guard")
 JSON_NAME, CURVES_NAME = "training.json", "curves.png"
 
 
 @dataclass(frozen=True)
-class History:
-    """What a run was and what came of it.
+class TrainingRecord:
+    """The settings of a run, its data, and its results.
 
     Attributes:
-        settings: What the run was told, as far as it is not the default.
+        settings: The settings that are not the default.
         loss: Options of the loss.
         data: Where the data comes from, by ``train`` and ``dev``: see
-            :meth:`~e2rank_st.training.datasets.Source.record`.
+            :meth:`~e2rank_st.training.datasets.DataEntry.describe`.
         log: Losses by step: ``step`` and any of ``loss, contrastive, listwise, localized, guard, learning_rate`` and
             ``grad_norm``.
         dev: Metrics of the evaluator by step, ``step`` and ``{set}_{system}_ndcg@10``, from 0, the model before.
@@ -39,7 +39,7 @@ class History:
         seconds: Wall time of training since then, evaluation included.
         earlier: The record of the run whose result this one started from, such as stage I; None if it started from a
             checkpoint, a model of the Hub or one without a record.
-        environment: Versions and hardware.
+        environment: Versions and hardware of the run.
     """
 
     settings: Mapping[str, Any]
@@ -99,7 +99,7 @@ def check_plotting() -> None:
         raise ImportError("The curves of a run are drawn by matplotlib: pip install 'e2rank-st[train]'") from error
 
 
-def _draw(history: History, path: Path) -> None:
+def _draw(history: TrainingRecord, path: Path) -> None:
     """Losses on the left, nDCG@10 on the right, over the steps."""
     check_plotting()
     figure = importlib.import_module("matplotlib.figure").Figure(figsize=(13, 4), layout="constrained")

@@ -2,8 +2,8 @@
 
 With several processes: ``torchrun --nproc-per-node 2 -m e2rank_st.cli train settings.yaml``, or with
 ``accelerate launch -m``.
-The output folder gets ``checkpoint-*`` and, in the end, ``final``: the model (an adapter where one was trained), what
-it was made of (``training.json``) and its curves (``curves.png``), the folder whole or not at all.
+The output folder gets ``checkpoint-*`` and, in the end, ``final``: the model (an adapter, if one was trained), the
+record of the run (``training.json``) and its curves (``curves.png``). ``final`` is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
@@ -29,28 +29,30 @@ from e2rank_st.adapters import bundled_folder
 from e2rank_st.console import Column, show
 from e2rank_st.evaluation.evaluator import SYSTEMS
 from e2rank_st.evaluation.significance import randomisation_test
-from e2rank_st.model import BUNDLED_MODELS, E2Rank, load_model
+from e2rank_st.model import BUNDLED_MODELS, E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.storage import replacing
+from e2rank_st.training.base import adapt, load_base
 from e2rank_st.training.datasets import document_index, load_evaluator, load_training_data, with_prompt_orders
 from e2rank_st.training.plan import make_plan
-from e2rank_st.training.record import PARTS, History, check_plotting, read_earlier, split_log
+from e2rank_st.training.record import PARTS, TrainingRecord, check_plotting, read_earlier, split_log
+from e2rank_st.training.resuming import complete_checkpoints
 from e2rank_st.training.settings import Parsed, Settings, help_text, parse_settings
-from e2rank_st.training.trainer import E2RankTrainer, E2RankTrainingArguments, last_checkpoint
+from e2rank_st.training.trainer import E2RankTrainer, E2RankTrainingArguments
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-__all__ = ["TrainingRun", "load_base", "main"]
+__all__ = ["Run", "main", "prepare", "train"]
 
 logger = logging.getLogger(__name__)
 
 FINAL, UNFINISHED_FINAL = "final", ".unfinished-final"
-RUN_FILE = "run.json"  # what a run was started with, for one that resumes it
+RUN_FILE = "run.json"  # how a run was started, for a later resume
 ORDER_FILE = "prompt_order.json"  # the order of the documents in prompts, for the same
 DOCUMENT_FOLDER = "documents"  # the vectors of frozen documents, for the same
 SHOWN = (*PARTS, "learning_rate")
-# What peft says at every checkpoint without the Hub: it asks there about a vocabulary that training leaves alone.
+# Warnings of peft at every checkpoint without the Hub: it asks there about a vocabulary that training leaves alone.
 PEFT_LOOKUPS = ("Unable to fetch remote file", "Could not find a config file in")
 PLAN_COLUMNS = (Column("plan"), Column("", share=1))
 SUMMARY_COLUMNS = (
@@ -66,10 +68,10 @@ def main(argv: Sequence[str]) -> None:
     """Train by settings; progress goes to standard error, plan and summary to standard output.
 
     Args:
-        argv: A YAML file, if any, and flags: see :func:`~e2rank_st.training.settings.parse_settings`.
+        argv: A YAML file, which may be left out, and flags: see :func:`~e2rank_st.training.settings.parse_settings`.
 
     Raises:
-        ValueError: A setting or the data is wrong, or the output folder holds another run.
+        ValueError: A setting or the data is wrong, or the output folder holds a run already.
         OSError: A file cannot be read or written.
         ImportError: A package that training needs is missing.
     """
@@ -87,194 +89,224 @@ def main(argv: Sequence[str]) -> None:
     if parsed.settings.dry_run:
         _show_plan(parsed)
         return
-    run = TrainingRun(*parsed)
-    history = run.train()
+    run = prepare(parsed)
+    history = train(run)
     if run.is_main:
         show(SUMMARY_COLUMNS, _summary(history), title=f"{run.output / FINAL}, {history.steps} steps")
 
 
 def _show_plan(parsed: Parsed) -> None:
-    with TemporaryDirectory() as folder:  # the host makes its output folder, whatever comes of it
+    with TemporaryDirectory() as folder:  # transformers' trainer makes its output folder in any case
         parsed.arguments.output_dir = folder
-        run = TrainingRun(*parsed)
+        run = prepare(parsed)
         plan = make_plan(run.trainer)
     if run.is_main:
         show(PLAN_COLUMNS, plan.lines())
 
 
-class TrainingRun:
-    """A model, its data and a trainer, wired by settings.
+@dataclass(frozen=True)
+class Run:
+    """A model, its data and a trainer, wired by settings and ready to start.
+
+    Attributes:
+        parsed: The settings.
+        trainer: The trainer, which holds the model and its data.
+        data: Where the data comes from, by ``train`` and ``dev``.
+        earlier: The record of the run that made the model, or None.
+    """
+
+    parsed: Parsed
+    trainer: E2RankTrainer
+    data: Mapping[str, Any]
+    earlier: Mapping[str, Any] | None
+
+    @property
+    def output(self) -> Path:
+        """The output folder."""
+        return Path(str(self.parsed.arguments.output_dir))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return bool(self.parsed.arguments.process_index == 0)
+
+    @property
+    def evaluators(self) -> list[Any]:
+        """An evaluator for each set of dev data."""
+        evaluator: Any = self.trainer.evaluator
+        return [] if evaluator is None else list(evaluator.evaluators)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the metrics of all evaluators."""
+        return [f"{evaluator.name}_{metric}" for evaluator in self.evaluators for metric in evaluator.metrics]
+
+
+def prepare(parsed: Parsed) -> Run:
+    """Load the model and the data, embed the documents that need it, and wire a trainer.
 
     Args:
-        settings: What to train on what.
-        arguments: How to train.
-        told: What the record of the run holds of both.
+        parsed: The settings.
 
     Raises:
-        ValueError: A setting or the data is wrong, or the output folder holds another run.
+        ValueError: A setting or the data is wrong, or the output folder holds a run already.
         OSError: A file cannot be read.
         ImportError: A package that training needs is missing.
     """
+    settings, arguments = parsed.settings, parsed.arguments
+    _check_output(Path(str(arguments.output_dir)), settings)
+    bundled = BUNDLED_MODELS.get(settings.model, False)
+    earlier = read_earlier(bundled_folder() if bundled else Path(settings.model))
+    set_seed(arguments.seed)
+    model = load_base(settings, parsed.listwise, str(arguments.device))
+    data, train_records = load_training_data(settings.train, arguments.seed, settings.skip_bad_rows)
+    evaluator, dev_records = load_evaluator(settings.dev, arguments.seed)
+    frozen = _embed(model, data, parsed)
+    adapt(model, settings)
+    trainer = E2RankTrainer(
+        model, arguments, train_dataset=data, evaluator=evaluator, loss_options=parsed.loss, frozen=frozen
+    )
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(_Bar() if sys.stderr.isatty() else _Lines())
+    _forget_texts(model)
+    return Run(parsed, trainer, {"train": train_records, "dev": dev_records}, earlier)
 
-    def __init__(
-        self, settings: Settings, arguments: E2RankTrainingArguments, told: Mapping[str, Any] | None = None
-    ) -> None:
-        self.settings, self.arguments, self.told = settings, arguments, dict(told or {})
-        self.output = Path(str(arguments.output_dir))
-        self.is_main = arguments.process_index == 0
-        self._check_output()
-        bundled = BUNDLED_MODELS.get(settings.model, False)
-        self.earlier = read_earlier(bundled_folder() if bundled else Path(settings.model))
-        set_seed(arguments.seed)
-        model = load_base(settings, arguments)
-        train, train_records = load_training_data(settings.train, arguments.seed, settings.skip_bad_rows)
-        self.evaluator, dev_records = load_evaluator(settings.dev, arguments.seed)
-        self.data = {"train": train_records, "dev": dev_records}
-        frozen = self._prepare(model, train)
-        _adapt(model, settings)
-        self.trainer = E2RankTrainer(model, arguments, train_dataset=train, evaluator=self.evaluator, frozen=frozen)
-        for callback in (ProgressCallback, PrinterCallback):
-            self.trainer.remove_callback(callback)
-        self.trainer.add_callback(_Measured(self))
-        self.trainer.add_callback(_Bar() if sys.stderr.isatty() else _Lines())
-        _forget_texts(model)
 
-    def _prepare(self, model: E2Rank, train: DatasetDict) -> Index | None:
-        """Embed what the model before training decides on: prompt orders, and the vectors of frozen documents."""
-        arguments, index = self.arguments, None
-        if self.settings.dry_run:  # a plan counts tokens, and needs no vectors for it
-            return _zeros(model, train) if arguments.freeze_documents else None
-        bar = sys.stderr.isatty()
-        with arguments.main_process_first(local=False), _mixed_precision(arguments):
-            if arguments.freeze_documents:
-                index = document_index(model, train, self.output / DOCUMENT_FOLDER, show_progress_bar=bar)
-            if arguments.listwise_weight or arguments.localized_weight:
-                with_prompt_orders(model, train, self.output / ORDER_FILE, index, show_progress_bar=bar)
-        return index
+def _check_output(output: Path, settings: Settings) -> None:
+    if settings.dry_run or settings.resume:
+        return
+    if any(output.glob("checkpoint-*")) or (output / FINAL).exists():
+        raise ValueError(f"{output} holds a run already; resume it (--resume), or name a different output_dir.")
 
-    def train(self) -> History:
-        """Train, choose the best checkpoint, and write the result to ``final`` in the output folder.
 
-        Returns:
-            What is also written there.
+def _embed(model: E2Rank, data: DatasetDict, parsed: Parsed) -> Index | None:
+    """Embed with the model before training: for the order of documents in prompts, and for frozen documents."""
+    arguments, loss, index = parsed.arguments, parsed.loss, None
+    if parsed.settings.dry_run:  # a plan counts tokens, and needs no vectors for it
+        return _zeros(model, data) if loss.freeze_documents else None
+    output, bar = Path(str(arguments.output_dir)), sys.stderr.isatty()
+    with arguments.main_process_first(local=False), _mixed_precision(arguments):
+        if loss.freeze_documents:
+            index = document_index(model, data, output / DOCUMENT_FOLDER, show_progress_bar=bar)
+        if loss.trains_prompts:
+            with_prompt_orders(model, data, output / ORDER_FILE, index, show_progress_bar=bar)
+    return index
 
-        Raises:
-            ValueError: The run to resume had other data.
-        """
-        checkpoint = last_checkpoint(self.output) if self.settings.resume and self._has_checkpoint() else None
-        self.start = self._resumed() if checkpoint else self._started()
-        # Within the training loop, where the model is wrapped for several processes: not every way bears it before.
-        self.arguments.eval_on_start = self.evaluator is not None and checkpoint is None
-        began = time.perf_counter()
-        self.trainer.train(checkpoint)
-        seconds = time.perf_counter() - began
-        state = self.trainer.state
-        losses, dev = split_log(state.log_history, self._metric_names())
-        after = self._metrics(self.trainer.evaluate()) if self.evaluator else {}
-        history = History(
-            settings=self.told,
-            loss=cast("Any", self.trainer.loss).get_config_dict(),
-            data=self.data,
-            log=losses,
-            dev=dev,
-            before=self.start["before"],
-            after=after,
-            p_values=self._p_values(self.start["per_query"]),
-            best_step=self.trainer.best_step if self.arguments.load_best_model_at_end else None,
-            steps=state.global_step,
-            resumed_from=int(checkpoint.rpartition("-")[2]) if checkpoint else None,
-            seconds=round(seconds, 1),
-            earlier=self.earlier,
+
+def train(run: Run) -> TrainingRecord:
+    """Train, choose the best checkpoint, and write the result to ``final`` in the output folder.
+
+    Returns:
+        The history that is also written there.
+
+    Raises:
+        ValueError: The run to resume had different data or a different model.
+        OSError: A file cannot be read or written.
+    """
+    arguments, trainer = run.parsed.arguments, run.trainer
+    found = complete_checkpoints(run.output) if run.parsed.settings.resume else []
+    checkpoint = found[-1] if found else None
+    if checkpoint:
+        _check_start(run)
+    elif run.is_main:
+        if any(run.output.glob("checkpoint-*")):
+            logger.warning("%s has no complete checkpoint; the run starts from the beginning.", run.output)
+        _write_start(run)
+    # Within the training loop, where the model is wrapped for several processes.
+    arguments.eval_on_start = trainer.evaluator is not None and checkpoint is None
+    trainer.add_callback(_FirstEvaluation(run))
+    began = time.perf_counter()
+    trainer.train(str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - began
+    losses, dev = split_log(trainer.state.log_history, run.metric_names)  # before an evaluation that is not a step's
+    after = _metrics(run, trainer.evaluate()) if run.evaluators else {}
+    start = _read_start(run) if run.is_main else {"before": {}, "per_query": {}}
+    history = TrainingRecord(
+        settings=run.parsed.told,
+        loss=cast("Any", trainer.loss).get_config_dict(),
+        data=run.data,
+        log=losses,
+        dev=dev,
+        before=start["before"],
+        after=after,
+        p_values=_p_values(run, start["per_query"]) if run.is_main else {},
+        best_step=trainer.best_step if arguments.load_best_model_at_end else None,
+        steps=trainer.state.global_step,
+        resumed_from=int(checkpoint.name.rpartition("-")[2]) if checkpoint else None,
+        seconds=round(seconds, 1),
+        earlier=run.earlier,
+    )
+    _save(run, history)
+    return history
+
+
+def _metrics(run: Run, found: Mapping[str, float]) -> dict[str, float]:
+    """The evaluators' metrics under their own names."""
+    return {name: found[f"eval_{name}"] for name in run.metric_names}
+
+
+def _write_start(run: Run, metrics: Mapping[str, float] | None = None) -> None:
+    """Keep what a resumed run needs, the metrics of the model before training as soon as they are known."""
+    start = {
+        "told": run.parsed.told,
+        "data": run.data,
+        "earlier": run.earlier,
+        "before": _metrics(run, metrics) if metrics else {},
+        "per_query": {evaluator.name: evaluator.per_query for evaluator in run.evaluators},
+    }
+    with replacing(run.output / RUN_FILE) as fresh:
+        fresh.write_text(json.dumps(start, default=str) + "\n", encoding="utf-8")
+
+
+def _read_start(run: Run) -> dict[str, Any]:
+    return dict(json.loads((run.output / RUN_FILE).read_text(encoding="utf-8")))
+
+
+def _check_start(run: Run) -> None:
+    """Compare a run that is resumed with its start."""
+    start, settings = _read_start(run), run.parsed.settings
+    data, told = json.loads(json.dumps([run.data, run.parsed.told], default=str))
+    if start.get("earlier") != run.earlier:
+        raise ValueError(
+            f"{run.output} was started with another model in {settings.model}; start anew, in a different folder."
         )
-        self._save(history)
-        return history
+    different = [name for name in data if data[name] != start["data"][name]]
+    if different:
+        raise ValueError(
+            f"{run.output} was started with different data ({', '.join(different)}); resume with the same, or start "
+            "anew."
+        )
+    changed = [name for name in {*told, *start["told"]} - {"resume"} if told.get(name) != start["told"].get(name)]
+    if changed:
+        logger.warning("Resuming with settings that differ from those at the start: %s.", ", ".join(sorted(changed)))
 
-    def _check_output(self) -> None:
-        if self.settings.dry_run or self.settings.resume:
-            return
-        if self._has_checkpoint() or (self.output / FINAL).exists():
-            raise ValueError(f"{self.output} holds a run already; resume it (--resume), or name another output_dir.")
 
-    def _has_checkpoint(self) -> bool:
-        return any(self.output.glob("checkpoint-*"))
+def _p_values(run: Run, before: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    return {
+        f"{evaluator.name}_{metric}": randomisation_test(before[evaluator.name][system], evaluator.per_query[system])
+        for evaluator in run.evaluators
+        for system, metric in zip(SYSTEMS, evaluator.metrics, strict=True)
+    }
 
-    def _evaluators(self) -> list[Any]:
-        return [] if self.evaluator is None else self.evaluator.evaluators
 
-    def _metric_names(self) -> list[str]:
-        return [f"{evaluator.name}_{metric}" for evaluator in self._evaluators() for metric in evaluator.metrics]
-
-    def _metrics(self, found: Mapping[str, float]) -> dict[str, float]:
-        """The evaluator's metrics under their own names."""
-        return {name: found[f"eval_{name}"] for name in self._metric_names()}
-
-    def _started(self, metrics: Mapping[str, float] | None = None) -> dict[str, Any]:
-        """Keep what a resumed run needs; the metrics of the model before training as soon as they are known."""
-        per_query = {evaluator.name: evaluator.per_query for evaluator in self._evaluators()}
-        before = self._metrics(metrics) if metrics else {}
-        start = {
-            "told": self.told,
-            "data": self.data,
-            "earlier": self.earlier,
-            "before": before,
-            "per_query": per_query,
-        }
-        if self.is_main:
-            with replacing(self.output / RUN_FILE) as fresh:
-                fresh.write_text(json.dumps(start, default=str) + "\n", encoding="utf-8")
-        return start
-
-    def measured(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take note of an evaluation; the training loop tells of each."""
-        if step == 0:
-            self.start = self._started(metrics)
-
-    def _resumed(self) -> dict[str, Any]:
-        """Read what the run was started with, and compare."""
-        start: dict[str, Any] = json.loads((self.output / RUN_FILE).read_text(encoding="utf-8"))
-        data, told = json.loads(json.dumps([self.data, self.told], default=str))
-        if start.get("earlier") != self.earlier:
-            raise ValueError(
-                f"{self.output} was started with another model in {self.settings.model}; start anew, in another folder."
-            )
-        others = [name for name in data if data[name] != start["data"][name]]
-        if others:
-            raise ValueError(
-                f"{self.output} was started with other data ({', '.join(others)}); resume with the same, or start anew."
-            )
-        changed = [name for name in {*told, *start["told"]} - {"resume"} if told.get(name) != start["told"].get(name)]
-        if changed:
-            logger.warning("Resuming with other settings than at the start: %s.", ", ".join(sorted(changed)))
-        return start
-
-    def _p_values(self, before: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
-        if not self.is_main:
-            return {}
-        return {
-            f"{evaluator.name}_{metric}": randomisation_test(
-                before[evaluator.name][system], evaluator.per_query[system]
-            )
-            for evaluator in self._evaluators()
-            for system, metric in zip(SYSTEMS, evaluator.metrics, strict=True)
-        }
-
-    def _save(self, history: History) -> None:
-        """Write the model with its history: a folder that is there whole, or not at all."""
-        scratch = self.output / UNFINISHED_FINAL
-        if self.is_main:
-            shutil.rmtree(scratch, ignore_errors=True)
-        self.trainer.accelerator.wait_for_everyone()
-        self.trainer.save_model(str(scratch))
-        if self.is_main:
-            (scratch / "training_args.bin").unlink(missing_ok=True)  # a pickle, and all in it is in the history
-            history.write(scratch)
-            with replacing(self.output / FINAL) as fresh:
-                scratch.rename(fresh)
-        self.trainer.accelerator.wait_for_everyone()
+def _save(run: Run, history: TrainingRecord) -> None:
+    """Write the model with its history: the folder is there whole or not at all."""
+    scratch = run.output / UNFINISHED_FINAL
+    if run.is_main:
+        shutil.rmtree(scratch, ignore_errors=True)
+    run.trainer.accelerator.wait_for_everyone()
+    run.trainer.save_model(str(scratch))
+    if run.is_main:
+        (scratch / "training_args.bin").unlink(missing_ok=True)  # a pickle; the history has all that is in it
+        history.write(scratch)
+        with replacing(run.output / FINAL) as fresh:
+            scratch.rename(fresh)
+    run.trainer.accelerator.wait_for_everyone()
 
 
 def _mixed_precision(arguments: E2RankTrainingArguments) -> torch.autocast:
-    """As within a training step: a float32 adapter on bfloat16 weights takes twice as long without."""
+    """The precision of a training step; without it a float32 adapter on bfloat16 weights takes twice as long."""
     dtype = torch.float16 if arguments.fp16 else torch.bfloat16
     return torch.autocast(arguments.device.type, dtype, enabled=arguments.fp16 or arguments.bf16)
 
@@ -284,97 +316,29 @@ def _zeros(model: E2Rank, data: DatasetDict) -> Index:
     return Index(texts, np.zeros((len(texts), model.get_embedding_dimension() or 0), np.float32))
 
 
-def load_base(settings: Settings, arguments: E2RankTrainingArguments) -> E2Rank:
-    """Load the model to train, with what the settings change in it.
-
-    Raises:
-        ValueError: A setting does not fit the model.
-        OSError: It cannot be loaded.
-    """
-    model = load_model(
-        settings.model,
-        preset=settings.preset,
-        revision=settings.revision,
-        merge=False,
-        device=str(arguments.device),
-        model_kwargs={"dtype": settings.dtype},
-    )
-    if settings.max_seq_length is not None:
-        model.max_seq_length = settings.max_seq_length
-    if settings.query_prompt is not None:
-        model.prompts["query"] = settings.query_prompt
-    changes = settings.listwise
-    if arguments.num_prompt_documents is not None:
-        changes["num_prompt_documents"] = arguments.num_prompt_documents
-    if arguments.query_weight is not None:
-        changes["query_weight"] = arguments.query_weight
-    model.replace_listwise(**changes)
-    if settings.dropout is not None:
-        _set_dropout(model, settings.dropout)
-    return model
-
-
-def _set_dropout(model: E2Rank, share: float) -> None:
-    for module in model.modules():
-        for name in ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout",):
-            if hasattr(module, name):
-                setattr(module, name, share)
-
-
-def _adapt(model: E2Rank, settings: Settings) -> None:
-    """Give the model an adapter to train, or go on with the one that it has."""
-    has_adapter = getattr(model.transformers_model, "_hf_peft_config_loaded", False)
-    if not settings.lora_rank and not has_adapter:
-        return
-    if has_adapter and settings.lora_rank:
-        raise ValueError(
-            f"Got lora_rank={settings.lora_rank} for a model that has an adapter already; leave it out to go on "
-            "training that one, or merge it."
-        )
-    if not has_adapter:
-        model.add_adapter(_lora(settings))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # small updates would be lost in bfloat16
-
-
-def _lora(settings: Settings) -> Any:
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError("Adapters need peft: pip install 'e2rank-st[train]'") from error
-    return LoraConfig(
-        task_type="FEATURE_EXTRACTION",
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha or 2 * settings.lora_rank,
-        lora_dropout=settings.lora_dropout,
-        target_modules=settings.lora_targets or "all-linear",
-    )
-
-
 def _forget_texts(model: E2Rank) -> None:
-    """Take the rows of the training data out of the model card that the host writes: their licence may not allow it."""
+    """Take texts of the training data out of the card that Sentence-Transformers writes: a licence may forbid them."""
     model.model_card_data.widget, model.model_card_data.usage_examples = [], None
     for dataset in model.model_card_data.train_datasets:
         for name in ("examples", "examples_table"):
             dataset.pop(name, None)
 
 
-def _summary(history: History) -> Iterator[tuple[Any, ...]]:
+def _summary(record: TrainingRecord) -> Iterator[tuple[Any, ...]]:
     for name, after in history.after.items():
         before = history.before[name]
         yield name.replace("_ndcg@10", ""), before, after, after - before, history.p_values[name]
 
 
-class _Measured(TrainerCallback):
-    """Tells the run of evaluations."""
+class _FirstEvaluation(TrainerCallback):
+    """Keeps the evaluation of the model before training."""
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        self.run.measured(state.global_step, metrics)
+        if state.global_step == 0 and self.run.is_main:
+            _write_start(self.run, metrics)
 
 
 class _Lines(TrainerCallback):
@@ -386,10 +350,10 @@ class _Lines(TrainerCallback):
 
 
 class _Bar(ProgressCallback):
-    """The host's progress bar; what it says beside goes to standard error, too."""
+    """Transformers' progress bar, with the lines of the log on standard error, too."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        bar: Any = self.training_bar  # none but in the main process
+        bar: Any = self.training_bar  # None outside the main process
         if bar is not None and (line := _line(state, logs or {})):
             bar.write(line, file=sys.stderr)
 

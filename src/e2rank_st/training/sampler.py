@@ -1,8 +1,8 @@
-"""Data sets → batches of a single source each, the same whatever the number of processes they are dealt to.
+"""Data sets → batches of a single source each, the same for any number of processes.
 
-In-batch negatives from other sources are too easy, and tell sources apart instead of passages. Sentence-Transformers'
-proportional sampler keeps a batch to one source, but deals batches of different sources to the processes of one step,
-and its plain random sampler repeats the first epoch's order when a later one is resumed.
+In-batch negatives from a different source are too easy: they teach to tell sources apart, and not passages.
+Sentence-Transformers' proportional sampler keeps a batch to one source, but gives the processes of one step batches of
+different sources. Its plain random sampler repeats the first epoch's order when a later one is resumed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class SourceBatchSampler(DefaultBatchSampler):
     Args:
         dataset: A data set, or several joined in a ``ConcatDataset``: the sources.
         batch_size: Rows in the batch of one process.
-        drop_last: Whether to drop the rows of a source that fill no batch of all processes; with several processes
-            they always are.
-        seed: Of all epochs.
+        drop_last: Whether to drop the rows of a source that do not fill a batch of all processes. With several
+            processes they are always dropped.
+        seed: Seed of all epochs.
         processes: W.
 
     Raises:
@@ -58,7 +58,7 @@ class SourceBatchSampler(DefaultBatchSampler):
         return sum(-(-stop // self.batch_size) - start // self.batch_size for _, start, stop in self._groups())
 
     def _groups(self) -> Iterator[tuple[int, int, int]]:
-        """Source, first and last row (excluded) of what is trained on at a time, counted in the source's own order."""
+        """Source, first and last row (excluded) of each step's batches, counted in the source's own order."""
         for source, size in enumerate(self.sizes):
             end = size - size % self.group if self.drop_last else size
             for start in range(0, end, self.group):
@@ -76,5 +76,5 @@ class SourceBatchSampler(DefaultBatchSampler):
                 yield rows[first : first + self.batch_size]
 
     def _generator(self, stream: int) -> torch.Generator:
-        # Of its own for each source: how one is cut into batches must not change the order of another.
+        # One for each source: cutting one source into batches must not change the order of another.
         return torch.Generator().manual_seed(text_id(f"{self.seed} {self.epoch} {stream}"))

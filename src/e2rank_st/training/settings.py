@@ -1,7 +1,7 @@
 """A YAML file and flags → the settings of a training run. Flags win, and both know the same names.
 
-The names are those of :class:`Settings`, of E2Rank's training arguments, and of all that the host trainer takes. The
-file is turned into flags, so that one parser checks both: an unknown name is refused with the nearest known one.
+The names are those of the dataclasses in :data:`KINDS`; the last one has all arguments of transformers' trainer. The
+file is turned into flags, so that one parser checks both. An unknown name is refused with the nearest known one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -20,23 +20,24 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_device_name
 from transformers import HfArgumentParser
 
+from e2rank_st.training.losses import LossOptions
 from e2rank_st.training.trainer import E2RankTrainingArguments
 
-__all__ = ["Parsed", "Settings", "help_text", "parse_settings"]
+__all__ = ["ListwiseSettings", "Parsed", "Settings", "help_text", "parse_settings"]
 
 USAGE = "e2rank train [SETTINGS.yaml] [--NAME VALUE ...]"
 DESCRIPTION = """Train an E2Rank model on slates. Settings come from a YAML file, from flags of the same names, or from
-both; flags win. Stage I (pairs, contrastive only) has listwise_weight 0, stage II is what the defaults train."""
+both; flags win. Stage I (pairs, contrastive only) has listwise_weight 0; the defaults train stage II."""
 MORE = "--help-all also lists the rarer settings of transformers' TrainingArguments."
 WIDTH, INDENT = 120, 32  # of the help text, in characters
-# Of more than a hundred settings of the host trainer, those that a help text shows at once.
+# Of more than a hundred arguments of transformers' trainer, those that the short help text shows.
 USUAL = (
     "output_dir", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "bf16", "use_cpu",
     "gradient_checkpointing", "logging_steps", "eval_steps", "save_steps", "save_total_limit",
     "dataloader_num_workers", "deepspeed",
 )  # fmt: skip
-# What is wanted here and is not the host's default; the last ones only with data to evaluate on.
+# Defaults that differ from those of transformers' trainer; DEV_DEFAULTS count only with data to evaluate on.
 DEFAULTS = {"logging_steps": 0.02, "save_steps": 0.1, "save_total_limit": 2}
 DEV_DEFAULTS = {
     "eval_strategy": "steps",
@@ -49,7 +50,7 @@ DEV_DEFAULTS = {
 
 @dataclass
 class Settings:
-    """What to train on what. Each field's help text is in its metadata.
+    """The model to train and its data. Each field's help text is in its metadata.
 
     Raises:
         ValueError: A value is not allowed.
@@ -58,7 +59,7 @@ class Settings:
     model: str = field(
         default="bundled",
         metadata={
-            "help": "Folder or Hub id of what to train; 'bundled' is the model that comes along, "
+            "help": "Folder or Hub id of the model to train; 'bundled' is the model in this package, "
             "'bundled-base' its base."
         },
     )
@@ -69,31 +70,86 @@ class Settings:
     train: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Files or folders of slates, pairs or rankings. Instead of a path a mapping may say more: path, "
-            "name, limit (slates drawn), depth (documents of each, from the start), and the options of its reader, "
-            "such as split or qrels."
+            "help": "Files or folders of slates, pairs or rankings. A mapping in place of a path may have: path, name, "
+            "limit (slates drawn), depth (documents of each, from the start), and the options of its reader, such as "
+            "split or qrels."
         },
     )
     skip_bad_rows: bool = field(
         default=False,
-        metadata={"help": "Leave bad rows of the training data out and report how many, instead of refusing a file."},
+        metadata={"help": "Leave out bad rows of the training data and report their number; else the file is refused."},
     )
     dev: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "The same, to evaluate on and to choose the best checkpoint by: mean listwise nDCG@10. Candidates "
-            "are sorted by the model first, unless own_first_stage is false or they are a first stage's results."
+            "help": "The same, to evaluate on. The best checkpoint has the highest mean of listwise nDCG@10. The model "
+            "sorts the candidates first, unless own_first_stage is false or they are a first stage's results."
         },
     )
     max_seq_length: int | None = field(
         default=None, metadata={"help": "Most tokens of a query or document; by default the model's."}
     )
     query_prompt: str | None = field(default=None, metadata={"help": "Text before a query; by default the model's."})
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32",
+        metadata={
+            "help": "Type of the weights. bfloat16 halves frozen weights; trained ones would lose small updates, use "
+            "bf16 for them."
+        },
+    )
+    dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Dropout of the backbone; by default its own. On CPUs it makes attention several times slower."
+        },
+    )
+    lora_rank: int = field(
+        default=0,
+        metadata={"help": "Rank of a new LoRA adapter; 0 trains all weights, or the adapter that the model has."},
+    )
+    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapter; by default twice the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter."})
+    lora_targets: list[str] | None = field(
+        default=None, metadata={"help": "Names of the layers to adapt; by default all linear ones."}
+    )
+    resume: bool = field(
+        default=False,
+        metadata={"help": "Go on from the last complete checkpoint in the output folder; without one, start."},
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Show the plan (data, steps, tokens, parameters) and do not train."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the values that nothing else checks."""
+        if not self.train:
+            raise ValueError("Got no training data; name files in the setting 'train'.")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must be at least 0, got {self.lora_rank}.")
+        if self.lora_rank and self.model == "bundled":
+            raise ValueError(
+                "Got an adapter to train on the bundled model. Its merged weights have no name by which anybody could "
+                "load them; train on 'bundled-base', or train all weights (lora_rank 0)."
+            )
+
+
+@dataclass(frozen=True)
+class ListwiseSettings:
+    """Changes to the model's listwise configuration; None keeps the model's own value.
+
+    The names are those of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`, which also checks the values.
+    """
+
     prompt_format: str | None = field(
         default=None, metadata={"help": "Name of the listwise prompt's format; by default the model's."}
     )
     instruction: str | None = field(
         default=None, metadata={"help": "Instruction of the listwise prompt; by default the model's."}
+    )
+    num_prompt_documents: int | None = field(
+        default=None, metadata={"help": "Documents in a listwise prompt, K; by default the model's."}
     )
     max_prompt_tokens: int | None = field(
         default=None, metadata={"help": "Most tokens of a listwise prompt; by default the model's."}
@@ -104,69 +160,38 @@ class Settings:
     candidate_order: Literal["given", "similarity"] | None = field(
         default=None, metadata={"help": "Which documents a listwise prompt shows; by default the model's order."}
     )
-    dtype: Literal["float32", "bfloat16"] = field(
-        default="float32",
-        metadata={"help": "Of the weights. bfloat16 halves frozen ones; trained ones lose small updates: see bf16."},
-    )
-    dropout: float | None = field(
-        default=None,
-        metadata={
-            "help": "Of the backbone; by default its own. On CPUs attention with dropout is several times slower."
-        },
-    )
-    lora_rank: int = field(
-        default=0,
-        metadata={"help": "Rank of a new LoRA adapter; 0 trains all weights, or the adapter that the model has."},
-    )
-    lora_alpha: int | None = field(default=None, metadata={"help": "Its scale; by default twice the rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Its dropout."})
-    lora_targets: list[str] | None = field(
-        default=None, metadata={"help": "Names of the layers that it adapts; by default all linear ones."}
-    )
-    resume: bool = field(
-        default=False, metadata={"help": "Go on from the last checkpoint in the output folder, if there is one."}
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Show the plan (data, tokens, steps, memory) and do not train."}
+    query_weight: float | None = field(
+        default=None, metadata={"help": "Share of the query in the vector that ranks; by default the model's."}
     )
 
-    def __post_init__(self) -> None:
-        """Check the values that nothing else does."""
-        if not self.train:
-            raise ValueError("Got no training data; name files in the setting 'train'.")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank must be at least 0, got {self.lora_rank}.")
-        if self.lora_rank and self.model == "bundled":
-            raise ValueError(
-                "Got an adapter to train on the bundled model, whose merged weights have no name that others could "
-                "load them by; train on 'bundled-base', or train all weights (lora_rank 0)."
-            )
-
-    @property
-    def listwise(self) -> dict[str, Any]:
-        """What the run changes in the model's listwise configuration, but for the number of prompt documents."""
-        names = ("prompt_format", "instruction", "max_prompt_tokens", "max_query_tokens", "candidate_order")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+    def changes(self) -> dict[str, Any]:
+        """The values that are given, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class Parsed(NamedTuple):
-    """What :func:`parse_settings` gives.
+    """The result of :func:`parse_settings`.
 
     Attributes:
-        settings: What to train on what.
-        arguments: How to train.
-        told: By name, what is not the default of this package or of the host trainer.
+        settings: The model and the data.
+        listwise: Changes to the model's listwise configuration.
+        loss: The options of the loss.
+        arguments: The arguments of the trainer.
+        told: By name, all values that are not the default of this package or of transformers' trainer.
     """
 
     settings: Settings
+    listwise: ListwiseSettings
+    loss: LossOptions
     arguments: E2RankTrainingArguments
     told: dict[str, Any]
 
 
+KINDS: Any = (Settings, ListwiseSettings, LossOptions, E2RankTrainingArguments)
+
+
 class _Parser(HfArgumentParser):
-    """Raises where the host would print a usage of two hundred lines and exit."""
+    """Raises where its base class would print a usage of two hundred lines and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -176,10 +201,10 @@ def parse_settings(argv: Sequence[str]) -> Parsed:
     """Read settings.
 
     Args:
-        argv: A YAML file, if any, and flags.
+        argv: A YAML file, which may be left out, and flags.
 
     Raises:
-        ValueError: A name is unknown, or a value is not allowed; the message names the file where it comes from one.
+        ValueError: A name is unknown, or a value is not allowed; the message names the file that has it.
         OSError: The file cannot be read.
         ImportError: The file cannot be read without PyYAML.
     """
@@ -199,21 +224,25 @@ def parse_settings(argv: Sequence[str]) -> Parsed:
     values = vars(_known(parser, [*_tokens(defaults), *from_file, *flags]))
     unset = vars(_known(parser, []))
     told = {name: value for name, value in values.items() if value != unset[name]}
-    settings = {item.name: values.pop(item.name) for item in fields(Settings)}
-    return Parsed(Settings(**settings), E2RankTrainingArguments(**values), told)
+    settings, listwise, loss, arguments = (
+        kind(**{item.name: values[item.name] for item in fields(kind) if item.init}) for kind in KINDS
+    )
+    return Parsed(settings, listwise, loss, arguments, told)
 
 
 def help_text(everything: bool = False) -> str:
     """Describe the settings.
 
     Args:
-        everything: Whether to list all of the host trainer's, too, instead of the usual ones.
+        everything: Whether to list all arguments of transformers' trainer, instead of the usual ones.
     """
-    host = {item.name: item for item in fields(SentenceTransformerTrainingArguments) if item.init}
+    known = {item.name: item for item in fields(SentenceTransformerTrainingArguments) if item.init}
     groups = {
         "Model and data:": fields(Settings),
-        "Training (E2Rank):": [item for item in fields(E2RankTrainingArguments) if item.name not in host],
-        "Training (transformers):": list(host.values()) if everything else [host[name] for name in USUAL],
+        "Listwise prompt:": fields(ListwiseSettings),
+        "Loss:": fields(LossOptions),
+        "Training (E2Rank):": [item for item in fields(E2RankTrainingArguments) if item.name not in known],
+        "Training (transformers):": list(known.values()) if everything else [known[name] for name in USUAL],
     }
     lines = [USAGE, "", *textwrap.wrap(DESCRIPTION, WIDTH)]
     for title, items in groups.items():
@@ -233,12 +262,11 @@ def _described(item: Field[Any]) -> list[str]:
 
 
 def _parser() -> _Parser:
-    kinds: list[Any] = [Settings, E2RankTrainingArguments]
-    return _Parser(kinds, prog="e2rank train", usage=USAGE, allow_abbrev=False, add_help=False)
+    return _Parser(KINDS, prog="e2rank train", usage=USAGE, allow_abbrev=False, add_help=False)
 
 
 def _known(parser: _Parser, tokens: Sequence[str]) -> argparse.Namespace:
-    """Parse flags, refusing what is not one."""
+    """Parse flags; refuse anything else."""
     values, unknown = parser.parse_known_args(list(tokens))
     if unknown:
         name = unknown[0].split("=")[0].removeprefix("--").replace("-", "_")
@@ -259,14 +287,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML ({error}); write a line 'name: value' for each setting.") from error
+        raise ValueError(f"{path} is not YAML ({error}); write a line 'name: value' for each setting.") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{path} holds {type(values).__name__}; write a line 'name: value' for each setting.")
     return values
 
 
 def _tokens(values: Mapping[str, Any]) -> Iterator[str]:
-    """Settings as flags; what is null keeps its default."""
+    """Settings as flags; a null keeps its default."""
     for name, value in values.items():
         if isinstance(value, list):
             if value:

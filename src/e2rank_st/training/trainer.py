@@ -1,186 +1,133 @@
-"""Sentence-Transformers' trainer, for slates: its collator, loss and sampler by default, and checkpoints that last.
+"""Sentence-Transformers' trainer, for slates: by default with their collator, loss and sampler.
 
-A folder called ``checkpoint-{step}`` is complete: it is written under another name, and renamed once every process has
-finished its part. Whatever kills a run, the last checkpoint can be resumed from, and a run that was resumed ends with
-the weights of an unbroken one.
+A run that was killed at any moment resumes from its last complete checkpoint, see :mod:`e2rank_st.training.resuming`.
+It ends with the weights of a run that was never interrupted.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.training_args import BatchSamplers, MultiDatasetBatchSamplers
-from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.utils.data import BatchSampler, ConcatDataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 from e2rank_st.adapters import WEIGHTS as ADAPTER
 from e2rank_st.adapters import fill_adapter
 from e2rank_st.model import E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.training.collator import SlateCollator
-from e2rank_st.training.losses import CachedE2RankLoss, E2RankLoss
+from e2rank_st.training.losses import CachedE2RankLoss, E2RankLoss, LossOptions
+from e2rank_st.training.resuming import CheckpointMarker, last_checkpoint
 from e2rank_st.training.sampler import SourceBatchSampler
 
-__all__ = ["E2RankTrainer", "E2RankTrainingArguments", "last_checkpoint"]
+__all__ = ["E2RankTrainer", "E2RankTrainingArguments"]
 
 logger = logging.getLogger(__name__)
 
-UNFINISHED = ".unfinished"  # folder that a checkpoint is written in
 STATE_FILE = "trainer_state.json"
 
 
 @dataclass
 class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
-    """Arguments of Sentence-Transformers' trainer, and those of E2Rank's collator and loss.
+    """Arguments of Sentence-Transformers' trainer, and those of E2Rank's collator.
 
-    Stage I of E2Rank has ``listwise_weight=0``: contrastive only. Each field's help text is in its metadata.
+    Each field's help text is in its metadata.
     """
 
     documents_per_slate: int = field(
         default=16, metadata={"help": "Most documents of a slate that are scored; of a longer slate some are drawn."}
     )
-    num_prompt_documents: int | None = field(
-        default=None, metadata={"help": "Documents in a listwise prompt, K; by default the model's."}
-    )
-    shuffle_prompt: float = field(
-        default=0.0, metadata={"help": "Share of prompts whose documents come in random order, against position bias."}
-    )
     random_prompt_size: float = field(
         default=0.0, metadata={"help": "Share of prompts that show a random number of documents, from 1 to K."}
     )
-    temperature: float = field(default=0.03, metadata={"help": "Temperature of the contrastive loss."})
-    contrastive_weight: float = field(
-        default=1.0, metadata={"help": "Factor of the contrastive loss; 0 leaves it out."}
-    )
-    listwise_weight: float = field(default=2.0, metadata={"help": "Factor of the listwise loss; 0 leaves it out."})
-    listwise: Literal["ranknet", "lambda", "listnet"] = field(
-        default="ranknet", metadata={"help": "Listwise loss: RankNet, LambdaLoss or ListNet."}
-    )
-    listwise_scale: float = field(default=10.0, metadata={"help": "Factor on the cosines in the listwise loss."})
-    localized_weight: float = field(
-        default=0.0,
-        metadata={"help": "Factor of a loss that contrasts a slate's known answers with its other documents."},
-    )
-    localized_scale: float = field(default=20.0, metadata={"help": "Factor on the cosines in that loss."})
-    reduction: Literal["mean", "sum"] = field(
-        default="mean", metadata={"help": "Of the pairs: mean over all, or sum over a slate's by its documents."}
-    )
-    query_weight: float | None = field(
-        default=None,
-        metadata={"help": "Share of the query in the vector that ranks, in the loss; by default the model's."},
-    )
-    freeze_documents: bool = field(
-        default=False,
-        metadata={"help": "Documents keep the vectors of the model before training: a step costs one prompt a slate."},
-    )
-    guard_weight: float = field(
-        default=0.0, metadata={"help": "Factor of the guard that keeps plain embeddings near those before training."}
-    )
-    gather_across_devices: bool = field(
-        default=True, metadata={"help": "Documents of the other processes are negatives too."}
-    )
-    mini_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Texts in a forward pass: gradient caching, memory is that of a mini-batch."},
-    )
-    mini_batch_num_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens in a forward pass: gradient caching, bounded by tokens."}
-    )
 
     def __post_init__(self) -> None:
-        """Check the values that nothing else does."""
+        """Check the values that nothing else checks."""
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.save_total_limit == 1:
-            # The host would delete the last checkpoint in the end, or the best one, and not at once.
-            logger.info("save_total_limit is 2 instead of 1: the best and the last checkpoint are kept.")
+            # The old checkpoint would be deleted before the new one is complete.
+            logger.info("save_total_limit is 2 instead of 1: the checkpoint before the last one is kept, too.")
             self.save_total_limit = 2
         if self.load_best_model_at_end and self.save_strategy == "steps" and self.save_steps != self.eval_steps:
             logger.warning(
-                "Got save_steps=%s and eval_steps=%s: the best evaluation may be at a step without a checkpoint, and "
-                "the run then ends with other weights; give both the same value.",
+                "Got save_steps=%s and eval_steps=%s: the best evaluation may be at a step without a checkpoint. The "
+                "run would then end with different weights; give both the same value.",
                 self.save_steps,
                 self.eval_steps,
             )
-
-    @property
-    def loss_options(self) -> dict[str, Any]:
-        """Keyword arguments of :class:`~e2rank_st.training.losses.E2RankLoss`."""
-        names = (
-            "temperature", "contrastive_weight", "listwise_weight", "listwise", "listwise_scale", "localized_weight",
-            "localized_scale", "reduction", "freeze_documents", "guard_weight", "gather_across_devices",
-        )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
 
 
 class E2RankTrainer(SentenceTransformerTrainer):
     """Trains an E2Rank model on slates.
 
-    The arguments are those of ``SentenceTransformerTrainer``; the rows of the data sets are those of
-    :class:`~e2rank_st.training.collator.SlateCollator`, and a ``DatasetDict`` gives batches of a single source.
+    The arguments are those of ``SentenceTransformerTrainer``. The data sets have the rows of
+    :class:`~e2rank_st.training.collator.SlateCollator`. A ``DatasetDict`` gives batches of a single source.
 
     Args:
-        *args: For the host trainer.
-        frozen: The documents with the vectors that they keep, where the arguments freeze them.
-        **kwargs: For the host trainer.
+        *args: For ``SentenceTransformerTrainer``.
+        loss_options: Options of the loss, where no ``loss`` is given; by default those of stage II.
+        frozen: The documents with the vectors that they keep, for a loss that freezes them.
+        **kwargs: For ``SentenceTransformerTrainer``.
 
     Raises:
-        ValueError: The arguments freeze the documents and there are no vectors, or the other way round.
+        ValueError: The loss freezes documents and there are no vectors, or the reverse.
     """
 
     data_collator_class: Any = SlateCollator
     training_args_class = E2RankTrainingArguments
     args: E2RankTrainingArguments
+    model: E2Rank
 
-    def __init__(self, *args: Any, frozen: Index | None = None, **kwargs: Any) -> None:
-        self._frozen = frozen
+    def __init__(
+        self, *args: Any, loss_options: LossOptions | None = None, frozen: Index | None = None, **kwargs: Any
+    ) -> None:
+        self._loss_options, self._frozen = loss_options or LossOptions(), frozen
         self._samplers = WeakSet[SourceBatchSampler]()
-        self._is_saving = False
         self._resumed_from: Path | None = None
+        self._loaded_from: Path | None = None
+        self._was_evaluated = False
         super().__init__(*args, **kwargs)
-        if isinstance(self.data_collator, SlateCollator) and isinstance(self.loss, E2RankLoss):
-            self.data_collator.columns = self.loss.columns
-        if self.args.freeze_documents != (frozen is not None):
-            got = "no vectors" if frozen is None else "vectors"
-            raise ValueError(
-                f"Got freeze_documents={self.args.freeze_documents} and {got} of documents; give both, or neither."
-            )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self._equal_passes()
+        if isinstance(self.loss, E2RankLoss):
+            if self.loss.options.freeze_documents != (frozen is not None):
+                got = "no vectors" if frozen is None else "vectors"
+                raise ValueError(
+                    f"Got freeze_documents={self.loss.options.freeze_documents} and {got} of documents; give both, or "
+                    "neither."
+                )
+            if isinstance(self.data_collator, SlateCollator):
+                self.data_collator.columns = self.loss.columns
+        if self._is_sharded and isinstance(self.data_collator, SlateCollator):
+            self.data_collator.fill_up = True  # each pass gathers weights, so all processes make the same passes
         self.add_callback(_Beginnings(self))
+        self.add_callback(CheckpointMarker(self.accelerator))
 
-    def get_default_loss(self, model: E2Rank) -> nn.Module:  # type: ignore[override]  # as the host calls it
-        """The loss that the arguments describe."""
-        args = self.args
-        options = args.loss_options
-        options["query_weight"] = model.listwise.query_weight if args.query_weight is None else args.query_weight
-        if args.guard_weight:
-            options["reference"] = _reference(model)
-        if args.mini_batch_size is None and args.mini_batch_num_tokens is None:
-            return E2RankLoss(model, **options)
-        options |= {"mini_batch_size": args.mini_batch_size or 32, "mini_batch_num_tokens": args.mini_batch_num_tokens}
-        return CachedE2RankLoss(model, **options)
+    @property
+    def _is_sharded(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def get_default_loss(self, model: E2Rank) -> nn.Module:  # type: ignore[override]  # the trainer passes this class
+        """The loss that the options describe."""
+        options = self._loss_options
+        kind = E2RankLoss if options.mini_batch_size is None else CachedE2RankLoss
+        return kind(model, options, _reference(model) if options.guard_weight else None)
 
     def get_data_collator(self, model: E2Rank, args: E2RankTrainingArguments, processing_class: Any = None) -> Any:  # type: ignore[override]
         """The collator that the arguments describe."""
         return SlateCollator(
             model=model,
             documents_per_slate=args.documents_per_slate,
-            num_prompt_documents=args.num_prompt_documents,
-            shuffle_prompt=args.shuffle_prompt,
             random_prompt_size=args.random_prompt_size,
             seed=args.seed,
             frozen=self._frozen,
@@ -189,7 +136,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
     def get_batch_sampler(
         self, dataset: Any, batch_size: int, drop_last: bool, *args: Any, **kwargs: Any
     ) -> BatchSampler | None:
-        """One source's batches, reproducible by epoch; another sampler where the arguments name one."""
+        """One source's batches, reproducible by epoch; a different sampler if the arguments name one."""
         if self.args.batch_sampler != BatchSamplers.BATCH_SAMPLER or not isinstance(dataset, Sized):
             return super().get_batch_sampler(dataset, batch_size, drop_last, *args, **kwargs)
         return self._sampler(dataset, batch_size, drop_last)
@@ -197,7 +144,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
     def get_multi_dataset_batch_sampler(
         self, dataset: ConcatDataset[Any], batch_samplers: list[BatchSampler], *args: Any, **kwargs: Any
     ) -> BatchSampler:
-        """Batches of a single source over all processes; another sampler where the arguments name one."""
+        """Batches of a single source over all processes; a different sampler if the arguments name one."""
         is_ours = all(isinstance(sampler, SourceBatchSampler) for sampler in batch_samplers)
         if self.args.multi_dataset_batch_sampler != MultiDatasetBatchSamplers.PROPORTIONAL or not is_ours:
             return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, *args, **kwargs)
@@ -208,16 +155,6 @@ class E2RankTrainer(SentenceTransformerTrainer):
         self._samplers.add(sampler)
         return sampler
 
-    def _equal_passes(self) -> None:
-        """Let all processes make the same forward passes: each gathers weights from the others."""
-        if self.args.mini_batch_num_tokens is not None:
-            raise ValueError(
-                "mini_batch_num_tokens gives each process another number of mini-batches, which a model that is spread "
-                "over them does not bear; give mini_batch_size instead."
-            )
-        if isinstance(self.data_collator, SlateCollator):
-            self.data_collator.fill_up = True
-
     def set_epoch(self, epoch: int) -> None:
         """Tell samplers and collator which epoch begins, from 0; the training loop does so by itself."""
         for sampler in self._samplers:
@@ -225,50 +162,69 @@ class E2RankTrainer(SentenceTransformerTrainer):
         if isinstance(self.data_collator, SlateCollator):
             self.data_collator.set_epoch(epoch)
 
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> Any:
+        """Count epochs and steps; a run that resumes at its last step has no epoch left.
+
+        Transformers' trainer would enter the last epoch and train a step too many.
+        """
+        values = super().set_initial_training_values(args, dataloader)
+        steps_per_epoch, max_steps = values[1], values[-1]
+        resumed = self._resumed_state()
+        if resumed is not None and resumed.global_step >= max_steps:
+            return (resumed.global_step // steps_per_epoch, *values[1:])
+        return values
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; arguments and result are those of ``transformers.Trainer.train``.
 
         Args:
-            resume_from_checkpoint: A checkpoint's folder, or True for the last one in the output folder.
+            resume_from_checkpoint: A checkpoint's folder, or True for the last complete one in the output folder.
             *args: Passed on.
             **kwargs: Passed on.
 
         Raises:
-            ValueError: There is no checkpoint to resume from.
+            ValueError: No checkpoint to resume from is complete, the best checkpoint is gone or cannot be loaded, or
+                several processes have evaluated the model before training.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
-        if self.model_wrapped is self.model and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-            # An evaluation marks the model as wrapped, after which the host would let each process train for itself.
-            vars(self.model).pop("_is_accelerate_prepared", None)
+        if self._was_evaluated and self.model_wrapped is self.model and self.args.world_size > 1:
+            # Accelerate takes an evaluated model for one that it has wrapped. Each process would train by itself.
+            raise ValueError(
+                "The model was evaluated before training, in several processes. Leave that out, and give "
+                "eval_on_start=True instead."
+            )
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        best = self.state.best_model_checkpoint
+        # Sentence-Transformers' trainer logs that it could not load it, and ends with the last weights.
+        if self.args.load_best_model_at_end and best is not None and self._loaded_from != Path(best):
+            raise ValueError(f"The best checkpoint, {best}, could not be loaded; the log says why.")
+        return result
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Train for an epoch; a run that is resumed at its last step has none left, where the host would add one."""
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+    def _resumed_state(self) -> TrainerState | None:
+        """The state of the checkpoint that the run is resumed from."""
+        if self._resumed_from is None or not (self._resumed_from / STATE_FILE).exists():
+            return None
+        state: TrainerState = TrainerState.load_from_json(str(self._resumed_from / STATE_FILE))
+        return state
 
     def find_best(self, state: TrainerState) -> None:
-        """Find the best checkpoint of a run that is resumed, wherever its folder is now and however it is written.
+        """Find the best checkpoint of a run that is resumed, also if its folder has moved.
 
         Args:
-            state: The state as the host has read it: without a best checkpoint where the old path leads nowhere.
+            state: The state as transformers' trainer has read it: without the best checkpoint if that has moved.
 
         Raises:
-            ValueError: It is gone, and would be wanted in the end; the host would go on with the last weights.
+            ValueError: It is gone, and would be wanted in the end.
         """
-        if self._resumed_from is None or not (self._resumed_from / STATE_FILE).exists():
+        resumed = self._resumed_state()
+        if self._resumed_from is None or resumed is None or resumed.best_model_checkpoint is None:
             return
-        recorded = TrainerState.load_from_json(str(self._resumed_from / STATE_FILE)).best_model_checkpoint
-        if recorded is None:
-            return
-        beside = self._resumed_from.parent / Path(recorded).name
+        beside = self._resumed_from.parent / Path(resumed.best_model_checkpoint).name
         if beside.is_dir():
             state.best_model_checkpoint = str(beside)
-        elif self.args.load_best_model_at_end and not Path(recorded).is_dir():
+        elif self.args.load_best_model_at_end and state.best_model_checkpoint is None:
             raise ValueError(
                 f"The best checkpoint so far, {beside}, is gone; put it back, or resume with load_best_model_at_end "
                 "false to end with the last weights."
@@ -276,12 +232,13 @@ class E2RankTrainer(SentenceTransformerTrainer):
 
     @property
     def best_step(self) -> int | None:
-        """Step of the best checkpoint; None without one. A better evaluation may have been at a step without any."""
+        """Step of the best checkpoint, or None. A better evaluation may have been at a step without a checkpoint."""
         best = self.state.best_model_checkpoint
         return None if best is None else int(best.rpartition("-")[2])
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; arguments and result are those of ``transformers.Trainer.evaluate``."""
+        self._was_evaluated = self._was_evaluated or not self.is_in_train
         if self.is_fsdp_enabled:
             # Shards are gathered into buffers that the first forward pass makes. Those made in inference mode, in which
             # texts are embedded, could not be trained with.
@@ -290,120 +247,74 @@ class E2RankTrainer(SentenceTransformerTrainer):
                 self.model({"input_ids": token, "attention_mask": token})
         return super().evaluate(*args, **kwargs)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        """Where checkpoints are; while one is being written, the folder that hides it."""
-        folder = super()._get_output_dir(trial)
-        return str(Path(folder, UNFINISHED)) if self._is_saving else folder
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model: the main process does, with the weights of all processes.
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint where nobody looks, then rename it: what has its name is complete."""
-        folder = Path(self._get_output_dir(trial))
-        scratch, name = folder / UNFINISHED, f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
-        self.accelerator.wait_for_everyone()
-        self._is_saving = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._is_saving = False
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(folder / name)
-        self.accelerator.wait_for_everyone()  # each process writes a part
-        if self.args.should_save:
-            self.state.save_to_json(str(scratch / name / STATE_FILE))
-            if (folder / name).exists():  # a run that was started anew
-                (folder / name).rename(scratch / "replaced")
-            (scratch / name).rename(folder / name)
-            self._rotate(folder, scratch)
-        self.accelerator.wait_for_everyone()
-
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Any] | None = None) -> None:
-        """Write the model: one process does, and with the weights that were gathered where they are sharded."""
-        if not self.args.should_save:
-            return
-        backbone = self.model.transformers_model
-        if state_dict is None or backbone is None:
-            super()._save(output_dir, state_dict)
-            return
-        name = next(name for name, module in self.model.named_modules() if module is backbone)
-        gathered = {key.removeprefix(f"{name}."): value for key, value in state_dict.items()}
-        backbone.save_pretrained = partial(backbone.save_pretrained, state_dict=gathered)  # type: ignore[method-assign]
-        try:
-            # The host's card embeds an example, which the other processes would have to take part in.
-            self.model.save_pretrained(str(output_dir), create_model_card=False)
-        finally:
-            del backbone.save_pretrained
-
-    def _rotate(self, folder: Path, scratch: Path) -> None:
-        """Delete the oldest checkpoints above the limit, but for the last and the best; they vanish whole."""
-        checkpoints = [Path(path) for path in sort_checkpoints(str(folder))]
-        kept = {f"checkpoint-{step}" for step in (self.state.global_step, self.best_step)}
-        surplus = len(checkpoints) - (self.args.save_total_limit or len(checkpoints))
-        for checkpoint in [path for path in checkpoints if path.name not in kept][: max(surplus, 0)]:
-            checkpoint.rename(scratch / checkpoint.name)
-        shutil.rmtree(scratch)
+        Args:
+            output_dir: Where to; by default the output folder.
+            _internal_call: Whether transformers' trainer calls, which then pushes nothing to the Hub.
+        """
+        if self._is_sharded:
+            weights = self.accelerator.get_state_dict(self.model_wrapped)  # each process gives its part
+            if self.args.should_save:
+                _save_weights(self.model, weights, str(output_dir or self.args.output_dir))
+            if self.args.push_to_hub and not _internal_call:
+                self.push_to_hub()
+        elif self.args.should_save:
+            super().save_model(output_dir, _internal_call)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Take the weights of a checkpoint; those of an adapter's base have not changed."""
-        if model is not None:  # sharded: each process has its own part
-            Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
-            return
-        folder = Path(resume_from_checkpoint)
-        if (folder / ADAPTER).exists() and not self.is_fsdp_enabled:
-            fill_adapter(self.model.transformers_model, folder / ADAPTER)
-            return
-        weights = E2Rank(resume_from_checkpoint, device="cpu").state_dict()
-        if self.is_fsdp_enabled:
-            set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True))
-        else:
-            self.model.load_state_dict(weights)
+        """Take the weights of a checkpoint, to resume from it or because it is the best.
 
-    def _load_best_model(self) -> None:
-        """Take the weights of the best checkpoint; the host would go on with the last ones where that fails."""
+        This is the one private method of transformers that this package overrides. Sentence-Transformers' version asks
+        the Hub for the base of an adapter, rounds the adapter to the precision of that base, and cannot load a model
+        that is spread over processes. A test holds it against the versions that ``pyproject.toml`` allows.
+        """
+        folder = Path(resume_from_checkpoint)
         if self.is_deepspeed_enabled:
-            Trainer._load_best_model(self)
-            return
-        best = Path(str(self.state.best_model_checkpoint))
-        logger.info("The best checkpoint is %s, with %s.", best, self.state.best_metric)
-        self.model.model_card_data.set_best_model_step(self.best_step or 0)
-        self._load_from_checkpoint(str(best))
+            deepspeed_load_checkpoint(self.model_wrapped, str(folder))
+        elif self.is_fsdp_enabled:
+            from accelerate.utils import load_fsdp_model
+
+            plugin = self.accelerator.state.fsdp_plugin
+            load_fsdp_model(plugin, self.accelerator, self.model if model is None else model, str(folder))
+        elif (folder / ADAPTER).exists():
+            fill_adapter(self.model.transformers_model, folder / ADAPTER)  # its base has not changed
+        else:
+            self.model.load_state_dict(E2Rank(str(folder), device="cpu").state_dict())
+        self._loaded_from = folder
 
 
 class _Beginnings(TrainerCallback):
-    """Tells the trainer when a run and an epoch begin: the host tells some of its parts, not all on every path."""
+    """Tells the trainer when a run and an epoch begin."""
 
     def __init__(self, trainer: E2RankTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.find_best(state)
+        self.trainer._loaded_from = None
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.set_epoch(int(state.epoch or 0))
 
 
-def last_checkpoint(folder: str | os.PathLike[str]) -> str:
-    """Find the last checkpoint of a run.
-
-    Args:
-        folder: The output folder.
-
-    Raises:
-        ValueError: There is none.
-    """
-    found = get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-    if found is None:
-        raise ValueError(f"There is no checkpoint in {folder} to resume from; start without resuming.")
-    return str(found)
+def _save_weights(model: E2Rank, weights: Mapping[str, Tensor], folder: str) -> None:
+    """Write a model with weights that were gathered from all processes."""
+    backbone: Any = model.transformers_model
+    name = next(name for name, module in model.named_modules() if module is backbone)
+    own = {key.removeprefix(f"{name}."): value for key, value in weights.items()}
+    # Only the backbone's own save_pretrained takes weights, and the model calls it without any.
+    backbone.save_pretrained = partial(backbone.save_pretrained, state_dict=own)
+    try:
+        # Without a card, whose example would be embedded by all processes.
+        model.save_pretrained(folder, create_model_card=False)
+    finally:
+        del backbone.save_pretrained
 
 
 def _reference(model: E2Rank) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-    """The model as it is now: a frozen copy, or the same one with its new adapter switched off."""
+    """The model as it is now: a frozen copy, or the same model with its new adapter switched off."""
     changes = [weight for name, weight in model.named_parameters() if "lora_B" in name]
     if not changes or any(weight.any() for weight in changes):
         return copy.deepcopy(model)

@@ -1,0 +1,98 @@
+"""The checkpoints of a run → the newest complete one, from which a killed run resumes.
+
+Transformers' trainer writes a checkpoint file by file, and deletes old ones the same way. A run can be killed in
+between. So a complete checkpoint is marked: once all processes have saved, the main process writes :data:`MARKER` into
+its folder, with the size of each file. A checkpoint is complete if all these files are there, each of its size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from e2rank_st.storage import replacing
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["MARKER", "CheckpointMarker", "complete_checkpoints", "last_checkpoint"]
+
+MARKER = "complete.json"
+
+
+class CheckpointMarker(TrainerCallback):
+    """Marks each checkpoint as complete.
+
+    Args:
+        accelerator: The trainer's, to wait for the other processes.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Take the mark from a checkpoint of another run that this step may overwrite."""
+        if args.should_save:
+            (_folder(args, state) / MARKER).unlink(missing_ok=True)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Mark a checkpoint that all processes have written their parts of."""
+        self.accelerator.wait_for_everyone()
+        if args.should_save:
+            folder = _folder(args, state)
+            with replacing(folder / MARKER) as fresh:
+                fresh.write_text(json.dumps(_sizes(folder), indent=2) + "\n", encoding="utf-8")
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The size of each file in a folder, in bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _is_complete(folder: Path) -> bool:
+    if not (folder / MARKER).is_file():
+        return False
+    written: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    return written.items() <= _sizes(folder).items()
+
+
+def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """Find the complete checkpoints of a run.
+
+    Args:
+        folder: The output folder.
+
+    Returns:
+        Their folders, the oldest step first.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    named = {path: path.name.removeprefix("checkpoint-") for path in Path(folder).glob("checkpoint-*")}
+    steps = {path: int(step) for path, step in named.items() if step.isdecimal() and _is_complete(path)}
+    return sorted(steps, key=lambda path: steps[path])
+
+
+def last_checkpoint(folder: str | os.PathLike[str]) -> str:
+    """Find the newest complete checkpoint of a run.
+
+    Args:
+        folder: The output folder.
+
+    Raises:
+        ValueError: The folder has no complete checkpoint.
+        OSError: A folder cannot be read.
+    """
+    found = complete_checkpoints(folder)
+    if not found:
+        raise ValueError(f"{folder} has no complete checkpoint to resume from; start without resuming.")
+    return str(found[-1])
