@@ -210,7 +210,7 @@ def test_models_that_cannot_be_trained(settings: Path, tmp_path: Path) -> None:
     output = ["--output_dir", str(tmp_path)]
     with pytest.raises(ValueError, match="bundled-base"):
         main([str(settings), "--model", "bundled", "--lora_rank", "2", *output])
-    with pytest.raises(ValueError, match="model: 'runs/stage1/final' is neither a folder here nor a Hub id"):
+    with pytest.raises(ValueError, match="the model 'runs/stage1/final', which is neither a folder here nor a Hub id"):
         main([str(settings), "--model", "runs/stage1/final", *output])
     with pytest.raises(OSError):  # a bare name is one of Sentence-Transformers' own
         main([str(settings), "--model", "no-such-model", *output])

@@ -99,21 +99,21 @@ def check_plotting() -> None:
         raise ImportError("The curves of a run are drawn by matplotlib: pip install 'e2rank-st[train]'") from error
 
 
-def _draw(history: TrainingRecord, path: Path) -> None:
+def _draw(record: TrainingRecord, path: Path) -> None:
     """Losses on the left, nDCG@10 on the right, over the steps."""
     check_plotting()
     figure = importlib.import_module("matplotlib.figure").Figure(figsize=(13, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in PARTS:
-        points = [(row["step"], row[name]) for row in history.log if name in row]
+        points = [(row["step"], row[name]) for row in record.log if name in row]
         if points:
             left.plot(*zip(*points, strict=True), label=name)
-    names = sorted({name for row in history.dev for name in row if "_ndcg@" in name})
+    names = sorted({name for row in record.dev for name in row if "_ndcg@" in name})
     for name in names:
-        points = [(row["step"], row[name]) for row in history.dev if name in row]
+        points = [(row["step"], row[name]) for row in record.dev if name in row]
         right.plot(*zip(*points, strict=True), marker=".", label=name, linestyle="-" if "listwise" in name else "--")
-    if history.best_step is not None and names:
-        right.axvline(history.best_step, color="grey", linewidth=0.8, linestyle=":", label="kept")
+    if record.best_step is not None and names:
+        right.axvline(record.best_step, color="grey", linewidth=0.8, linestyle=":", label="kept")
     for axes, title in ((left, "training loss"), (right, "nDCG@10 on dev data")):
         axes.set_title(title)
         axes.set_xlabel("step")

@@ -90,9 +90,9 @@ def main(argv: Sequence[str]) -> None:
         _show_plan(parsed)
         return
     run = prepare(parsed)
-    history = train(run)
+    record = train(run)
     if run.is_main:
-        show(SUMMARY_COLUMNS, _summary(history), title=f"{run.output / FINAL}, {history.steps} steps")
+        show(SUMMARY_COLUMNS, _summary(record), title=f"{run.output / FINAL}, {record.steps} steps")
 
 
 def _show_plan(parsed: Parsed) -> None:
@@ -198,7 +198,7 @@ def train(run: Run) -> TrainingRecord:
     """Train, choose the best checkpoint, and write the result to ``final`` in the output folder.
 
     Returns:
-        The history that is also written there.
+        The record that is also written there.
 
     Raises:
         ValueError: The run to resume had different data or a different model.
@@ -222,7 +222,7 @@ def train(run: Run) -> TrainingRecord:
     losses, dev = split_log(trainer.state.log_history, run.metric_names)  # before an evaluation that is not a step's
     after = _metrics(run, trainer.evaluate()) if run.evaluators else {}
     start = _read_start(run) if run.is_main else {"before": {}, "per_query": {}}
-    history = TrainingRecord(
+    record = TrainingRecord(
         settings=run.parsed.told,
         loss=cast("Any", trainer.loss).get_config_dict(),
         data=run.data,
@@ -237,8 +237,8 @@ def train(run: Run) -> TrainingRecord:
         seconds=round(seconds, 1),
         earlier=run.earlier,
     )
-    _save(run, history)
-    return history
+    _save(run, record)
+    return record
 
 
 def _metrics(run: Run, found: Mapping[str, float]) -> dict[str, float]:
@@ -290,16 +290,16 @@ def _p_values(run: Run, before: Mapping[str, Mapping[str, Sequence[float]]]) -> 
     }
 
 
-def _save(run: Run, history: TrainingRecord) -> None:
-    """Write the model with its history: the folder is there whole or not at all."""
+def _save(run: Run, record: TrainingRecord) -> None:
+    """Write the model with its record: the folder is there whole or not at all."""
     scratch = run.output / UNFINISHED_FINAL
     if run.is_main:
         shutil.rmtree(scratch, ignore_errors=True)
     run.trainer.accelerator.wait_for_everyone()
     run.trainer.save_model(str(scratch))
     if run.is_main:
-        (scratch / "training_args.bin").unlink(missing_ok=True)  # a pickle; the history has all that is in it
-        history.write(scratch)
+        (scratch / "training_args.bin").unlink(missing_ok=True)  # a pickle; the record has all that is in it
+        record.write(scratch)
         with replacing(run.output / FINAL) as fresh:
             scratch.rename(fresh)
     run.trainer.accelerator.wait_for_everyone()
@@ -325,9 +325,9 @@ def _forget_texts(model: E2Rank) -> None:
 
 
 def _summary(record: TrainingRecord) -> Iterator[tuple[Any, ...]]:
-    for name, after in history.after.items():
-        before = history.before[name]
-        yield name.replace("_ndcg@10", ""), before, after, after - before, history.p_values[name]
+    for name, after in record.after.items():
+        before = record.before[name]
+        yield name.replace("_ndcg@10", ""), before, after, after - before, record.p_values[name]
 
 
 class _FirstEvaluation(TrainerCallback):
