@@ -127,7 +127,7 @@ def test_data_of_the_recipe(name: str, tmp_path: Path) -> None:
     """Guards against a misspelt field of a data set in the recipe of the bundled model."""
     path = ROOT / "recipes" / "e2rank-minilm-l6" / name
     settings = parse_settings([str(path), "--output_dir", str(tmp_path)]).settings
-    entries = [Source.parse(entry) for entry in (*settings.train, *settings.dev)]
+    entries = [DataEntry.parse(entry) for entry in (*settings.train, *settings.dev)]
     assert {Path(entry.path).name.split(".")[0] for entry in entries} >= {"squad", "medquad", "dl22", "nfcorpus_dev"}
 
 
