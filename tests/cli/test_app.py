@@ -154,7 +154,7 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
         (["rerank", QUERY, "nothing.txt"], "nothing.txt: No such file"),
         (["rerank", QUERY, "."], ".: Is a directory"),
         (["rerank", QUERY], "<stdin> holds no documents"),
-        (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: no JSON"),
+        (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "nothing.npy"], "nothing.npy: No such file"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "facts.txt"], "facts.txt is no matrix"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "short.npy"], "(10, 384)"),
@@ -163,7 +163,7 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
         (["embed", "facts.txt", "--output", "."], "Is a directory"),
         (["demo", " "], "empty query"),
         (["rerank", " ", "facts.txt"], "empty query"),
-        (["rerank", "\udcff", "facts.txt"], "no valid Unicode"),
+        (["rerank", "\udcff", "facts.txt"], "not valid Unicode"),
     ],
 )
 def test_errors_are_one_line(run, facts_file: str, tmp_path: Path, arguments: list[str], message: str):

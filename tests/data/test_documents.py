@@ -31,12 +31,12 @@ def test_formats(tmp_path: Path, content: str, form: str, expected: list):
     [
         (b"", "auto", "<stdin> holds no documents"),
         (b" \n\n", "jsonl", "<stdin> holds no documents"),
-        (b'{"text": "one"}\n\n{"text": \n', "auto", r"<stdin>:3: no JSON \(.*\)"),
-        (b"plain\n", "jsonl", "<stdin>:1: no JSON"),
+        (b'{"text": "one"}\n\n{"text": \n', "auto", r"<stdin>:3: not JSON \(.*\)"),
+        (b"plain\n", "jsonl", "<stdin>:1: not JSON"),
         (b'{"body": "one"}\n', "auto", "<stdin>:1: got .*field 'text'"),
         (b'{"text": ["one"]}\n', "auto", "<stdin>:1: got .*field 'text'"),
         (b'{"text": "one"}\n["two"]\n', "auto", "<stdin>:2: got .*field 'text'"),
-        (b'{"text": "half a pair \\ud800"}\n', "auto", "<stdin>:1: .*no valid Unicode"),
+        (b'{"text": "half a pair \\ud800"}\n', "auto", "<stdin>:1: .*not valid Unicode"),
         (b"one\n\xff\n", "auto", "<stdin>:2: not UTF-8"),
     ],
 )

@@ -31,8 +31,8 @@ def test_scores_decide_and_not_ranks(tmp_path: Path):
     ("content", "message"),
     [
         ("q Q0 a 1 0.5\n", r"run:1: line: not a result; got 'q Q0 a 1 0.5'"),
-        ("q Q0 a 1 0.5 s\nq Q0 a 2 0.4 s\n", r"run:2: docid: comes twice"),
-        ("q Q0 a 1 nan s\n", r"run:1: score: no number"),
+        ("q Q0 a 1 0.5 s\nq Q0 a 2 0.4 s\n", r"run:2: docid: appears twice"),
+        ("q Q0 a 1 nan s\n", r"run:1: score: not a number"),
     ],
 )
 def test_bad_lines_are_refused_with_their_place(tmp_path: Path, content: str, message: str):
