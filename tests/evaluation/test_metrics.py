@@ -58,7 +58,7 @@ def test_unjudged_query_is_refused():
     """Guards against pytrec_eval, which leaves such a query out of the mean without a word."""
     run = {"q": {"a": 1.0}, "p": {"a": 1.0}}
     assert "p" not in pytrec_eval.RelevanceEvaluator({"q": {"a": 1}}, {"map"}).evaluate(run), "the premise"
-    with pytest.raises(ValueError, match="1 queries have no judgements, for example 'p'"):
+    with pytest.raises(ValueError, match="1 queries lack judgements, for example 'p'"):
         evaluate(run, {"q": {"a": 1}})
 
 

@@ -162,17 +162,17 @@ def test_answers_are_read(answer: str, expected: list[int]):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("", "is no ranking"),
-        ("I cannot help with that.", "is no ranking"),
-        ("The ranking is [2] > [1] > [3]", "is no ranking"),
-        ("[2] > [1] > [3]. Passage 2 is best.", "is no ranking"),
-        ("2 > 1 > 3", "is no ranking"),
-        ("[2], [1], [3]", "is no ranking"),
-        ("[2] > [1] >", "is no ranking"),
-        ("[2] > [-1]", "is no ranking"),
-        ("[2] > [\u0661]", "is no ranking"),
-        ("[" + "9" * 5000 + "]", "is no ranking"),
-        ("<think>[2] > [1] > [3]", "is no ranking"),
+        ("", "is not a ranking"),
+        ("I cannot help with that.", "is not a ranking"),
+        ("The ranking is [2] > [1] > [3]", "is not a ranking"),
+        ("[2] > [1] > [3]. Passage 2 is best.", "is not a ranking"),
+        ("2 > 1 > 3", "is not a ranking"),
+        ("[2], [1], [3]", "is not a ranking"),
+        ("[2] > [1] >", "is not a ranking"),
+        ("[2] > [-1]", "is not a ranking"),
+        ("[2] > [\u0661]", "is not a ranking"),
+        ("[" + "9" * 5000 + "]", "is not a ranking"),
+        ("<think>[2] > [1] > [3]", "is not a ranking"),
         ("[2] > [1] > [2]", "names a passage twice"),
         ("[2] > [1] > [4]", r"names \[4\], but there are 3 passages"),
         ("[0] > [1] > [2]", r"names \[0\], but there are 3 passages"),
@@ -245,7 +245,7 @@ def test_retry_after_is_obeyed(header: Callable[[], str], server: Server):
 def test_a_wait_of_hours_is_an_error(server: Server):
     """Guards against a run that sleeps for a day, and looks as if it hung."""
     server.script = [(429, {"Retry-After": "86400"}, b"quota")]
-    with pytest.raises(TeacherError, match=r"wants us to wait 86400 s: it answered 429 .*quota.*Start again then"):
+    with pytest.raises(TeacherError, match=r"asks us to wait 86400 s: it answered 429 .*quota.*Start again after that time"):
         teacher_at(server).label("how many", DOCUMENTS)
 
 
@@ -267,8 +267,8 @@ def test_waits_grow_and_vary(server: Server, monkeypatch: pytest.MonkeyPatch):
     [
         ((500, {}, b"oops"), TeacherError, r"it answered 500 Internal Server Error: 'oops'"),
         (completion("[1] > [1]"), AnswerError, r"the answer names a passage twice: got '\[1\] > \[1\]'"),
-        ((200, {}, b"<html>"), TeacherError, r"it answered with no chat completion: got b'<html>'"),
-        (completion(None), AnswerError, r"it answered with no text: got None"),
+        ((200, {}, b"<html>"), TeacherError, r"its answer is not a chat completion: got b'<html>'"),
+        (completion(None), AnswerError, r"its answer is not a text: got None"),
         (None, TeacherError, r"there was no answer \(RemoteDisconnected: .*\)"),
     ],
 )
@@ -435,7 +435,7 @@ def test_one_hopeless_slate_can_be_left_out(server: Server, caplog: pytest.LogCa
         list(label_slates(slates, teacher_at(server, **options)))
     labelled = list(label_slates(slates, teacher_at(server, **options), skip_failures=True))
     assert [slate.query for slate in labelled] == ["query 0", "query 2"]
-    assert caplog.messages == ["Left out 1 slates for which the teacher had no usable answer."]
+    assert caplog.messages == ["Left out 1 slates, because the teacher's answer was not usable."]
     server.default = lambda body: (500, {}, b"")
     with pytest.raises(TeacherError):
         list(label_slates(slates, teacher_at(server, **options), skip_failures=True))

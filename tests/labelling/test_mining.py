@@ -289,17 +289,17 @@ def test_parts_of_another_run_are_refused(collection: JudgedCorpus, tmp_path: Pa
         "settings": lambda: mine(Embedder(), collection, MiningSettings(3), parts=tmp_path),
         "judgements": lambda: mine(Embedder(), other, parts=tmp_path),
         "corpus": lambda: mine(Embedder(), replace(other, corpus={"copy": "x"}), parts=tmp_path),
-        "another model": lambda: mine(Embedder(salt="trained"), collection, parts=tmp_path),
+        "a different model": lambda: mine(Embedder(salt="trained"), collection, parts=tmp_path),
     }.items():
-        with pytest.raises(ValueError, match=f"holds parts .*{reason}.*; delete it, or give another folder"):
+        with pytest.raises(ValueError, match=f"holds parts .*{reason}.*; delete it, or give a new folder"):
             change()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"judgements": {"q1": {"d99": 1}}}, "name document 'd99' of query 'q1', which has no text"),
-        ({"judgements": {"q99": {"copy": 1}}}, "name query 'q99', which has no text"),
+        ({"judgements": {"q1": {"d99": 1}}}, "name document 'd99' of query 'q1', which lacks a text"),
+        ({"judgements": {"q99": {"copy": 1}}}, "name query 'q99', which lacks a text"),
         ({"corpus": {"d": " "}, "judgements": {"q1": {}}}, "The corpus holds no text"),
     ],
 )

@@ -107,7 +107,7 @@ class JudgedCorpus:
             query, document, grade = id_field(row, "query-id"), id_field(row, "corpus-id"), number_field(row, "score")
             for field, id_, known in (("query-id", query, queries), ("corpus-id", document, corpus)):
                 if id_ not in known:
-                    raise DataError(field, "unknown", f"{id_!r} has no text in {folder}.")
+                    raise DataError(field, "unknown", f"{id_!r} lacks a text in {folder}.")
             if judgements.setdefault(query, {}).setdefault(document, grade) != grade:
                 raise DataError("score", "judged twice", f"{document!r} has a different grade for {query!r} already.")
 
