@@ -245,7 +245,7 @@ def test_retry_after_is_obeyed(header: Callable[[], str], server: Server):
 def test_a_wait_of_hours_is_an_error(server: Server):
     """Guards against a run that sleeps for a day, and looks as if it hung."""
     server.script = [(429, {"Retry-After": "86400"}, b"quota")]
-    with pytest.raises(TeacherError, match=r"asks us to wait 86400 s: it answered 429 .*quota.*Start again after that time"):
+    with pytest.raises(TeacherError, match=r"asks us to wait 86400 s: it answered 429 .*quota.*Start again then"):
         teacher_at(server).label("how many", DOCUMENTS)
 
 

@@ -233,7 +233,7 @@ def test_a_chat_template_that_changes_the_message(tiny: E2Rank, template):
     """Guards against a prompt that is not the template's: one that drops, repeats or changes the text is refused."""
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.chat_template = template
-    with pytest.raises(ValueError, match="render a user's message once, as it is"):
+    with pytest.raises(ValueError, match="render a user's message once and unchanged"):
         PromptBuilder(TextTokenizer(tokenizer), PROMPT_FORMATS["evaluation"], 1000, 100)
 
 

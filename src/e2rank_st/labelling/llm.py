@@ -314,7 +314,7 @@ class _Endpoint:
         said = TeacherError(f"it answered {error.code} {error.reason}: {shown.strip()!r:.200}")
         wait = _seconds(error.headers.get("Retry-After"))
         if wait > MAX_WAIT:
-            return TeacherError(f"{self.name} asks us to wait {wait:.0f} s: {said}. Start again after that time.")
+            return TeacherError(f"{self.name} asks us to wait {wait:.0f} s: {said}. Start again then.")
         if error.code in RETRIED or error.code >= 500:
             return _Retry(said, wait)
         return TeacherError(f"{self.name} refuses: {said}. Check address, key, model and request.")
