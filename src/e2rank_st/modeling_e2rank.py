@@ -130,7 +130,7 @@ class PromptFormat:
                 raise ValueError(f"{text!r} needs the fields {needed}, may have {allowed}, and has {fields or 'none'}.")
 
     def pieces(self, instruction: str, query: str, documents: Sequence[str]) -> Iterator[tuple[str, bool]]:
-        """Yields pieces ``(text, trusted)`` of the prompt. Only the format's own, trusted ones may hold control tokens."""
+        """Yields pieces ``(text, trusted)``. Only trusted pieces, those of the format, may hold control tokens."""
         values = {"instruction": instruction, "query": query}
         for literal, field, _, _ in Formatter().parse(self.template):
             yield literal, True
