@@ -156,7 +156,7 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
         (["rerank", QUERY], "<stdin> holds no documents"),
         (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "nothing.npy"], "nothing.npy: No such file"),
-        (["rerank", QUERY, "facts.txt", "--embeddings", "facts.txt"], "facts.txt is no matrix"),
+        (["rerank", QUERY, "facts.txt", "--embeddings", "facts.txt"], "facts.txt is not a matrix"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "short.npy"], "(10, 384)"),
         (["rerank", QUERY, "facts.txt", "--device", "abacus"], "--device abacus"),
         (["rerank", QUERY, "facts.txt", "--model", "./nothing"], "the model './nothing'"),
