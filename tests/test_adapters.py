@@ -50,7 +50,7 @@ def test_merged_adapter_is_the_adapter(adapted: E2Rank, folder: Path, tiny: E2Ra
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_adapter_kept_apart_is_the_adapter(adapted: E2Rank, folder: Path, facts: list[str], dtype: str) -> None:
-    """Guards against an adapter that is rounded to what the base is loaded in, and one that cannot be trained on."""
+    """Guards against an adapter rounded to the type of the base, and one that cannot be trained further."""
     kept = E2Rank.from_adapter(folder, merge=False, device="cpu", model_kwargs={"dtype": dtype})
     theirs = dict(adapted.named_parameters())
     ours = {name: weight for name, weight in kept.named_parameters() if "lora_" in name}
@@ -86,7 +86,7 @@ def test_other_adapters_are_refused(folder: Path, change: dict, message: str) ->
 
 
 def test_an_adapter_of_another_base_is_refused(folder: Path, bundled: E2Rank) -> None:
-    """Guards against an adapter that is half merged into what it was not trained on."""
+    """Guards against an adapter that is half merged into a different base."""
     with pytest.raises(ValueError, match="no such layer"):
         merge_adapter(copy.deepcopy(bundled).transformers_model, folder)
 

@@ -2,8 +2,8 @@
 
     python recipes/e2rank-minilm-l6/make_slates.py --data ../shared/data --output build/slates
 
-Questions get the passages that the untrained base finds nearest, so a prompt from a slate looks like a prompt from a
-first stage. Known answers are gold, and the rest is unjudged. Documents that dev judges are left out by their id; a
+Questions get the passages that the untrained base finds nearest, so a slate's prompt looks like a first stage's
+prompt. Known answers are gold, and the rest is unjudged. Documents that dev judges are left out by their id; a
 copy of the text with a different id stays. Claims are sentences that ask for their own document. A strong first stage's
 order and lists with many grades teach preferences. These lists are few and long. Each is dealt out into several slates,
 because prompts of one question should differ. data.md describes the sources of the data.

@@ -4,7 +4,7 @@ One embedding model does two jobs with one score, the cosine. A document is embe
 for retrieval, or inside a *listwise prompt* (instruction, first K candidates, query) for reranking. With stored
 document vectors, reranking therefore costs one forward pass for each query (E2Rank, arXiv 2510.22733).
 
-This file is a module of the package and also the remote code of a Hub repository, so the two stay the same. It imports
+This file is both a module of the package and the remote code of a Hub repository, so they cannot differ. It imports
 torch, transformers, sentence-transformers and the standard library only.
 
 Axes: B queries, N documents of one query, K documents in the prompt, L tokens, D dimensions.

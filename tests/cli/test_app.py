@@ -1,4 +1,4 @@
-"""The command e2rank: what a user types, sees, pipes and mistypes."""
+"""The command e2rank: its input, output, pipes and errors."""
 
 import io
 import json
@@ -167,7 +167,7 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_errors_are_one_line(run, facts_file: str, tmp_path: Path, arguments: list[str], message: str):
-    """Guards against a traceback for what the user can put right, a status of 0, and words on standard output."""
+    """Guards against a traceback for a user's mistake, a status of 0, and words on standard output."""
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text"\n')
     np.save(tmp_path / "short.npy", np.ones((9, 384), np.float32))
     result = run(*arguments)

@@ -1,4 +1,4 @@
-"""Documents: what a file holds, and the place of what it should not."""
+"""Documents: the texts of a file, and the place of a bad line."""
 
 import io
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_formats(tmp_path: Path, content: str, form: str, expected: list):
     ],
 )
 def test_errors_name_the_line(monkeypatch: pytest.MonkeyPatch, content: bytes, form: str, message: str):
-    """Guards against a million lines of which one, nobody knows which, is wrong."""
+    """Guards against an error in one of a million lines without its place."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     with pytest.raises(ValueError, match=message):
         read_documents("-", form)

@@ -206,7 +206,7 @@ def test_bad_qrels(qrels: str, reason: str, tmp_path: Path):
 
 
 def test_gold_document_that_is_not_there(tmp_path: Path):
-    """Guards against a place of the gold document that is past the end, so that there silently is none."""
+    """Guards against a place of the gold document past the end, which would silently mark none."""
     path = write_rows(tmp_path / "public.jsonl", [RANKING])
     with pytest.raises(DataError, match="document: no gold one; got 3, gold_document=3"):
         next(read_rankings(path, gold_document=3))

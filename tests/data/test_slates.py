@@ -69,7 +69,7 @@ def test_slate_is_normal_and_hashable():
 
 
 def test_gold_may_be_left_out_of_a_file(tmp_path: Path):
-    """Guards against rows that hold what the README asks for, and are refused."""
+    """Guards against rows that have the README's form, and are refused."""
     rows = [{"query": "q", "documents": ["a", "b"], "labels": [1, None]} | more for more in ({}, {"gold": None})]
     (tmp_path / "slates.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert list(read_slates(tmp_path / "slates.jsonl")) == [Slate("q", ("a", "b"), (1.0, None))] * 2

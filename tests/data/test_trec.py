@@ -1,4 +1,4 @@
-"""Run files: what is written is read again, and what trec_eval would misread is refused."""
+"""Run files: reading returns the written scores, and runs that trec_eval would misread are refused."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ RUN = {"q2": {"b": 0.3333333432674408, "a": 0.1, "c": -1e-7}, "q1": {"x": 12.5}}
 
 
 def test_round_trip(tmp_path: Path):
-    """Guards against scores that are ranks or rounded, and against queries in another order."""
+    """Guards against scores that are ranks or rounded, and against queries in a different order."""
     write_run(tmp_path / "deep" / "run.trec", RUN, "listwise")
     lines = (tmp_path / "deep" / "run.trec").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "q2 Q0 b 1 0.3333333432674408 listwise"

@@ -1,4 +1,4 @@
-"""The LLM teacher, against a real server on loopback that also answers badly: nobody is trained on what it garbles."""
+"""The LLM teacher, against a real server on loopback that also gives bad answers: none of them becomes a label."""
 
 import json
 import logging
@@ -155,7 +155,7 @@ def test_nothing_to_order_is_not_asked(server: Server):
     ],
 )
 def test_answers_are_read(answer: str, expected: list[int]):
-    """Guards against a good answer thrown away; what is missing comes last, in its original order."""
+    """Guards against a good answer thrown away; missing passages come last, in their original order."""
     assert parse_ranking(answer, 3) == expected
 
 
@@ -179,7 +179,7 @@ def test_answers_are_read(answer: str, expected: list[int]):
     ],
 )
 def test_other_answers_are_refused(answer: str, reason: str):
-    """Guards against a guess at what a model may have meant that becomes a label."""
+    """Guards against a label that is a guess at the meaning of an answer."""
     with pytest.raises(AnswerError, match=reason):
         parse_ranking(answer, 3)
 
@@ -284,7 +284,7 @@ def test_a_final_failure_says_where_and_how_often(reply: Reply | None, kind: typ
 
 
 def test_no_server_at_all(server: Server):
-    """Guards against a refused connection that is no error of ours, or an endless one."""
+    """Guards against a refused connection that is not a TeacherError, or is retried without end."""
     url = server.url.replace(f":{server.server_port}", ":1")
     with pytest.raises(TeacherError, match=r"failed 2 times, at last because there was no answer \(ConnectionRefused"):
         LLMTeacher("m", url, max_attempts=2, backoff=0.001).label("how many", DOCUMENTS)
@@ -345,7 +345,7 @@ def test_an_address_with_a_query_is_kept_but_not_shown(server: Server):
     ],
 )
 def test_llm_options_are_checked(options: dict, message: str):
-    """Guards against windows that do not overlap, so that nothing rises, and against secrets in an error."""
+    """Guards against windows without overlap, in which nothing rises, and against secrets in an error."""
     with pytest.raises(ValueError, match=message) as error:
         LLMTeacher(**{"model": "m", "base_url": "http://localhost", **options})
     assert "secret" not in str(error.value)

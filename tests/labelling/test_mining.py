@@ -1,4 +1,4 @@
-"""Mining: what is found is what looking at everything finds, whatever the chunks, the rules, or an interruption."""
+"""Mining gives the same as brute force, for all chunks and rules, and after an interruption."""
 
 import hashlib
 from collections.abc import Sequence
@@ -234,7 +234,7 @@ def test_nothing_is_mined_ahead(collection: JudgedCorpus, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("survived", [0, 1, 3])
 def test_resuming_gives_the_same_bytes(survived: int, collection: JudgedCorpus, tmp_path: Path, monkeypatch):
-    """Guards against a restart that begins anew, loses a chunk, or ends with another file than an unbroken run."""
+    """Guards against a restart from the beginning, a lost chunk, or a different file than from an unbroken run."""
     settings = MiningSettings(3)
     monkeypatch.setattr(mining_module, "QUERIES_AT_ONCE", 5)
     monkeypatch.setattr(mining_module, "TEXTS_AT_ONCE", 25)

@@ -1,4 +1,4 @@
-"""Teachers: labels go to the documents that they were given for, and what is gold stays gold."""
+"""Teachers: labels belong to the right documents, and gold documents stay gold."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ SLATE = Slate("how many", tuple(DOCUMENTS), (1, 0, 0, None), (True, False, False
 
 
 class Lengths(Teacher):
-    """Labels a document with its length; it keeps what it was shown."""
+    """Labels a document with its length, and keeps the documents that it saw."""
 
     def __init__(self) -> None:
         self.shown: list[list[str]] = []

@@ -1,7 +1,7 @@
 """Slates → slates with a teacher's labels.
 
 A teacher gives each document of a query a number; higher is better. It is a cross-encoder, an E2Rank or embedding
-model, or a large language model. Known positives stay marked as gold, whatever label they get.
+model, or a large language model. Known positives stay gold, independent of their labels.
 """
 
 from __future__ import annotations
