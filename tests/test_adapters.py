@@ -50,7 +50,7 @@ def test_merged_adapter_is_the_adapter(adapted: E2Rank, folder: Path, tiny: E2Ra
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_adapter_kept_apart_is_the_adapter(adapted: E2Rank, folder: Path, facts: list[str], dtype: str) -> None:
-    """Guards against an adapter that is rounded to what the base is loaded in, and one that cannot be trained on."""
+    """Guards against an adapter rounded to the type of the base, and one that cannot be trained further."""
     kept = E2Rank.from_adapter(folder, merge=False, device="cpu", model_kwargs={"dtype": dtype})
     theirs = dict(adapted.named_parameters())
     ours = {name: weight for name, weight in kept.named_parameters() if "lora_" in name}
@@ -86,7 +86,7 @@ def test_other_adapters_are_refused(folder: Path, change: dict, message: str) ->
 
 
 def test_an_adapter_of_another_base_is_refused(folder: Path, bundled: E2Rank) -> None:
-    """Guards against an adapter that is half merged into what it was not trained on."""
+    """Guards against an adapter that is half merged into a different base."""
     with pytest.raises(ValueError, match="no such layer"):
         merge_adapter(copy.deepcopy(bundled).transformers_model, folder)
 
@@ -96,11 +96,11 @@ def test_a_damaged_adapter_is_refused(folder: Path, tiny: E2Rank) -> None:
     tensors = load_file(folder / WEIGHTS)
     tensors.pop(next(name for name in tensors if "lora_B" in name))
     save_file(tensors, folder / WEIGHTS)
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="must hold pairs"):
         merge_adapter(copy.deepcopy(tiny).transformers_model, folder)
-    with pytest.raises(ValueError, match="of another adapter than the one to be trained"):
+    with pytest.raises(ValueError, match="belongs to a different adapter than the one to train"):
         E2Rank.from_adapter(folder, merge=False, device="cpu")
     with pytest.raises(FileNotFoundError, match="holds no adapter"):
         E2Rank.from_adapter(folder.parent)
-    with pytest.raises(FileNotFoundError, match="nowhere is no folder here"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder here"):
         E2Rank.from_adapter("nowhere")

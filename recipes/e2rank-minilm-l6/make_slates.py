@@ -1,12 +1,12 @@
-"""The data folder → the slates that the bundled model is trained on and chosen by.
+"""The data folder → slates to train the bundled model and to choose it.
 
     python recipes/e2rank-minilm-l6/make_slates.py --data ../shared/data --output build/slates
 
-Questions get the passages that the untrained base finds nearest, so that a prompt made from a slate looks like one made
-from a first stage's results. Known answers are gold, and the rest is unjudged. Documents that dev judges are left out,
-by their id: a text that comes again under another id stays. Claims are sentences that ask for the document that they
-were taken out of. A strong first stage's order and lists with many grades teach preferences. They are few and long:
-each is dealt out into several slates, so that prompts of one question differ. data.md says where the data comes from.
+Questions get the passages that the untrained base finds nearest, so a slate's prompt looks like a first stage's
+prompt. Known answers are gold, and the rest is unjudged. Documents that dev judges are left out by their id; a
+copy of the text with a different id stays. Claims are sentences that ask for their own document. A strong first stage's
+order and lists with many grades teach preferences. These lists are few and long. Each is dealt out into several slates,
+because prompts of one question should differ. data.md describes the sources of the data.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ CANDIDATES = MiningSettings(num_candidates=60, max_positive_similarity=0.98, unj
 
 @dataclass(frozen=True)
 class Mined:
-    """Questions whose candidates are mined.
+    """Questions with mined candidates.
 
     Attributes:
         name: Folder of the data.
-        documents: About how many documents candidates are mined from: groups are drawn until there are as many.
-        queries: How many questions are drawn of those whose answer is among them.
-        claims: How many sentences are drawn as queries besides, from documents that answer none of the questions.
+        documents: Least number of documents to mine from; whole groups are drawn until they hold it.
+        queries: Number of questions to draw; their answers are among these documents.
+        claims: Number of sentences to draw as further queries, from documents that answer none of the questions.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Dealt:
 
     Attributes:
         name: Folder with judgements, or first-stage results of ``{name}_splade`` and ``{name}_bm25``.
-        slates: How many are made of each list.
-        size: Documents in each.
+        slates: Number of slates of each list.
+        size: Documents in each slate.
     """
 
     name: str
@@ -80,15 +80,15 @@ def main(
     data: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the data: see data.md.")] = Path(
         "../shared/data"
     ),
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where slates go.")] = Path("build/slates"),
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the draws.")] = 0,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for slates.")] = Path("build/slates"),
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the draws.")] = 0,
 ) -> None:
-    """Write every file of slates that is not there yet."""
+    """Write every file of slates that is missing."""
     log_to_stderr(1)
     with reported_errors("make_slates"):
         if not data.is_dir():
             raise ValueError(
-                f"There is no folder {data}; --data names it, and data.md beside this script describes it."
+                f"The folder {data} is missing; give it with --data. data.md beside this script describes it."
             )
         _write_all(data, output, seed)
 
@@ -119,10 +119,10 @@ def _part(collection: JudgedCorpus, source: Mined, seed: int) -> JudgedCorpus:
 
 
 def unseen(folder: Path) -> JudgedCorpus:
-    """Read the training split without the documents that dev judges, by which the model is chosen.
+    """Read the training split without the documents that dev judges, because dev chooses the model.
 
     Args:
-        folder: Data in BEIR's layout; it may have no split ``dev``.
+        folder: Data in BEIR's layout; the split ``dev`` may be missing.
 
     Raises:
         FileNotFoundError: A file of the training split is missing.
@@ -145,10 +145,10 @@ def _mined(source: Mined, model: E2Rank, data: Path, parts: Path, seed: int) -> 
 
 
 def _lists(source: Dealt, data: Path) -> Iterator[Slate]:
-    """Graded lists, or a strong first stage's order with the passages of a weak one behind it."""
+    """Yield graded lists, or a strong first stage's order followed by the passages of a weak one."""
     if (data / source.name).is_dir():
         for slate in read_beir(data / source.name):
-            yield replace(slate, gold=(False,) * len(slate))  # so many are relevant that grades say more
+            yield replace(slate, gold=(False,) * len(slate))  # many are relevant, so grades say more
         return
     strong, weak = (data / "rerank" / f"{source.name}_{kind}_top100.jsonl.gz" for kind in ("splade", "bm25"))
     others = {slate.query: slate.documents for slate in read_results(weak)}

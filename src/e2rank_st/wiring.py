@@ -31,34 +31,34 @@ def wire(
     Args:
         checkpoint: The row.
         model_name_or_path: A folder or a Hub id.
-        hub: How the Hub is asked: ``token``, ``cache_dir``, ``revision``, ``trust_remote_code``, ``local_files_only``.
+        hub: Options for the Hub: ``token``, ``cache_dir``, ``revision``, ``trust_remote_code``, ``local_files_only``.
         model_kwargs: Further arguments for the model.
         processor_kwargs: Further arguments for the tokenizer.
         config_kwargs: Further arguments for the configuration.
-        backend: That of Sentence-Transformers.
+        backend: Backend of Sentence-Transformers.
 
     Returns:
         Transformer, pooling and listwise reranking.
 
     Raises:
         OSError: The checkpoint cannot be loaded.
-        ValueError: The tokenizer does not have the row's end-of-text token.
+        ValueError: The tokenizer lacks the row's end-of-text token.
     """
     transformer = Transformer(
         model_name_or_path,
         max_seq_length=checkpoint.max_seq_length,
-        # Pinned: a tokenizer with a chat template would make ST wrap every text into a message and drop its EOS.
+        # Pinned: with a chat template in the tokenizer, ST would wrap every text into a message and drop its EOS.
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         module_output_name="token_embeddings",
         model_kwargs={**hub, **(model_kwargs or {})},
-        # Kept in the tokenizer's own configuration: control tokens inside a text are ordinary characters.
+        # Saved with the tokenizer: control tokens inside a text are ordinary characters.
         processor_kwargs={**hub, "split_special_tokens": True, **(processor_kwargs or {})},
         config_kwargs={**hub, **(config_kwargs or {})},
         backend=backend,
     )
     seal_tokenizer(transformer.tokenizer, checkpoint.eos_token)
     reranker = ListwiseRerank(**checkpoint.listwise)
-    # The row holds for the family; a member of it may have fewer positions.
+    # The row describes a family; one of its members may have fewer positions.
     positions = getattr(transformer.config, "max_position_embeddings", None) or reranker.max_prompt_tokens
     reranker.max_prompt_tokens = min(reranker.max_prompt_tokens, positions)
     pooling = E2RankPooling(transformer.get_embedding_dimension(), checkpoint.pooling_mode)
@@ -66,14 +66,14 @@ def wire(
 
 
 def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) -> None:
-    """Makes a tokenizer end every text with ``eos_token``, once, and marks all its added tokens as control tokens.
+    """Make a tokenizer end every text with ``eos_token``, once, and mark all its added tokens as control tokens.
 
-    The EOS is appended by the tokenizer's post-processor, after truncation, so that every runtime embeds alike.
-    ``split_special_tokens`` spares special tokens only; an added token such as ``<think>`` has to be one too.
+    The tokenizer's post-processor appends the EOS after truncation, so every runtime gives the same embeddings.
+    ``split_special_tokens`` splits special tokens only; an added token such as ``<think>`` must become special, too.
 
     Args:
         tokenizer: A fast tokenizer, changed in place.
-        eos_token: One of its tokens, or ``None`` to leave the ends of texts alone.
+        eos_token: A token of its vocabulary, or ``None`` to keep the ends of texts.
 
     Raises:
         ValueError: If ``eos_token`` is not in the vocabulary.
@@ -84,7 +84,7 @@ def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) ->
         return
     eos_id = tokenizer.get_vocab().get(eos_token)
     if eos_id is None:
-        raise ValueError(f"The tokenizer has no token {eos_token!r}; give the one that is to end every text.")
+        raise ValueError(f"The tokenizer lacks the token {eos_token!r}; give the token that ends every text.")
     if tokenizer("a")["input_ids"][-1] == eos_id:
         return
     append = processors.TemplateProcessing(

@@ -1,4 +1,4 @@
-"""The command e2rank: what a user types, sees, pipes and mistypes."""
+"""The command e2rank: its input, output, pipes and errors."""
 
 import io
 import json
@@ -154,20 +154,20 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
         (["rerank", QUERY, "nothing.txt"], "nothing.txt: No such file"),
         (["rerank", QUERY, "."], ".: Is a directory"),
         (["rerank", QUERY], "<stdin> holds no documents"),
-        (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: no JSON"),
+        (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "nothing.npy"], "nothing.npy: No such file"),
-        (["rerank", QUERY, "facts.txt", "--embeddings", "facts.txt"], "facts.txt is no matrix"),
+        (["rerank", QUERY, "facts.txt", "--embeddings", "facts.txt"], "facts.txt is not a matrix"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "short.npy"], "(10, 384)"),
         (["rerank", QUERY, "facts.txt", "--device", "abacus"], "--device abacus"),
         (["rerank", QUERY, "facts.txt", "--model", "./nothing"], "the model './nothing'"),
         (["embed", "facts.txt", "--output", "."], "Is a directory"),
         (["demo", " "], "empty query"),
         (["rerank", " ", "facts.txt"], "empty query"),
-        (["rerank", "\udcff", "facts.txt"], "no valid Unicode"),
+        (["rerank", "\udcff", "facts.txt"], "not valid Unicode"),
     ],
 )
 def test_errors_are_one_line(run, facts_file: str, tmp_path: Path, arguments: list[str], message: str):
-    """Guards against a traceback for what the user can put right, a status of 0, and words on standard output."""
+    """Guards against a traceback for a user's mistake, a status of 0, and words on standard output."""
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text"\n')
     np.save(tmp_path / "short.npy", np.ones((9, 384), np.float32))
     result = run(*arguments)

@@ -1,4 +1,4 @@
-"""Demo: two ranks of the same documents, and vectors that are kept between calls as long as they are right."""
+"""Demo: two ranks of the same documents, and vectors that are kept between calls while they are valid."""
 
 import copy
 import logging
@@ -36,7 +36,7 @@ def test_answer_holds_both_rankings(bundled: E2Rank, index: Index, facts: list[s
 
 
 def test_answer_embeds_no_document(bundled: E2Rank, index: Index, monkeypatch: pytest.MonkeyPatch):
-    """Guards against a demo that claims one pass a query and embeds its candidates anew."""
+    """Guards against a demo that claims one pass a query and embeds its candidates again."""
     passes = []
     hook = bundled[0].register_forward_hook(lambda module, args, output: passes.append(len(args[0]["input_ids"])))
     answer(bundled, index, QUERY)
@@ -70,7 +70,7 @@ def test_index_of_a_changed_model_is_left(bundled: E2Rank, index: Index, tmp_pat
     changed[0].auto_model.embeddings.word_embeddings.weight.data.mul_(-1)
     assert kept_index(changed, index.texts, tmp_path) is None
     assert kept_index(bundled, [*index.texts[1:], "another"], tmp_path) is None
-    assert caplog.text.count("another model or of other texts") == 2
+    assert caplog.text.count("different model or different texts") == 2
 
 
 def test_unwritable_cache_is_no_error(index: Index, tmp_path: Path, caplog: pytest.LogCaptureFixture):

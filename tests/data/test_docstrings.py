@@ -82,7 +82,7 @@ def test_public_definitions_are_found(toy: Path):
 
 
 def test_document_has_name_and_text():
-    """Guards against a text that does not say what it is about."""
+    """Guards against a text that does not name its subject."""
     docstring = Docstring("os.walk", "Directory tree generator.\n\nFor each directory ...")
     assert docstring.summary == "Directory tree generator."
     assert docstring.document == "os.walk\nDirectory tree generator.\n\nFor each directory ..."

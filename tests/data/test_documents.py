@@ -1,4 +1,4 @@
-"""Documents: what a file holds, and the place of what it should not."""
+"""Documents: the texts of a file, and the place of a bad line."""
 
 import io
 from pathlib import Path
@@ -31,17 +31,17 @@ def test_formats(tmp_path: Path, content: str, form: str, expected: list):
     [
         (b"", "auto", "<stdin> holds no documents"),
         (b" \n\n", "jsonl", "<stdin> holds no documents"),
-        (b'{"text": "one"}\n\n{"text": \n', "auto", r"<stdin>:3: no JSON \(.*\)"),
-        (b"plain\n", "jsonl", "<stdin>:1: no JSON"),
+        (b'{"text": "one"}\n\n{"text": \n', "auto", r"<stdin>:3: not JSON \(.*\)"),
+        (b"plain\n", "jsonl", "<stdin>:1: not JSON"),
         (b'{"body": "one"}\n', "auto", "<stdin>:1: got .*field 'text'"),
         (b'{"text": ["one"]}\n', "auto", "<stdin>:1: got .*field 'text'"),
         (b'{"text": "one"}\n["two"]\n', "auto", "<stdin>:2: got .*field 'text'"),
-        (b'{"text": "half a pair \\ud800"}\n', "auto", "<stdin>:1: .*no valid Unicode"),
+        (b'{"text": "half a pair \\ud800"}\n', "auto", "<stdin>:1: .*not valid Unicode"),
         (b"one\n\xff\n", "auto", "<stdin>:2: not UTF-8"),
     ],
 )
 def test_errors_name_the_line(monkeypatch: pytest.MonkeyPatch, content: bytes, form: str, message: str):
-    """Guards against a million lines of which one, nobody knows which, is wrong."""
+    """Guards against an error in one of a million lines without its place."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     with pytest.raises(ValueError, match=message):
         read_documents("-", form)

@@ -116,29 +116,29 @@ def test_beir_as_published(tmp_path: Path):
 @pytest.mark.parametrize(
     ("read", "good", "bad", "reason"),
     [
-        (read_rankings, RANKING, {**RANKING, "ranking": [1, 1, 3]}, "ranking: no permutation"),
-        (read_rankings, RANKING, {**RANKING, "ranking": [0, 1, 2]}, "ranking: no permutation"),
-        (read_rankings, RANKING, {**RANKING, "ranking": [1, 2, 4]}, "ranking: no permutation"),
-        (read_rankings, RANKING, {**RANKING, "ranking": [1, 2, "3"]}, "ranking: no permutation"),
-        (read_rankings, RANKING, {**RANKING, "ranking": [True, 2, 3]}, "ranking: no permutation"),
+        (read_rankings, RANKING, {**RANKING, "ranking": [1, 1, 3]}, "ranking: not a permutation"),
+        (read_rankings, RANKING, {**RANKING, "ranking": [0, 1, 2]}, "ranking: not a permutation"),
+        (read_rankings, RANKING, {**RANKING, "ranking": [1, 2, 4]}, "ranking: not a permutation"),
+        (read_rankings, RANKING, {**RANKING, "ranking": [1, 2, "3"]}, "ranking: not a permutation"),
+        (read_rankings, RANKING, {**RANKING, "ranking": [True, 2, 3]}, "ranking: not a permutation"),
         (read_rankings, RANKING, {**RANKING, "ranking": [1, 2]}, "ranking: lengths differ"),
         (read_rankings, RANKING, {**RANKING, "ranking": None}, "ranking: missing"),
-        (read_rankings, RANKING, {**RANKING, "document": "abc"}, "document: no list"),
+        (read_rankings, RANKING, {**RANKING, "document": "abc"}, "document: not a list"),
         (read_rankings, RANKING, {**RANKING, "document": ["a", " ", "c"]}, "document: a text is empty"),
         (read_rankings, RANKING, {**RANKING, "document": [], "ranking": []}, "document: empty"),
         (read_rankings, RANKING, {**RANKING, "query": ""}, "query: empty"),
         (read_rankings, RANKING, {"document": ["a"], "ranking": [1]}, "query: missing"),
-        (read_rankings, RANKING, "[1, 2]", "line: no JSON object"),
-        (read_rankings, RANKING, '{"query": "q"', "line: no JSON"),
+        (read_rankings, RANKING, "[1, 2]", "line: not a JSON object"),
+        (read_rankings, RANKING, '{"query": "q"', "line: not JSON"),
         (read_columns, COLUMNS, {**COLUMNS, "anchor": "\t"}, "anchor: empty"),
         (read_columns, COLUMNS, {**COLUMNS, "positive": None}, "positive: missing"),
-        (read_columns, COLUMNS, {**COLUMNS, "negative_1": ["b"]}, "negative_1: no string"),
+        (read_columns, COLUMNS, {**COLUMNS, "negative_1": ["b"]}, "negative_1: not a string"),
         (read_results, RESULTS, {**RESULTS, "hits": []}, "documents: empty"),
         (read_results, RESULTS, {**RESULTS, "hits": None}, "hits: missing"),
         (read_results, RESULTS, {**RESULTS, "hits": ["a"]}, "content: missing"),
         (read_results, RESULTS, {**RESULTS, "hits": RESULTS["hits"][::-1]}, "hits: not in order"),
         (read_results, RESULTS, {**RESULTS, "hits": [{"content": ""}]}, "content: empty"),
-        (read_results, RESULTS, {**RESULTS, "query": 5}, "query: no string"),
+        (read_results, RESULTS, {**RESULTS, "query": 5}, "query: not a string"),
     ],
 )
 def test_bad_row(read, good, bad, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -158,22 +158,22 @@ def test_skipped_rows_are_counted_by_reason(tmp_path: Path, caplog: pytest.LogCa
     path = write_rows(tmp_path / "data.jsonl", [*wrong, {**RANKING, "query": ""}, RANKING])
     with caplog.at_level(logging.INFO, logger="e2rank_st"):
         assert len(list(read_rankings(path, skip_bad_rows=True))) == 1
-    assert caplog.messages == [f"Skipped 4 of 5 rows of {path}: ranking: no permutation (3), query: empty (1)."]
+    assert caplog.messages == [f"Skipped 4 of 5 rows of {path}: ranking: not a permutation (3), query: empty (1)."]
 
 
 @pytest.mark.parametrize(
     ("file", "rows", "reason"),
     [
-        ("corpus", [*CORPUS, {"_id": "d1", "text": "again"}], "corpus.jsonl:4: _id: comes twice"),
+        ("corpus", [*CORPUS, {"_id": "d1", "text": "again"}], "corpus.jsonl:4: _id: appears twice"),
         ("corpus", [*CORPUS, {"_id": "d4", "title": None, "text": ""}], "corpus.jsonl:4: text: empty"),
-        ("corpus", [*CORPUS, {"_id": "d4", "text": ["b"]}], "corpus.jsonl:4: text: no string"),
+        ("corpus", [*CORPUS, {"_id": "d4", "text": ["b"]}], "corpus.jsonl:4: text: not a string"),
         ("corpus", [*CORPUS, {"text": "b"}], "corpus.jsonl:4: _id: missing"),
         ("queries", [*QUERIES, {"_id": "q4"}], "queries.jsonl:4: text: missing"),
         ("qrels_train", [*JUDGED, {**JUDGED[0], "query-id": "q9"}], "qrels_train.jsonl:4: query-id: unknown"),
         ("qrels_train", [*JUDGED, {**JUDGED[0], "corpus-id": "d9"}], "qrels_train.jsonl:4: corpus-id: unknown"),
         ("qrels_train", [*JUDGED, {**JUDGED[0], "score": 1}], "qrels_train.jsonl:4: score: judged twice"),
-        ("qrels_train", [*JUDGED, {**JUDGED[0], "score": "high"}], "qrels_train.jsonl:4: score: no number"),
-        ("qrels_train", [*JUDGED, {**JUDGED[0], "score": float("nan")}], "qrels_train.jsonl:4: score: no number"),
+        ("qrels_train", [*JUDGED, {**JUDGED[0], "score": "high"}], "qrels_train.jsonl:4: score: not a number"),
+        ("qrels_train", [*JUDGED, {**JUDGED[0], "score": float("nan")}], "qrels_train.jsonl:4: score: not a number"),
         ("qrels_train", [*JUDGED, {"corpus-id": "d1", "score": 1}], "qrels_train.jsonl:4: query-id: missing"),
     ],
 )
@@ -193,7 +193,7 @@ def test_bad_row_in_beir(file: str, rows: list, reason: str, tmp_path: Path, cap
     [
         ("7 0 d1 1\n7 0 d1 2\n", "qrels.txt:2: grade: judged twice"),
         ("7 0 d1\n", "qrels.txt:1: line: not a judgement"),
-        ("7 0 d1 good\n", "qrels.txt:1: grade: no number"),
+        ("7 0 d1 good\n", "qrels.txt:1: grade: not a number"),
         ("8 0 d1 1\n", "bm25.jsonl:1: qid: unjudged query"),
     ],
 )
@@ -206,7 +206,7 @@ def test_bad_qrels(qrels: str, reason: str, tmp_path: Path):
 
 
 def test_gold_document_that_is_not_there(tmp_path: Path):
-    """Guards against a place of the gold document that is past the end, so that there silently is none."""
+    """Guards against a place of the gold document past the end, which would silently mark none."""
     path = write_rows(tmp_path / "public.jsonl", [RANKING])
     with pytest.raises(DataError, match="document: no gold one; got 3, gold_document=3"):
         next(read_rankings(path, gold_document=3))
@@ -253,9 +253,9 @@ def test_open_slates_refuses_other_files(tmp_path: Path):
     other = write_rows(tmp_path / "other.jsonl", [{"text": "a"}])
     with pytest.raises(ValueError, match="has the columns text; slates are read from files with documents, labels, "):
         open_slates(other)
-    with pytest.raises(ValueError, match=r"no known form; its name has to end in \.parquet, "):
+    with pytest.raises(ValueError, match=r"form of .*other\.csv is unknown; its name must end in \.parquet, "):
         open_slates(write_rows(tmp_path / "other.csv", []))
-    with pytest.raises(DataError, match=r"broken\.jsonl:1: line: no JSON; "):
+    with pytest.raises(DataError, match=r"broken\.jsonl:1: line: not JSON; "):
         open_slates(write_rows(tmp_path / "broken.jsonl", ["no json"]))
     with pytest.raises(DataError, match="file: empty"):
         open_slates(write_rows(tmp_path / "empty.jsonl", []))
@@ -270,7 +270,7 @@ def test_texts_are_a_mapping_on_disk():
     assert "7" in texts and "x" not in texts and len(texts) == 50
     with pytest.raises(KeyError):
         texts["x"]
-    with pytest.raises(DataError, match="_id: comes twice"):
+    with pytest.raises(DataError, match="_id: appears twice"):
         texts.add("7", "again")
     assert texts["7"] == pairs["7"]
 

@@ -33,22 +33,22 @@ def fields(**changes) -> dict:
     [
         ({"query": " \n"}, "query: empty"),
         ({"query": None}, "query: missing"),
-        ({"query": 3}, "query: no string"),
+        ({"query": 3}, "query: not a string"),
         ({"query": "half \ud83d"}, "query: half a character"),
         ({"documents": ()}, "documents: empty"),
-        ({"documents": "ab"}, "documents: no list"),
+        ({"documents": "ab"}, "documents: not a list"),
         ({"documents": ("a", "")}, "documents: a text is empty"),
         ({"documents": ("a", None)}, "documents: a text is missing"),
-        ({"documents": ("a", ("b",))}, "documents: a text is no string"),
+        ({"documents": ("a", ("b",))}, "documents: a text is not a string"),
         ({"labels": (1,)}, "labels: lengths differ"),
-        ({"labels": (1, float("nan"))}, "labels: no number"),
-        ({"labels": (1, float("inf"))}, "labels: no number"),
-        ({"labels": (1, "0")}, "labels: no number"),
-        ({"labels": (1, True)}, "labels: no number"),
+        ({"labels": (1, float("nan"))}, "labels: not a number"),
+        ({"labels": (1, float("inf"))}, "labels: not a number"),
+        ({"labels": (1, "0")}, "labels: not a number"),
+        ({"labels": (1, True)}, "labels: not a number"),
         ({"labels": None}, "labels: missing"),
         ({"gold": (True,)}, "gold: lengths differ"),
-        ({"gold": (True, "false")}, "gold: no flag"),
-        ({"source": None}, "source: no string"),
+        ({"gold": (True, "false")}, "gold: not a flag"),
+        ({"source": None}, "source: not a string"),
     ],
 )
 def test_slate_refuses_what_would_train_wrong(changes: dict, reason: str):
@@ -69,12 +69,12 @@ def test_slate_is_normal_and_hashable():
 
 
 def test_gold_may_be_left_out_of_a_file(tmp_path: Path):
-    """Guards against rows that hold what the README asks for, and are refused."""
+    """Guards against rows that have the README's form, and are refused."""
     rows = [{"query": "q", "documents": ["a", "b"], "labels": [1, None]} | more for more in ({}, {"gold": None})]
     (tmp_path / "slates.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert list(read_slates(tmp_path / "slates.jsonl")) == [Slate("q", ("a", "b"), (1.0, None))] * 2
     (tmp_path / "bad.jsonl").write_text(json.dumps(rows[0] | {"gold": True}), encoding="utf-8")
-    with pytest.raises(DataError, match="gold: no list"):
+    with pytest.raises(DataError, match="gold: not a list"):
         list(read_slates(tmp_path / "bad.jsonl"))
     with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*none\.parquet'"):
         list(read_slates(tmp_path / "none.parquet"))
@@ -207,7 +207,7 @@ def test_reading_is_lazy(tmp_path: Path):
     path.write_text(json.dumps(asdict(SLATES[0])) + "\nnot json\n", encoding="utf-8")
     slates = read_slates(path)
     assert next(slates) == SLATES[0]
-    with pytest.raises(DataError, match=r"train\.jsonl:2: line: no JSON; "):
+    with pytest.raises(DataError, match=r"train\.jsonl:2: line: not JSON; "):
         next(slates)
 
 

@@ -1,4 +1,4 @@
-"""Run files: what is written is read again, and what trec_eval would misread is refused."""
+"""Run files: reading returns the written scores, and runs that trec_eval would misread are refused."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ RUN = {"q2": {"b": 0.3333333432674408, "a": 0.1, "c": -1e-7}, "q1": {"x": 12.5}}
 
 
 def test_round_trip(tmp_path: Path):
-    """Guards against scores that are ranks or rounded, and against queries in another order."""
+    """Guards against scores that are ranks or rounded, and against queries in a different order."""
     write_run(tmp_path / "deep" / "run.trec", RUN, "listwise")
     lines = (tmp_path / "deep" / "run.trec").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "q2 Q0 b 1 0.3333333432674408 listwise"
@@ -31,8 +31,8 @@ def test_scores_decide_and_not_ranks(tmp_path: Path):
     ("content", "message"),
     [
         ("q Q0 a 1 0.5\n", r"run:1: line: not a result; got 'q Q0 a 1 0.5'"),
-        ("q Q0 a 1 0.5 s\nq Q0 a 2 0.4 s\n", r"run:2: docid: comes twice"),
-        ("q Q0 a 1 nan s\n", r"run:1: score: no number"),
+        ("q Q0 a 1 0.5 s\nq Q0 a 2 0.4 s\n", r"run:2: docid: appears twice"),
+        ("q Q0 a 1 nan s\n", r"run:1: score: not a number"),
     ],
 )
 def test_bad_lines_are_refused_with_their_place(tmp_path: Path, content: str, message: str):

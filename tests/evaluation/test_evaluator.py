@@ -35,7 +35,7 @@ def constant(model: E2Rank) -> E2Rank:
 
 
 def test_systems_are_those_of_encode_and_rerank(tiny: E2Rank) -> None:
-    """Guards against an evaluator that ranks by something else than what a user calls."""
+    """Guards against an evaluator that ranks differently than the methods that users call."""
     rows = toy_rows(5, seed=4)
     scores = evaluator(rows, name="toy").scores(tiny)
     for index, row in enumerate(rows):

@@ -31,7 +31,7 @@ def test_by_hand():
 
 
 def test_mrr_is_cut_at_10():
-    """Guards against trec_eval's reciprocal rank, which has no cut, under the name of one that has."""
+    """Guards against trec_eval's reciprocal rank, which is not cut, under the name of one that is."""
     run = {"q": {f"d{place}": 100.0 - place for place in range(12)}}
     assert evaluate(run, {"q": {"d9": 1}})["mrr@10"]["q"] == pytest.approx(1 / 10)
     assert evaluate(run, {"q": {"d10": 1}})["mrr@10"]["q"] == 0.0
@@ -58,7 +58,7 @@ def test_unjudged_query_is_refused():
     """Guards against pytrec_eval, which leaves such a query out of the mean without a word."""
     run = {"q": {"a": 1.0}, "p": {"a": 1.0}}
     assert "p" not in pytrec_eval.RelevanceEvaluator({"q": {"a": 1}}, {"map"}).evaluate(run), "the premise"
-    with pytest.raises(ValueError, match="1 queries have no judgements, for example 'p'"):
+    with pytest.raises(ValueError, match="1 queries lack judgements, for example 'p'"):
         evaluate(run, {"q": {"a": 1}})
 
 

@@ -1,4 +1,4 @@
-"""Intervals and tests of differences: by hand, by closed forms, and whatever the chunks."""
+"""Intervals and tests of differences: by hand, by closed forms, and for all chunks."""
 
 import itertools
 from typing import Any
@@ -76,6 +76,6 @@ def test_drawn_signs_approach_all_signs() -> None:
 
 @pytest.mark.parametrize("scores", [([], []), ([1.0], [1.0, 2.0])])
 def test_scores_of_other_queries_are_refused(scores: Any) -> None:
-    """Guards against a paired test of lists that are no pairs."""
+    """Guards against a paired test of lists that are not pairs."""
     with pytest.raises(ValueError, match="for the same queries"):
         randomisation_test(*scores)

@@ -1,4 +1,4 @@
-"""Smaller corpora, dealt lists and claims: what is drawn, what stays whole, and the same on every machine."""
+"""Smaller corpora, dealt lists and claims: the draws, the whole groups, and the same result on every machine."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The LLM teacher, against a real server on loopback that also answers badly: nobody is trained on what it garbles."""
+"""The LLM teacher, against a real server on loopback that also gives bad answers: none of them becomes a label."""
 
 import json
 import logging
@@ -155,31 +155,31 @@ def test_nothing_to_order_is_not_asked(server: Server):
     ],
 )
 def test_answers_are_read(answer: str, expected: list[int]):
-    """Guards against a good answer thrown away; what is missing comes last, in its original order."""
+    """Guards against a good answer thrown away; missing passages come last, in their original order."""
     assert parse_ranking(answer, 3) == expected
 
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("", "is no ranking"),
-        ("I cannot help with that.", "is no ranking"),
-        ("The ranking is [2] > [1] > [3]", "is no ranking"),
-        ("[2] > [1] > [3]. Passage 2 is best.", "is no ranking"),
-        ("2 > 1 > 3", "is no ranking"),
-        ("[2], [1], [3]", "is no ranking"),
-        ("[2] > [1] >", "is no ranking"),
-        ("[2] > [-1]", "is no ranking"),
-        ("[2] > [\u0661]", "is no ranking"),
-        ("[" + "9" * 5000 + "]", "is no ranking"),
-        ("<think>[2] > [1] > [3]", "is no ranking"),
+        ("", "is not a ranking"),
+        ("I cannot help with that.", "is not a ranking"),
+        ("The ranking is [2] > [1] > [3]", "is not a ranking"),
+        ("[2] > [1] > [3]. Passage 2 is best.", "is not a ranking"),
+        ("2 > 1 > 3", "is not a ranking"),
+        ("[2], [1], [3]", "is not a ranking"),
+        ("[2] > [1] >", "is not a ranking"),
+        ("[2] > [-1]", "is not a ranking"),
+        ("[2] > [\u0661]", "is not a ranking"),
+        ("[" + "9" * 5000 + "]", "is not a ranking"),
+        ("<think>[2] > [1] > [3]", "is not a ranking"),
         ("[2] > [1] > [2]", "names a passage twice"),
         ("[2] > [1] > [4]", r"names \[4\], but there are 3 passages"),
         ("[0] > [1] > [2]", r"names \[0\], but there are 3 passages"),
     ],
 )
 def test_other_answers_are_refused(answer: str, reason: str):
-    """Guards against a guess at what a model may have meant that becomes a label."""
+    """Guards against a label that is a guess at the meaning of an answer."""
     with pytest.raises(AnswerError, match=reason):
         parse_ranking(answer, 3)
 
@@ -245,7 +245,7 @@ def test_retry_after_is_obeyed(header: Callable[[], str], server: Server):
 def test_a_wait_of_hours_is_an_error(server: Server):
     """Guards against a run that sleeps for a day, and looks as if it hung."""
     server.script = [(429, {"Retry-After": "86400"}, b"quota")]
-    with pytest.raises(TeacherError, match=r"wants us to wait 86400 s: it answered 429 .*quota.*Start again then"):
+    with pytest.raises(TeacherError, match=r"asks us to wait 86400 s: it answered 429 .*quota.*Start again then"):
         teacher_at(server).label("how many", DOCUMENTS)
 
 
@@ -267,8 +267,8 @@ def test_waits_grow_and_vary(server: Server, monkeypatch: pytest.MonkeyPatch):
     [
         ((500, {}, b"oops"), TeacherError, r"it answered 500 Internal Server Error: 'oops'"),
         (completion("[1] > [1]"), AnswerError, r"the answer names a passage twice: got '\[1\] > \[1\]'"),
-        ((200, {}, b"<html>"), TeacherError, r"it answered with no chat completion: got b'<html>'"),
-        (completion(None), AnswerError, r"it answered with no text: got None"),
+        ((200, {}, b"<html>"), TeacherError, r"its answer is not a chat completion: got b'<html>'"),
+        (completion(None), AnswerError, r"its answer is not a text: got None"),
         (None, TeacherError, r"there was no answer \(RemoteDisconnected: .*\)"),
     ],
 )
@@ -284,7 +284,7 @@ def test_a_final_failure_says_where_and_how_often(reply: Reply | None, kind: typ
 
 
 def test_no_server_at_all(server: Server):
-    """Guards against a refused connection that is no error of ours, or an endless one."""
+    """Guards against a refused connection that is not a TeacherError, or is retried without end."""
     url = server.url.replace(f":{server.server_port}", ":1")
     with pytest.raises(TeacherError, match=r"failed 2 times, at last because there was no answer \(ConnectionRefused"):
         LLMTeacher("m", url, max_attempts=2, backoff=0.001).label("how many", DOCUMENTS)
@@ -345,7 +345,7 @@ def test_an_address_with_a_query_is_kept_but_not_shown(server: Server):
     ],
 )
 def test_llm_options_are_checked(options: dict, message: str):
-    """Guards against windows that do not overlap, so that nothing rises, and against secrets in an error."""
+    """Guards against windows without overlap, in which nothing rises, and against secrets in an error."""
     with pytest.raises(ValueError, match=message) as error:
         LLMTeacher(**{"model": "m", "base_url": "http://localhost", **options})
     assert "secret" not in str(error.value)
@@ -435,7 +435,7 @@ def test_one_hopeless_slate_can_be_left_out(server: Server, caplog: pytest.LogCa
         list(label_slates(slates, teacher_at(server, **options)))
     labelled = list(label_slates(slates, teacher_at(server, **options), skip_failures=True))
     assert [slate.query for slate in labelled] == ["query 0", "query 2"]
-    assert caplog.messages == ["Left out 1 slates for which the teacher had no usable answer."]
+    assert caplog.messages == ["Left out 1 slates, because the teacher's answer was not usable."]
     server.default = lambda body: (500, {}, b"")
     with pytest.raises(TeacherError):
         list(label_slates(slates, teacher_at(server, **options), skip_failures=True))

@@ -1,4 +1,4 @@
-"""Mining: what is found is what looking at everything finds, whatever the chunks, the rules, or an interruption."""
+"""Mining gives the same as brute force, for all chunks and rules, and after an interruption."""
 
 import hashlib
 from collections.abc import Sequence
@@ -234,7 +234,7 @@ def test_nothing_is_mined_ahead(collection: JudgedCorpus, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("survived", [0, 1, 3])
 def test_resuming_gives_the_same_bytes(survived: int, collection: JudgedCorpus, tmp_path: Path, monkeypatch):
-    """Guards against a restart that begins anew, loses a chunk, or ends with another file than an unbroken run."""
+    """Guards against a restart from the beginning, a lost chunk, or a different file than from an unbroken run."""
     settings = MiningSettings(3)
     monkeypatch.setattr(mining_module, "QUERIES_AT_ONCE", 5)
     monkeypatch.setattr(mining_module, "TEXTS_AT_ONCE", 25)
@@ -289,17 +289,17 @@ def test_parts_of_another_run_are_refused(collection: JudgedCorpus, tmp_path: Pa
         "settings": lambda: mine(Embedder(), collection, MiningSettings(3), parts=tmp_path),
         "judgements": lambda: mine(Embedder(), other, parts=tmp_path),
         "corpus": lambda: mine(Embedder(), replace(other, corpus={"copy": "x"}), parts=tmp_path),
-        "another model": lambda: mine(Embedder(salt="trained"), collection, parts=tmp_path),
+        "a different model": lambda: mine(Embedder(salt="trained"), collection, parts=tmp_path),
     }.items():
-        with pytest.raises(ValueError, match=f"holds parts .*{reason}.*; delete it, or give another folder"):
+        with pytest.raises(ValueError, match=f"holds parts .*{reason}.*; delete it, or give a new folder"):
             change()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"judgements": {"q1": {"d99": 1}}}, "name document 'd99' of query 'q1', which has no text"),
-        ({"judgements": {"q99": {"copy": 1}}}, "name query 'q99', which has no text"),
+        ({"judgements": {"q1": {"d99": 1}}}, "name document 'd99' of query 'q1', which lacks a text"),
+        ({"judgements": {"q99": {"copy": 1}}}, "name query 'q99', which lacks a text"),
         ({"corpus": {"d": " "}, "judgements": {"q1": {}}}, "The corpus holds no text"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Teachers: labels go to the documents that they were given for, and what is gold stays gold."""
+"""Teachers: labels belong to the right documents, and gold documents stay gold."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ SLATE = Slate("how many", tuple(DOCUMENTS), (1, 0, 0, None), (True, False, False
 
 
 class Lengths(Teacher):
-    """Labels a document with its length; it keeps what it was shown."""
+    """Labels a document with its length, and keeps the documents that it saw."""
 
     def __init__(self) -> None:
         self.shown: list[list[str]] = []
@@ -132,7 +132,7 @@ def test_cross_encoder(tmp_path: Path):
 
 def test_cross_encoder_with_several_outputs(tmp_path: Path):
     """Guards against the score of some class taken for relevance."""
-    with pytest.raises(ValueError, match="has 3 outputs; give one that has a single score"):
+    with pytest.raises(ValueError, match="has 3 outputs; give one with a single score"):
         CrossEncoderTeacher(tiny_cross_encoder(tmp_path / "model", outputs=3))
 
 
@@ -153,7 +153,7 @@ def test_e2rank_teacher(tiny: E2Rank, facts: list[str]):
 
 def test_e2rank_teacher_needs_rerank():
     """Guards against an AttributeError after the first batch."""
-    with pytest.raises(ValueError, match="has no rerank; give an E2Rank model"):
+    with pytest.raises(ValueError, match="cannot rerank; give an E2Rank model"):
         E2RankTeacher(object())  # type: ignore[arg-type]
 
 

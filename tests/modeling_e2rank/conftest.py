@@ -1,4 +1,4 @@
-"""What goes through a model, recorded."""
+"""Records of the shapes and texts that a model processes."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from e2rank_st import E2Rank
 
 
 class Spy:
-    """Records what goes through a model: shapes of forward passes, and every text given to the tokenizer."""
+    """Records the work of a model: shapes of forward passes, and every text given to the tokenizer."""
 
     def __init__(self, model: E2Rank, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shapes: list[tuple[int, int]] = []

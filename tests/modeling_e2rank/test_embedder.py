@@ -40,7 +40,7 @@ def test_tokens_behind_a_prompt(tiny: E2Rank, facts, prompt):
 
 
 def test_stored_vectors_cost_one_forward_pass(tiny: E2Rank, facts, spy):
-    """Guards against embedding what is stored: one query, one pass; and only the prompt's documents are tokenised."""
+    """Guards against embedding stored documents: one pass a query, and only the prompt's documents are tokenised."""
     vectors = tiny.encode_document(facts)
     spy.shapes.clear()
     spy.texts.clear()

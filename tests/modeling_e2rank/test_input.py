@@ -1,4 +1,4 @@
-"""What rerank is given: odd input, wrong input, and what is not allowed in a configuration."""
+"""Input of rerank: odd input, wrong input, and wrong configurations."""
 
 import copy
 import math

@@ -99,7 +99,7 @@ def test_we_read_stock_configurations(tmp_path: Path, mode):
 
 @pytest.mark.parametrize("wrong", ["max", "weightedmean", "last", ""])
 def test_unknown_mode(wrong):
-    """Guards against a mode that would pool silently in another way; the error names what is allowed."""
+    """Guards against a mode that would silently pool differently; the error names the allowed modes."""
     with pytest.raises(ValueError, match=r"lasttoken.*cls.*mean"):
         E2RankPooling(DIMENSION, wrong)
 

@@ -138,7 +138,7 @@ def test_budget_of_an_encoder(bundled: E2Rank, texts, limit):
 
 
 def test_documents_are_cut_on_token_boundaries(tiny: E2Rank):
-    """Guards against half a token or half a character: what is kept are the first tokens of the document."""
+    """Guards against half a token or half a character: the first tokens of the document are kept."""
     document = "größere Überraschung 🎉🎉🎉 " * 20
     tokens = TextTokenizer(tiny.tokenizer).texts([document])[document]
     for count in range(len(tokens.starts)):
@@ -233,7 +233,7 @@ def test_a_chat_template_that_changes_the_message(tiny: E2Rank, template):
     """Guards against a prompt that is not the template's: one that drops, repeats or changes the text is refused."""
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.chat_template = template
-    with pytest.raises(ValueError, match="render a user's message once, as it is"):
+    with pytest.raises(ValueError, match="render a user's message once and unchanged"):
         PromptBuilder(TextTokenizer(tokenizer), PROMPT_FORMATS["evaluation"], 1000, 100)
 
 
@@ -247,7 +247,7 @@ def test_control_tokens_that_eat_the_text_beside_them(tiny: E2Rank):
 
 
 def test_the_instruction_of_a_call_is_in_the_prompt(tiny: E2Rank, bundled: E2Rank, facts):
-    """Guards against an option without effect: it changes the prompt, or is refused where the format has no place."""
+    """Guards against an option without effect: it changes the prompt, or is refused if the format does not take it."""
     tokens = TextTokenizer(tiny.tokenizer)
     made = PromptBuilder(tokens, PROMPT_FORMATS["evaluation"], 1000, 100)
     for instruction in ("sort by age", "a much longer instruction that takes more tokens than the other one"):

@@ -30,5 +30,5 @@ def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / SCRIPT), "--data", str(tmp_path / "none")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
-    assert "make_slates: error: There is no folder" in done.stderr and "data.md" in done.stderr
+    assert f"make_slates: error: The folder {tmp_path / 'none'} is missing;" in done.stderr and "data.md" in done.stderr
     assert "Traceback" not in done.stderr

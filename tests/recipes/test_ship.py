@@ -17,7 +17,7 @@ ship = load_script("recipes/e2rank-minilm-l6/ship.py")
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder like a run's ``final``: what is shipped, and what is left behind."""
+    """A folder like a run's ``final``, with files to ship and files to leave out."""
     monkeypatch.setattr(ship, "CURVES", tmp_path / "recipe" / "curves.png")
     for name in ship.KEPT:
         (tmp_path / "final" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Exact search: compared with a sort of everything, whatever the chunks and the rules. Mining tests the other rules."""
+"""Exact search: compared with a sort of everything, for all chunks. Mining tests the remaining rules."""
 
 import numpy as np
 import pytest

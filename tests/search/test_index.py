@@ -58,7 +58,7 @@ def test_results_do_not_depend_on_the_call(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_equal_documents_keep_their_order():
-    """Guards against ties in whatever order a matrix product's rounding or an unstable sort gives."""
+    """Guards against ties in the random order of a matrix product's rounding or an unstable sort."""
     vectors = random_index(1000, 384).embeddings
     same = np.arange(3, 1000, 7)
     vectors[same] = vectors[3]
@@ -213,7 +213,7 @@ def test_damaged_index_is_refused(tmp_path: Path, name: str, damage):
 
 @pytest.mark.parametrize("name", ["embeddings.safetensors", "texts.jsonl", "index.json"])
 def test_missing_file_is_named(tmp_path: Path, name: str):
-    """Guards against an error that leaves open what is missing."""
+    """Guards against an error that does not name the missing file."""
     AXES.save(tmp_path / "index")
     (tmp_path / "index" / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):

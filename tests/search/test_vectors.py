@@ -8,7 +8,7 @@ from e2rank_st.search.vectors import embed_distinct, unit_rows
 
 
 def test_zero_rows_stay_zero():
-    """Guards against NaN where a text has no direction."""
+    """Guards against NaN for a text without a direction."""
     assert unit_rows([[3.0, 4.0], [0.0, 0.0]]).tolist() == [[np.float32(0.6), np.float32(0.8)], [0.0, 0.0]]
 
 

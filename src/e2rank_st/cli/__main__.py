@@ -1,4 +1,4 @@
-"""``python -m e2rank_st.cli``: the command ``e2rank``, for launchers that start modules, such as torchrun."""
+"""``python -m e2rank_st.cli``: the command ``e2rank``, for launchers of modules such as torchrun."""
 
 from e2rank_st.cli.app import app
 

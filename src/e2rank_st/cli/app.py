@@ -1,8 +1,8 @@
 """The command ``e2rank``: search the standard library's docstrings, rerank a file, embed a file.
 
 Results go to standard output: a table on a terminal, tab-separated lines in a pipe, JSON lines on request. Everything
-else (progress, times, warnings, errors) goes to standard error. The model and torch are imported by the commands that
-need them, so that ``--help`` answers at once.
+else (progress, times, warnings, errors) goes to standard error. Only the commands that need the model and torch import
+them, so ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 BUNDLED = "bundled"
-INSTALLED = (BUNDLED, "bundled-base")  # what load_model does not ask the Hub for
+INSTALLED = (BUNDLED, "bundled-base")  # load_model does not ask the Hub for them
 HIT_COLUMNS = (
     Column("rank", "d", style="bold"),
     Column("score", ".4f", style="green"),
@@ -52,7 +52,7 @@ RERANK_COLUMNS = (
 
 
 class _Commands(TyperGroup):
-    """Ends a command that the user can put right with one line on stderr instead of a traceback."""
+    """Ends a command after a user's mistake, with one line on stderr instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         with reported_errors("e2rank"):
@@ -60,13 +60,13 @@ class _Commands(TyperGroup):
 
 
 def _set_verbosity(verbosity: int) -> int:
-    """Show the package's warnings, with -v also what it does, with -vv also the traceback of an error."""
+    """Show the package's warnings; -v adds progress, and -vv adds the traceback of an error."""
     log_to_stderr(verbosity)
     return verbosity
 
 
 def _examples(*commands: str) -> str:
-    """Format examples for the end of a help text, where the leading mark keeps the line ends."""
+    """Format examples for the end of a help text; the mark at the start keeps the line ends."""
     return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
 
 
@@ -91,10 +91,10 @@ app = typer.Typer(
 
 ModelName = Annotated[
     str,
-    typer.Option("--model", metavar="NAME", help="Hub id or folder; 'bundled' is the small model that comes along."),
+    typer.Option("--model", metavar="NAME", help="Hub id or folder; 'bundled' is the small model in the package."),
 ]
 Device = Annotated[
-    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; by default the best there is.")
+    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; by default the best device.")
 ]
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Dtype = Annotated[
@@ -109,19 +109,19 @@ Verbose = Annotated[
         count=True,
         show_default=False,
         callback=_set_verbosity,
-        help="Say more; -vv with tracebacks.",
+        help="Show progress; -vv also shows tracebacks.",
     ),
 ]
 Source = Annotated[
-    str, typer.Argument(metavar="FILE", help="A document a line, or JSON lines with 'text'; - is stdin.")
+    str, typer.Argument(metavar="FILE", help="One document a line, or JSON lines with 'text'; - is stdin.")
 ]
-FileFormat = Annotated[Format, typer.Option("--format", help="How FILE is written; auto tells by its first line.")]
+FileFormat = Annotated[Format, typer.Option("--format", help="Form of FILE; auto looks at its first line.")]
 
 
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Retrieve and rerank with one embedding model (E2Rank)."""
@@ -129,7 +129,7 @@ def main(
 
 @contextmanager
 def _step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]:
-    """Show a spinner while something is under way, if stderr is a terminal, and tell how long it took."""
+    """Show a spinner during a step, if stderr is a terminal, and report its seconds."""
     start = time.perf_counter()
     with Console(stderr=True).status(doing) if spin else nullcontext():
         yield
@@ -138,9 +138,9 @@ def _step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]
 
 
 def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool = False) -> E2Rank:
-    """Load the model; where it may have to be downloaded, the bars of the download are shown instead of a spinner."""
+    """Load the model. A model from the Hub shows the bars of its download instead of a spinner."""
     is_local = name in INSTALLED or Path(name).is_dir()
-    # Read when torch is first imported: threads that spin while they wait made a busy 2-core machine 5 times slower.
+    # torch reads it at its first import. Threads that spin while they wait made a busy 2-core machine 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with _step("loading the model", spin=is_local, tell=tell):
         from transformers.utils.logging import disable_progress_bar, enable_progress_bar
@@ -152,7 +152,7 @@ def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool =
         try:
             return load_model(name, **_placement(device, dtype))
         finally:
-            enable_progress_bar()  # the bars of reranking hang on the same switch
+            enable_progress_bar()  # the bars of reranking use the same switch
 
 
 def _check_query(query: str, advice: str) -> None:
@@ -162,14 +162,14 @@ def _check_query(query: str, advice: str) -> None:
 
 
 def _placement(device: str | None, dtype: DtypeName) -> dict[str, Any]:
-    """Choose where the model is to run and in what type, refusing a device that does not work here."""
+    """Choose device and type of the model; refuse a device that does not work here."""
     import torch
     from sentence_transformers.util import get_device_name
 
     device = device or get_device_name()
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch says with either that it lacks a device
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
         raise ValueError(f"Got --device {device}, which does not work here ({error}); try --device cpu.") from error
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
@@ -178,7 +178,9 @@ def _placement(device: str | None, dtype: DtypeName) -> dict[str, Any]:
 
 @app.command(epilog=_examples("e2rank demo", 'e2rank demo "compress a file with gzip" --top-k 3'))
 def demo(
-    queries: Annotated[list[str] | None, typer.Argument(metavar="QUERY", help="By default, three are given.")] = None,
+    queries: Annotated[
+        list[str] | None, typer.Argument(metavar="QUERY", help="Default: three built-in queries.")
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Results for each query.")] = 10,
     cache: Annotated[bool, typer.Option(help="Keep the vectors in the user's cache folder.")] = True,
     model: ModelName = BUNDLED,
@@ -187,12 +189,12 @@ def demo(
     batch_size: BatchSize = 32,
     verbose: Verbose = 0,
 ) -> None:
-    """Search the docstrings of Python's standard library. Retrieves 100, reranks them with their stored vectors."""
+    """Search the docstrings of Python's standard library: retrieve 100, and rerank them with their stored vectors."""
     from e2rank_st.cli.demo import answer
     from e2rank_st.data.docstrings import QUERIES, collect
 
     for query in queries or ():
-        _check_query(query, "ask something, or give no query at all for the three built-in ones.")
+        _check_query(query, "ask something, or leave it out for the three built-in queries.")
     encoder = _load_model(model, device, dtype, tell=True)
     with _step("collecting the standard library's docstrings"):
         docstrings = collect()
@@ -210,7 +212,7 @@ def demo(
 
 
 def _demo_index(model: E2Rank, texts: list[str], cache_name: str | None, batch_size: int) -> Index:
-    """Take the vectors from the cache, or make them and keep them there; without a name leave the cache alone."""
+    """Take the vectors from the cache, or make them and keep them there. Without a name, do not use the cache."""
     from e2rank_st.cli.demo import cache_folder, keep_index, kept_index
     from e2rank_st.search.index import Index
 
@@ -237,23 +239,21 @@ def _demo_index(model: E2Rank, texts: list[str], cache_name: str | None, batch_s
     )
 )
 def rerank(
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What is asked.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="The query.")],
     source: Source = "-",
     top_k: Annotated[int | None, typer.Option(min=0, metavar="N", help="Results to show; by default all.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write JSON lines, with the other fields of the input.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON lines, with all fields of the input.")] = False,
     file_format: FileFormat = "auto",
     embeddings: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Vectors of the documents, from 'e2rank embed'.")
     ] = None,
-    instruction: Annotated[str | None, typer.Option(metavar="TEXT", help="What the model is told to do.")] = None,
+    instruction: Annotated[str | None, typer.Option(metavar="TEXT", help="Task instruction of the prompt.")] = None,
     num_prompt_documents: Annotated[
-        int | None, typer.Option(min=0, metavar="K", help="Documents shown in the prompt.")
+        int | None, typer.Option(min=0, metavar="K", help="Documents in the prompt.")
     ] = None,
     candidate_order: Annotated[
         Literal["given", "similarity"] | None,
-        typer.Option(metavar="ORDER", help="given: the prompt shows the first documents; similarity: the nearest."),
+        typer.Option(metavar="ORDER", help="given: the prompt holds the first documents; similarity: the nearest."),
     ] = None,
     model: ModelName = BUNDLED,
     device: Device = None,
@@ -262,7 +262,7 @@ def rerank(
     verbose: Verbose = 0,
 ) -> None:
     """Sort documents by how well they answer a query. A score is a cosine, comparable within one call only."""
-    _check_query(query, "say what the documents are to be sorted by.")
+    _check_query(query, "give a query to sort the documents by.")
     records = read_documents(source, file_format)
     vectors = _read_vectors(embeddings) if embeddings else None
     ranking = _load_model(model, device, dtype).rerank(
@@ -295,7 +295,7 @@ def embed(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.npy", help="Write a float32 matrix instead.")
     ] = None,
-    task: Annotated[Literal["query", "document"], typer.Option(help="What the texts are.")] = "document",
+    task: Annotated[Literal["query", "document"], typer.Option(help="Embed as queries or as documents.")] = "document",
     file_format: FileFormat = "auto",
     model: ModelName = BUNDLED,
     device: Device = None,
@@ -303,7 +303,7 @@ def embed(
     batch_size: BatchSize = 32,
     verbose: Verbose = 0,
 ) -> None:
-    """Embed texts. Writes JSON lines: the fields of the input and 'embedding'."""
+    """Embed texts. The result is JSON lines with the fields of the input and 'embedding'."""
     import numpy as np
 
     records = read_documents(source, file_format)
@@ -320,10 +320,10 @@ def embed(
         _write_json({"embedding": vector.tolist()}, record)
 
 
-# The settings are the training script's own: as many as the trainer has, and the same in a file.
+# The training script reads its own settings: all settings of the trainer, as flags or from a file.
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(context: typer.Context) -> None:
-    """Train a model on slates; settings come from a YAML file and flags, 'e2rank train --help' lists them."""
+    """Train a model on slates. Settings come from a YAML file and flags; 'e2rank train --help' lists them."""
     from e2rank_st.training.run import main as run_training
 
     _set_verbosity(1)
@@ -331,19 +331,19 @@ def train(context: typer.Context) -> None:
 
 
 def _read_vectors(path: Path) -> NDArray[Any]:
-    """Read a matrix that ``embed --output`` wrote; a pickle could run code, so it is refused."""
+    """Read a matrix that ``embed --output`` wrote. A pickle is refused, because it could run code."""
     import numpy as np
 
     try:
         vectors: NDArray[Any] = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(
-            f"{path} is no matrix of numbers in NumPy's format; make one with e2rank embed --output."
+            f"{path} is not a matrix of numbers in NumPy's format; make one with e2rank embed --output."
         ) from error
     return vectors
 
 
 def _write_json(results: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write one JSON line: results first; a field of the input by the same name is kept as ``input_...``."""
+    """Write one JSON line, results first. A field of the input with the same name is kept as ``input_...``."""
     kept = {f"input_{name}" if name in results else name: value for name, value in record.items()}
     sys.stdout.write(json.dumps({**results, **kept}) + "\n")

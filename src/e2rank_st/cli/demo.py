@@ -1,7 +1,7 @@
 """Query → the standard library's docstrings that answer it, first retrieved and then reranked by one model.
 
-The texts are embedded once and kept; a query then costs one forward pass to retrieve and one to rerank, which is the
-point of the method and what the times shown are about.
+The texts are embedded once and kept. A query then costs one forward pass to retrieve and one to rerank. That is the
+strength of the method, and the demo shows the times of both.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
-    """What one query found.
+    """The results of one query.
 
     Attributes:
         hits: The best documents, best first, as :meth:`~e2rank_st.search.index.Index.rerank` gives them.
-        retrieval_seconds: Time to embed the query and to find the candidates.
+        retrieval_seconds: Time to embed the query and find the candidates.
         rerank_seconds: Time to rerank them with their stored vectors.
     """
 
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
 
 
 def answer(model: E2Rank, index: Index, query: str, top_k: int = 10, num_candidates: int = 100) -> Answer:
-    """Search as :meth:`~e2rank_st.model.E2Rank.search` does, and time both of its steps."""
+    """Search as :meth:`~e2rank_st.model.E2Rank.search` does, and time both steps."""
     start = time.perf_counter()
     scores, rows = index.retrieve(model.encode_query([query]), num_candidates)
     retrieved = time.perf_counter()
@@ -48,15 +48,15 @@ def answer(model: E2Rank, index: Index, query: str, top_k: int = 10, num_candida
 
 
 def kept_index(model: E2Rank, texts: list[str], folder: Path) -> Index | None:
-    """Load the index that ``keep_index`` kept, if it is still of use.
+    """Load the index that ``keep_index`` saved, if it is still usable.
 
     Args:
-        model: The model that is to search the index.
-        texts: The documents it is to hold.
-        folder: Where it is kept.
+        model: The model that will search the index.
+        texts: The documents of the index.
+        folder: The folder of the index.
 
     Returns:
-        The index, or None where there is none, it is damaged, or the model does not give its vectors any more.
+        The index, or None if it is missing or damaged, or does not fit the texts or the model.
     """
     try:
         index = Index.load(folder)
@@ -67,16 +67,16 @@ def kept_index(model: E2Rank, texts: list[str], folder: Path) -> Index | None:
         return None
     if index.texts == texts and index.agrees_with(model):
         return index
-    logger.warning("The index in %s was built by another model or of other texts; build it again.", folder)
+    logger.warning("The index in %s was built with a different model or different texts; build it again.", folder)
     return None
 
 
 def keep_index(index: Index, folder: Path) -> None:
-    """Save an index for the next call; where that fails, the next call only takes longer.
+    """Save an index for the next call. If that fails, the next call only takes longer.
 
     Args:
-        index: What to keep.
-        folder: Where to keep it.
+        index: The index.
+        folder: The folder to save it in.
     """
     try:
         index.save(folder)
@@ -85,15 +85,15 @@ def keep_index(index: Index, folder: Path) -> None:
 
 
 def cache_folder(model_name: str, model: E2Rank, texts: list[str]) -> Path:
-    """Name the folder that keeps the index of these texts for this model, in the user's cache.
+    """Name the folder in the user's cache for the index of these texts and this model.
 
     Args:
-        model_name: What the user called the model.
+        model_name: The user's name for the model.
         model: The model.
         texts: The documents.
 
     Returns:
-        A folder below ``$XDG_CACHE_HOME``, or else ``~/.cache``, which need not exist.
+        A folder below ``$XDG_CACHE_HOME``, or else ``~/.cache``. It may not exist yet.
     """
     identity = json.dumps([model_name, str(model.dtype), model.max_seq_length, texts])
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""Files → slates, documents, judgements and runs: what is trained on, searched and judged."""
+"""Files → slates to train on, documents to search, and judgements and runs to evaluate."""

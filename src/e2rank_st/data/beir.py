@@ -1,7 +1,7 @@
 """A BEIR folder → its corpus, queries and judgements.
 
-TextStore wait on disk and are looked up one by one, so that memory does not grow with the corpus; the judgements, which are
-a few numbers a query, are held.
+Texts stay on disk and are looked up one by one, so memory does not grow with the corpus. Judgements stay in memory:
+they are a few numbers a query.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from e2rank_st.data.files import ROW_FILES, DataError, Row, id_field, number_fie
 
 __all__ = ["JudgedCorpus", "TextStore"]
 
-CACHE_KIB = 16 * 1024  # of a lookup's pages in memory; the rest is in its temporary file
+CACHE_KIB = 16 * 1024  # of a store's pages stay in memory; the rest is in its temporary file
 
 
 class TextStore(Mapping[str, str]):
-    """TextStore by id, in a temporary file of SQLite's that vanishes with them. Ids come in the order of insertion.
+    """Texts by id, in the order of insertion. They are in a temporary SQLite file that vanishes with the store.
 
     Args:
         pairs: Ids and texts.
 
     Raises:
-        DataError: An id comes twice.
+        DataError: An id appears twice.
     """
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        # An empty name is a private database on disk. Generators that read it may be handed on to another thread.
+        # An empty name is a private database on disk. A generator that reads it may move to another thread.
         self._database = sqlite3.connect("", check_same_thread=False)
         weakref.finalize(self, self._database.close)
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -43,12 +43,12 @@ class TextStore(Mapping[str, str]):
         """Add a text.
 
         Raises:
-            DataError: The id is there already.
+            DataError: The store has the id already.
         """
         try:
             self._database.execute("INSERT INTO texts (id, text) VALUES (?, ?)", (id_, content))
         except sqlite3.IntegrityError as error:
-            raise DataError("_id", "comes twice", f"{id_!r} has a text already; give each id once.") from error
+            raise DataError("_id", "appears twice", f"{id_!r} has a text already; give each id once.") from error
 
     def __getitem__(self, id_: str) -> str:
         found = self._database.execute("SELECT text FROM texts WHERE id = ?", (id_,)).fetchone()
@@ -68,12 +68,12 @@ class TextStore(Mapping[str, str]):
 
 @dataclass(frozen=True)
 class JudgedCorpus:
-    """What candidates are mined from, and what judged slates are read from.
+    """A corpus with queries and judgements: candidates are mined from it, and judged slates are read from it.
 
     Attributes:
         corpus: Documents by id.
-        queries: Queries by id, those of other splits among them.
-        judgements: For each query of the split, by id, the grades of its judged documents, by id; higher is better.
+        queries: Queries by id, including those of other splits.
+        judgements: Query id → document id → grade, for the queries of the split. A higher grade is better.
     """
 
     corpus: Mapping[str, str]
@@ -84,22 +84,21 @@ class JudgedCorpus:
     def load(cls, folder: str | os.PathLike[str], split: str, *, skip_bad_rows: bool = False) -> JudgedCorpus:
         """Read a folder in BEIR's layout: ``corpus``, ``queries``, and ``qrels_{split}`` or ``qrels/{split}``.
 
-        Each is parquet, JSON lines (also compressed) or tab-separated with a header, with the columns
+        Each file is parquet, JSON lines (also compressed), or tab-separated with a header. The columns are
         ``_id, title, text``; ``_id, text``; ``query-id, corpus-id, score``. A title is put before its text.
 
         Args:
             folder: The folder.
-            split: Whose judgements, for example ``train``.
-            skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing the file.
+            split: The split of the judgements, for example ``train``.
+            skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
 
         Raises:
-            FileNotFoundError: A file is missing; the message says which splits there are.
-            DataError: A row is bad: an id that comes twice, a judgement of a text that is not there, a grade that is
-                no number.
+            FileNotFoundError: A file is missing; the message lists the splits of the folder.
+            DataError: A row is bad: an id appears twice, a judged text is missing, or a grade is not a number.
             ImportError: The files are parquet and pyarrow is missing.
         """
         folder = Path(folder)
-        # Found before anything is read: a wrong split shows at once.
+        # All are found before one is read, to report a wrong split at once.
         files = [_find(folder, stems) for stems in (("corpus",), ("queries",), (f"qrels_{split}", f"qrels/{split}"))]
         corpus, queries = (_texts(path, skip_bad_rows) for path in files[:2])
         judgements: dict[str, dict[str, float]] = {}
@@ -108,9 +107,9 @@ class JudgedCorpus:
             query, document, grade = id_field(row, "query-id"), id_field(row, "corpus-id"), number_field(row, "score")
             for field, id_, known in (("query-id", query, queries), ("corpus-id", document, corpus)):
                 if id_ not in known:
-                    raise DataError(field, "unknown", f"{id_!r} has no text in {folder}.")
+                    raise DataError(field, "unknown", f"{id_!r} lacks a text in {folder}.")
             if judgements.setdefault(query, {}).setdefault(document, grade) != grade:
-                raise DataError("score", "judged twice", f"{document!r} already has another grade for {query!r}.")
+                raise DataError("score", "judged twice", f"{document!r} has a different grade for {query!r} already.")
 
         for _ in parse_rows(files[2], judge, skip_bad_rows=skip_bad_rows):
             pass
@@ -125,13 +124,13 @@ def _texts(path: Path, skip_bad_rows: bool) -> TextStore:
 
 
 def _document(row: Row) -> str:
-    """Title and text; a document may consist of one of them alone."""
+    """Join title and text; a document may have only one of them."""
     parts = [text_field(row, field).strip() for field in ("title", "text") if row.get(field) not in (None, "")]
     return " ".join(parts) or text_field(row, "text")
 
 
 def _find(folder: Path, stems: tuple[str, ...]) -> Path:
-    """The file with one of these names, whatever its form."""
+    """Find the file with one of these names and any known ending."""
     names = [f"{stem}{ending}" for stem in stems for ending in ROW_FILES]
     for name in names:
         if (folder / name).is_file():
@@ -140,5 +139,5 @@ def _find(folder: Path, stems: tuple[str, ...]) -> Path:
     splits = sorted({path.name.removeprefix("qrels_").split(".")[0] for path in judged})
     raise FileNotFoundError(
         f"{folder} holds none of {', '.join(names)}. Its splits: {', '.join(splits) or 'none'}; "
-        "give a folder in BEIR's layout and one of its splits."
+        "give a folder in BEIR's layout, and one of its splits."
     )

@@ -1,8 +1,7 @@
-"""The running Python's standard library → its own documentation, as a few thousand short texts.
+"""The running Python's standard library → its docstrings, as a few thousand short texts.
 
-Every machine that runs this package has them, they are written by people for people, and a reader can judge a result at
-sight, which makes them a good corpus for a demonstration without a data file. The library's Python files are parsed,
-not imported, since importing some of them opens windows, prints or starts a browser.
+They are a good corpus for a demonstration. Every machine has them, people wrote them, and a reader can judge a result
+at sight. The library's Python files are parsed, not imported: importing some of them opens windows or prints.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ __all__ = ["QUERIES", "Docstring", "collect"]
 
 logger = logging.getLogger(__name__)
 
-# Applications, tests and tables inside the library, which document themselves rather than something to call.
+# Applications, tests and tables inside the library. Their docstrings describe nothing to call.
 LEFT_OUT = frozenset({"encodings", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "turtledemo"})
-# Modules with parts in C, whose docstrings no source file shows; importing them has no side effect.
+# Modules with parts in C. Their docstrings are not in a Python file, and importing these modules is harmless.
 COMPILED = (
     "array", "binascii", "builtins", "cmath", "collections", "datetime", "decimal", "functools", "itertools", "math",
     "os", "struct", "time", "unicodedata", "zlib",
 )  # fmt: skip
-QUERIES = (  # that the demo and the speed benchmark ask
+QUERIES = (  # for the demo and the speed benchmark
     "how do I run several tasks at the same time and wait for all of them",
     "count how often each word occurs",
     "split a command line into words the way a shell does",
 )
-FEWEST_WORDS = 3  # "Return self." finds nothing, "Greatest Common Divisor." does
+FEWEST_WORDS = 3  # "Return self." answers nothing, "Greatest Common Divisor." does
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class Docstring:
     """One documented module, class, function or method.
 
     Attributes:
-        name: Where it is, for example ``asyncio.tasks.gather``.
-        text: What its docstring says, without the indentation.
+        name: Its dotted name, for example ``asyncio.tasks.gather``.
+        text: Its docstring, without the indentation.
     """
 
     name: str
@@ -56,7 +55,7 @@ class Docstring:
 
     @property
     def document(self) -> str:
-        """Name and text together: what is embedded."""
+        """Name and text together, to be embedded."""
         return f"{self.name}\n{self.text}"
 
 
@@ -64,8 +63,8 @@ def collect() -> list[Docstring]:
     """Collect the docstrings of everything public in the standard library.
 
     Returns:
-        Docstrings in a fixed order, the same on every call: parsed modules by name, each in the order of its source,
-        then compiled ones. Each name and each text comes once.
+        Docstrings, in the same order on every call. Parsed modules come first, by name, each in the order of its
+        source; then come compiled modules. Each name and each text appears once.
     """
     found: dict[str, str] = {}
     seen: set[str] = set()
@@ -78,7 +77,7 @@ def collect() -> list[Docstring]:
 
 
 def _parsed() -> Iterator[tuple[str, str]]:
-    """Yield name and docstring of what is defined in the library's Python files."""
+    """Yield name and docstring of each definition in the library's Python files."""
     library = Path(sysconfig.get_path("stdlib"))
     for module, path in sorted(_sources(library)):
         try:
@@ -102,7 +101,7 @@ def _sources(library: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
-    """Yield what a module or class defines, also under ``if`` and ``try``, but nothing inside a function."""
+    """Yield the definitions of a module or class, also those under ``if`` and ``try``, but none inside a function."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             name = f"{prefix}.{child.name}"
@@ -116,7 +115,7 @@ def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _compiled() -> Iterator[tuple[str, str]]:
-    """Yield name and docstring of what the modules with parts in C offer."""
+    """Yield name and docstring of each public member of the modules with parts in C."""
     for module_name in COMPILED:
         module = importlib.import_module(module_name)
         yield module_name, module.__doc__ or ""
@@ -128,7 +127,7 @@ def _compiled() -> Iterator[tuple[str, str]]:
 
 
 def _public(owner: ModuleType | type) -> Iterator[tuple[str, object]]:
-    """Yield the public classes, functions and methods that a module or class offers, by name."""
+    """Yield the public classes, functions and methods of a module or class, sorted by name."""
     members = vars(owner)
     for name in sorted(members.get("__all__", members)):
         value = members.get(name)

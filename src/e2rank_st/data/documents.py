@@ -1,7 +1,7 @@
-"""A text file or JSON lines → documents, with the place of anything that is wrong.
+"""A text file or JSON lines → documents; an error names file and line.
 
-Blank lines are left out, so the documents of a file are counted the same way wherever it is read: the row of a vector
-made from a file is the ``corpus_id`` of the document made from it.
+Blank lines are left out, so every reader counts the documents of a file in the same way. The row of a vector is
+therefore the ``corpus_id`` of its document.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeAlias
 __all__ = ["Format", "check_text", "read_documents"]
 
 
-# How documents are written: a document a line, or a JSON object a line with the document in its field "text". "auto"
-# takes JSON lines where the first document starts with a brace.
+# "text" is one document a line. "jsonl" is one JSON object a line, with the document in its field "text". "auto" takes
+# JSON lines if the first document starts with a brace.
 Format: TypeAlias = Literal["auto", "text", "jsonl"]
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -28,20 +28,20 @@ def read_documents(source: str, form: Format = "auto") -> list[dict[str, Any]]:
 
     Args:
         source: Path of the file, or ``-`` for standard input.
-        form: How they are written.
+        form: Form of the file.
 
     Returns:
-        A record a document, with ``text`` and whatever other fields its JSON line has.
+        One record for each document: ``text`` and the further fields of its JSON line.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: There is no document, or a line is no valid one; the message names file and line.
+        ValueError: The file holds no document, or a line is not valid. The message names file and line.
     """
     name = "<stdin>" if source == "-" else source
     content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     lines = list(_lines(content, name))
     if not lines:
-        raise ValueError(f"{name} holds no documents; give a document a line, or JSON lines with a field 'text'.")
+        raise ValueError(f"{name} holds no documents; give one document a line, or JSON lines with a field 'text'.")
     if form == "auto":
         form = "jsonl" if lines[0][1].startswith("{") else "text"
     if form == "text":
@@ -50,23 +50,23 @@ def read_documents(source: str, form: Format = "auto") -> list[dict[str, Any]]:
 
 
 def check_text(text: str, place: str) -> None:
-    """Refuse a text that no tokenizer takes: one with half a surrogate pair.
+    """Refuse a text with half a surrogate pair, because tokenizers cannot read it.
 
-    JSON can spell one, and Python makes them of command line arguments that are not UTF-8.
+    JSON can contain half a pair, and Python makes one of a command line argument that is not UTF-8.
 
     Args:
         text: The text.
-        place: Where it comes from, for the message.
+        place: Its source, for the message.
 
     Raises:
-        ValueError: It holds half a surrogate pair.
+        ValueError: The text holds half a surrogate pair.
     """
     if SURROGATE.search(text):
-        raise ValueError(f"{place}: got {text!a:.60}, which is no valid Unicode; give it in UTF-8.")
+        raise ValueError(f"{place}: got {text!a:.60}, which is not valid Unicode; give it in UTF-8.")
 
 
 def _lines(content: bytes, name: str) -> Iterator[tuple[int, str]]:
-    """Yield number and text of each line that is not blank, without a byte order mark or surrounding blanks."""
+    """Yield number and text of each line that is not blank. Byte order mark and surrounding blanks are removed."""
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             line = raw.decode("utf-8").strip()
@@ -79,10 +79,10 @@ def _lines(content: bytes, name: str) -> Iterator[tuple[int, str]]:
 def _record(line: str, place: str) -> dict[str, Any]:
     """Parse one JSON line."""
     try:
-        record: dict[str, Any] = json.loads(line)  # or whatever else a line may hold, which is checked below
+        record: dict[str, Any] = json.loads(line)  # the type is checked below
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{place}: no JSON ({error.msg} at column {error.colno}); write one object a line, or use --format text."
+            f"{place}: not JSON ({error.msg} at column {error.colno}); write one object a line, or use --format text."
         ) from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):

@@ -1,7 +1,7 @@
-"""A data file → its rows, one at a time, each with its place, and every bad one refused or counted.
+"""A data file → its rows, one at a time; a bad row is refused with its place, or counted.
 
-Memory does not grow with the file: JSON lines are read by line, tab-separated values by line, parquet in small batches.
-Whoever parses a row says what is wrong with it; the reading loop here adds where.
+Memory does not grow with the file: JSON lines and tab-separated values are read by line, parquet in small batches.
+The parser of a row reports the problem, and the reading loop here adds the place.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-BATCH_ROWS = 128  # a slate may hold a hundred passages, so a batch is some megabytes
+BATCH_ROWS = 128  # some megabytes: a slate may hold a hundred passages
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 Row: TypeAlias = Mapping[str, Any]
 Parsed = TypeVar("Parsed")
 
 
 class DataError(ValueError):
-    """A row of a file, or a slate made in memory, that would train or score silently wrong.
+    """A bad row of a file, or a bad slate in memory, that would silently give wrong training or wrong scores.
 
     Args:
         field: The field that is wrong.
-        problem: What is wrong with it, in words that do not vary, since skipped rows are counted by them.
-        detail: What was there, and what to do.
-        place: Where, usually file and line.
+        problem: The problem, in fixed words, because skipped rows are counted by it.
+        detail: The value, and how to correct it.
+        place: The place, usually file and line.
     """
 
     def __init__(self, field: str, problem: str, detail: str, place: str = "") -> None:
@@ -57,16 +57,16 @@ class DataError(ValueError):
         self.place = place
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is pickled by its message alone unless told otherwise: worker processes have to pass it on.
+        # Worker processes pickle the error. By default, an exception is pickled by its message alone.
         return type(self), (self.field, self.problem, self.detail, self.place)
 
     @property
     def reason(self) -> str:
-        """Field and problem: what skipped rows are counted by."""
+        """Field and problem; skipped rows are counted by them."""
         return f"{self.field}: {self.problem}"
 
     def at(self, place: str) -> DataError:
-        """The same error, with its place."""
+        """Return the same error, with its place."""
         return DataError(self.field, self.problem, self.detail, place)
 
 
@@ -76,16 +76,16 @@ def parse_rows(
     """Parse the rows of a file, one at a time.
 
     Args:
-        path: A file whose name ends as one of :data:`ROW_FILES`.
-        parse: What makes a value of a row; it raises DataError where it cannot.
-        skip_bad_rows: Leave bad rows out and log, at the end, how many there were for each reason.
+        path: A file with an ending of :data:`ROW_FILES`.
+        parse: Turns a row into a value; it raises DataError for a bad row.
+        skip_bad_rows: Leave bad rows out. At the end, log their number for each reason.
 
     Yields:
-        What ``parse`` made, in the order of the file.
+        The values that ``parse`` returns, in the order of the file.
 
     Raises:
         DataError: A row is bad, or the file is damaged; lines and rows are counted from 1.
-        ValueError: The file is of no known form.
+        ValueError: The form of the file is unknown.
         OSError: The file cannot be read.
         ImportError: The file is parquet and pyarrow is missing.
     """
@@ -109,11 +109,11 @@ def parse_rows(
 
 
 def column_names(path: str | os.PathLike[str]) -> frozenset[str]:
-    """Names of a file's columns; of JSON lines, those of the first line.
+    """Return the names of a file's columns; JSON lines have the names of their first line.
 
     Raises:
-        DataError: The first line is no JSON object, or the file is damaged or empty.
-        ValueError: The file is of no known form.
+        DataError: The first line is not a JSON object, or the file is damaged or empty.
+        ValueError: The form of the file is unknown.
         OSError: The file cannot be read.
         ImportError: The file is parquet and pyarrow is missing.
     """
@@ -131,16 +131,16 @@ def column_names(path: str | os.PathLike[str]) -> frozenset[str]:
 
 
 def text_field(row: Row, field: str) -> str:
-    """The text in a field.
+    """Return the text in a field.
 
     Raises:
-        DataError: It is missing, no string, blank, or holds half of a surrogate pair, which no tokenizer takes.
+        DataError: It is missing, not a string or blank, or holds half of a surrogate pair, which tokenizers refuse.
     """
     value = row.get(field)
     if value is None:
         raise DataError(field, "missing", f"the row has {', '.join(map(repr, row)) or 'no fields'}.")
     if not isinstance(value, str):
-        raise DataError(field, "no string", f"got {type(value).__name__} {value!r:.60}; give a string.")
+        raise DataError(field, "not a string", f"got {type(value).__name__} {value!r:.60}; give a string.")
     if not value.strip():
         raise DataError(field, "empty", "give a text.")
     try:
@@ -151,20 +151,20 @@ def text_field(row: Row, field: str) -> str:
 
 
 def id_field(row: Row, field: str) -> str:
-    """The id in a field, as a string; whole numbers are ids, too.
+    """Return the id in a field, as a string; a whole number is an id, too.
 
     Raises:
-        DataError: It is missing or something else.
+        DataError: The id is missing, or it is neither a text nor a whole number.
     """
     value = row.get(field)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else text_field(row, field)
 
 
 def number_field(row: Row, field: str) -> float:
-    """The finite number in a field, or in the string there.
+    """Return the finite number in a field; a string may hold it.
 
     Raises:
-        DataError: It is missing or something else.
+        DataError: The field holds no finite number.
     """
     value = row.get(field)
     try:
@@ -172,15 +172,15 @@ def number_field(row: Row, field: str) -> float:
     except (TypeError, ValueError):
         result = math.nan
     if not math.isfinite(result):
-        raise DataError(field, "no number", f"got {value!r:.60}; give a finite number.")
+        raise DataError(field, "not a number", f"got {value!r:.60}; give a finite number.")
     return result
 
 
 def pyarrow_parquet() -> Any:
-    """The module ``pyarrow.parquet``.
+    """Import ``pyarrow.parquet``.
 
     Raises:
-        ImportError: It is not installed; the message says how to install it.
+        ImportError: pyarrow is not installed; the message gives the install command.
     """
     try:
         return importlib.import_module("pyarrow.parquet")
@@ -190,22 +190,22 @@ def pyarrow_parquet() -> Any:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Name the file where a library's error about its content does not."""
+    """Turn a library's error about the content of a file into one that names the file."""
     try:
         yield
     except DataError:
         raise
-    # pyarrow's ArrowInvalid is a ValueError; a file that is not there or not ours to read says so itself.
+    # pyarrow's ArrowInvalid is a ValueError. The error for a missing or unreadable file is clear already.
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         raise DataError("file", "damaged", f"{error}; fetch or write it again.", str(path)) from error
 
 
 def _opened(path: Path) -> Iterator[tuple[str, bytes | Row]]:
-    """Yield place and content of each row: a line that is still to be parsed, or the fields themselves."""
+    """Yield place and content of each row: a line to be parsed, or the fields themselves."""
     for ending, read in ROW_FILES.items():
         if path.name.endswith(ending):
             return read(path)
-    raise ValueError(f"{path} is of no known form; its name has to end in {', '.join(ROW_FILES)}.")
+    raise ValueError(f"The form of {path} is unknown; its name must end in {', '.join(ROW_FILES)}.")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -225,7 +225,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _separated(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield place and fields of each line under a header; a field that a short line lacks is missing."""
+    """Yield place and fields of each line under a header; a short line lacks its last fields."""
     header: list[str] = []
     for place, raw in _lines(path):
         fields = _decoded(raw).rstrip("\r\n").split("\t")
@@ -236,9 +236,9 @@ def _separated(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    """Yield place and fields of each row; the file is mapped, so only a batch of it is decoded at a time."""
+    """Yield place and fields of each row. The file is memory-mapped, so only one batch is decoded at a time."""
     library = pyarrow_parquet()
-    path.stat()  # of a missing file Python says so, and Arrow much more
+    path.stat()  # for a missing file, Python's message is clearer than Arrow's
     with _damage(path):
         file = library.ParquetFile(path, memory_map=True)
     with file:
@@ -254,15 +254,15 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _record(raw: bytes | Row) -> Row:
-    """The fields of a row."""
+    """Return the fields of a row."""
     if not isinstance(raw, bytes):
         return raw
     try:
         value = json.loads(_decoded(raw))
     except json.JSONDecodeError as error:
-        raise DataError("line", "no JSON", f"{error.msg} at column {error.colno}; write an object a line.") from error
+        raise DataError("line", "not JSON", f"{error.msg} at column {error.colno}; write an object a line.") from error
     if not isinstance(value, dict):
-        raise DataError("line", "no JSON object", f"got {type(value).__name__}; write an object a line.")
+        raise DataError("line", "not a JSON object", f"got {type(value).__name__}; write an object a line.")
     return value
 
 
@@ -273,7 +273,7 @@ def _decoded(raw: bytes) -> str:
         raise DataError("line", "not UTF-8", f"{error.reason} at byte {error.start}; convert the file.") from error
 
 
-# How the name of a file ends → how its rows are read.
+# Ending of a file's name → reader of its rows.
 ROW_FILES: Mapping[str, Callable[[Path], Iterator[tuple[str, bytes | Row]]]] = {
     ".parquet": _parquet,
     ".jsonl": _lines,

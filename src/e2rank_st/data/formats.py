@@ -1,7 +1,7 @@
-"""Training data, in the forms in which they lie about → slates.
+"""Training data in its usual forms → slates.
 
-Every reader streams, and refuses a bad row with its place, or counts it. A form is a row of :data:`FORMS`: the columns
-that tell it from the others, and what reads it.
+Every reader streams. It refuses a bad row with its place, or counts it. A form is a row of :data:`FORMS`: its typical
+columns and its reader.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def read_beir(
     """Read the judged documents of each query of a BEIR folder; the grades are the labels.
 
     Args:
-        folder: As :meth:`~e2rank_st.data.beir.Collection.load` takes it.
-        split: Whose judgements.
+        folder: A folder for :meth:`~e2rank_st.data.beir.JudgedCorpus.load`.
+        split: The split of the judgements.
         gold_from: Least grade of a gold positive. NIST calls a passage relevant from 2.
-        source: Name of the data set; the folder's by default.
-        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing the folder.
+        source: Name of the data set; by default the folder's name.
+        skip_bad_rows: Leave bad rows out and log their number, instead of refusing the folder.
 
     Yields:
         A slate for each judged query, in the order of the judgements.
 
     Raises:
         FileNotFoundError: The folder lacks a file.
-        DataError: A row of it is bad.
+        DataError: A row is bad.
         ImportError: The files are parquet and pyarrow is missing.
     """
     collection = JudgedCorpus.load(folder, split, skip_bad_rows=skip_bad_rows)
@@ -65,19 +65,19 @@ def read_rankings(
 ) -> Iterator[Slate]:
     """Read the public E2Rank rows: ``source``, ``query``, ``document`` (N texts), ``ranking`` (1-based, best first).
 
-    The rows do not say which document is the gold one: their rankings are all a teacher's.
+    The rows do not mark a gold document: a teacher made their rankings.
 
     Args:
         path: JSON lines or parquet.
-        gold_document: Place of the gold positive in ``document``, from 0, where the file is known to have one.
+        gold_document: Place of the gold positive in ``document``, from 0, for files that are known to have one.
         source: A name for all rows instead of their own.
-        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing the file.
+        skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
 
     Yields:
-        A slate a row; the best document has the label N - 1, the worst 0.
+        One slate for each row; the best document has the label N - 1, the worst 0.
 
     Raises:
-        DataError: A row is bad, such as a ranking that is no permutation.
+        DataError: A row is bad. For example, its ranking is not a permutation.
         ImportError: The file is parquet and pyarrow is missing.
     """
 
@@ -87,7 +87,7 @@ def read_rankings(
             raise DataError("ranking", "lengths differ", f"got {len(ranking)} ranks for {len(documents)} documents.")
         places = [place for place in ranking if isinstance(place, int) and not isinstance(place, bool)]
         if sorted(places) != list(range(1, len(documents) + 1)):
-            raise DataError("ranking", "no permutation", f"got {ranking!r:.80}; give each of 1..{len(documents)} once.")
+            raise DataError("ranking", "not a permutation", f"got {ranking!r:.80}; give 1..{len(documents)} once each.")
         if gold_document is not None and not 0 <= gold_document < len(documents):
             raise DataError("document", "no gold one", f"got {len(documents)}, gold_document={gold_document}.")
         labels = {place - 1: float(worse) for worse, place in enumerate(reversed(places))}
@@ -109,12 +109,12 @@ def read_columns(
 
     Args:
         path: JSON lines or parquet.
-        source: Name of the data set; the file's by default.
-        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing the file.
+        source: Name of the data set; by default the file's name.
+        skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
 
     Yields:
-        A slate a row: the positive is gold and labelled 1, the negatives 0. A negative that is null is left out, as
-        tables have it that pad rows of different lengths.
+        One slate for each row: the positive is gold and labelled 1, the negatives are labelled 0. A null negative is
+        left out, because some tables pad short rows with nulls.
 
     Raises:
         DataError: A row is bad.
@@ -142,22 +142,22 @@ def read_results(
 ) -> Iterator[Slate]:
     """Read a first stage's results with text: ``query`` and ``hits``, best first, each with ``content`` and ``docid``.
 
-    With judgements a label is a grade, and an unjudged passage has None. Without them the order of the list is the
-    label, which makes a strong first stage a teacher.
+    With judgements, the label of a passage is its grade, or None if it is unjudged. Without judgements, the order of
+    the list gives the labels: a strong first stage is a teacher.
 
     Args:
-        path: JSON lines or parquet; each hit also names its query, ``qid``, where there are judgements.
+        path: JSON lines or parquet. With judgements, each hit also names its query as ``qid``.
         qrels: Judgements in TREC's form: query id, iteration, document id, grade.
         gold_from: Least grade of a gold positive. NIST calls a passage relevant from 2.
-        source: Name of the data set; the file's by default.
-        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing the file.
+        source: Name of the data set; by default the file's name.
+        skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
 
     Yields:
-        A slate a row, its N documents in the order of the list. Without judgements the first has the label N - 1, the
-        last 0, and none is gold.
+        One slate for each row; its N documents have the order of the list. Without judgements, the first has the label
+        N - 1, the last 0, and none is gold.
 
     Raises:
-        DataError: A row is bad, such as hits that are not in the order of their ranks, or a query without judgements.
+        DataError: A row is bad. For example, its hits are not in the order of their ranks, or its query is unjudged.
         ImportError: The file is parquet and pyarrow is missing.
     """
     name = Path(path).name.split(".")[0] if source is None else source
@@ -189,8 +189,8 @@ class Form:
     """A form of file that :func:`open_slates` recognises.
 
     Attributes:
-        columns: The columns that tell it from the others.
-        read: What reads it.
+        columns: The columns that distinguish it.
+        read: Its reader.
     """
 
     columns: frozenset[str]
@@ -206,19 +206,18 @@ FORMS = (
 
 
 def open_slates(path: str | os.PathLike[str], **options: Any) -> Iterator[Slate]:
-    """Read slates in whatever form they are: a folder is BEIR's, a file is told by its columns.
+    """Read slates in any known form: a folder has BEIR's form, and the columns of a file show its form.
 
     Args:
         path: Folder or file.
-        **options: Those of the form's reader, for example ``split`` for a folder, or ``qrels`` for a first stage's
-            results.
+        **options: Options of the reader, for example ``split`` for a folder, or ``qrels`` for a first stage's results.
 
     Returns:
         The slates, one by one.
 
     Raises:
-        ValueError: The file is of no known form, or its first row is bad (DataError).
-        TypeError: The form's reader has no such option.
+        ValueError: The form of the file is unknown, or its first row is bad (DataError).
+        TypeError: The reader does not know an option.
         OSError: The file cannot be read.
         ImportError: The file is parquet and pyarrow is missing.
     """
@@ -233,7 +232,7 @@ def open_slates(path: str | os.PathLike[str], **options: Any) -> Iterator[Slate]
 
 
 def _negative(column: str) -> int | None:
-    """The number of a column of negatives; None for another column."""
+    """Return the number of a column of negatives, or None for a different column."""
     stem, _, place = column.partition("_")
     if stem != "negative":
         return None

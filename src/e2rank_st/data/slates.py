@@ -1,7 +1,7 @@
 """Query, documents and labels → a validated slate; slates → a parquet file with its manifest, and back.
 
-A slate is what a listwise model learns from: a query, its documents, and labels that say which of them are better. It
-checks itself, so that nothing that would train silently wrong gets as far as a batch.
+A listwise model learns from slates. A slate holds a query, its documents, and their labels; a higher label is better.
+It checks itself, because a bad slate in a batch would silently give wrong training.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ __all__ = [
     "write_slates",
 ]
 
-GROUP_SLATES, GROUP_CHARACTERS = 1024, 2**23  # what a row group holds at most, and so what is in memory at once
+GROUP_SLATES, GROUP_CHARACTERS = 1024, 2**23  # limits of a row group; one group is in memory at a time
 
 
 @dataclass(frozen=True)
 class Slate:
-    """A query, N documents, and which of them are better.
+    """A query, N documents, and their labels.
 
     Attributes:
         query: The query.
-        documents: N documents. A text may come twice, as lists of real search engines have it; see :meth:`distinct`.
-        labels: A number for each document, higher is better, equal ones mean no preference; None for an unjudged one.
-        gold: For each document, whether people are known to have judged it a positive, whatever its label says: labels
-            may be a teacher's. None are, by default.
+        documents: N documents. A text may appear twice, as in lists of real search engines; see :meth:`distinct`.
+        labels: A number for each document, or None for an unjudged one. Higher is better; equal labels are ties.
+        gold: For each document, whether people judged it a positive. This is independent of its label, which may come
+            from a teacher. By default, no document is gold.
         source: Name of the data set, for batches of a single source.
 
     Raises:
-        DataError: The query or a document is empty, there are no documents, the lengths differ, or a label is no
+        DataError: The query or a document is empty, documents are missing, the lengths differ, or a label is not a
             finite number.
     """
 
@@ -56,7 +56,7 @@ class Slate:
     source: str = ""
 
     def __post_init__(self) -> None:
-        """Check all fields and bring lists to tuples."""
+        """Check all fields, and turn lists into tuples."""
         text_field({"query": self.query}, "query")
         documents = text_list("documents", self.documents)
         labels = tuple(_label(label) for label in list_field("labels", self.labels))
@@ -65,7 +65,7 @@ class Slate:
             if len(values) != len(documents):
                 raise DataError(name, "lengths differ", f"got {len(values)} for {len(documents)} documents.")
         if not isinstance(self.source, str):
-            raise DataError("source", "no string", f"got {self.source!r:.60}; give a name or an empty string.")
+            raise DataError("source", "not a string", f"got {self.source!r:.60}; give a name or an empty string.")
         object.__setattr__(self, "documents", documents)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "gold", gold)
@@ -75,20 +75,20 @@ class Slate:
         return len(self.documents)
 
     def first(self, depth: int) -> Slate:
-        """This slate with its first documents only, at most ``depth``.
+        """Return this slate with its first documents only, at most ``depth``.
 
         Raises:
-            ValueError: ``depth`` is no whole number of at least 1.
+            ValueError: ``depth`` is not a whole number of at least 1.
         """
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             raise ValueError(f"depth must be a whole number of at least 1, got {depth!r}.")
         return replace(self, documents=self.documents[:depth], labels=self.labels[:depth], gold=self.gold[:depth])
 
     def distinct(self) -> Slate:
-        """This slate with each text once, at its first place.
+        """Return this slate with each text once, at its first place.
 
-        Passages that a corpus holds several times would otherwise be preferred to themselves, take several places in a
-        prompt, and count several times. A text gets the best of its labels, and is gold if one of its copies is.
+        Copies of a passage would be preferred to each other, take several places in a prompt, and count several times.
+        A text gets the best of its labels, and it is gold if one of its copies is gold.
         """
         places: dict[str, list[int]] = {}
         for place, document in enumerate(self.documents):
@@ -105,15 +105,15 @@ class Slate:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Where a file of slates comes from; it lies beside the file as ``{name}.manifest.json``.
+    """The origin of a file of slates; it is saved beside the file as ``{name}.manifest.json``.
 
     Attributes:
-        source: What the slates were made from.
-        base_model: The model that mined the candidates, if one did.
-        seed: The seed of what was drawn at random, if anything was.
-        settings: All other settings, as JSON has them.
-        counts: Slates, documents, judged and gold documents, and slates by source; counted while writing.
-        sha256: Of the file; taken while writing.
+        source: The data that the slates were made from.
+        base_model: The model that mined the candidates, or None.
+        seed: The seed of random draws, or None.
+        settings: All further settings, as JSON values.
+        counts: Numbers of slates, documents, judged and gold documents, and of slates by source. Counted while writing.
+        sha256: Hash of the file, taken while writing.
     """
 
     source: str
@@ -125,21 +125,21 @@ class Manifest:
 
 
 def write_slates(path: str | os.PathLike[str], slates: Iterable[Slate], manifest: Manifest) -> Manifest:
-    """Write slates as parquet, and their manifest beside it, both whole or not at all.
+    """Write slates as parquet, and their manifest beside it. Both are written whole, or not at all.
 
-    The slates are taken one by one and written by row groups, so that memory does not grow with their number. The same
-    slates give the same bytes.
+    Slates are taken one by one and written by row groups, so memory does not grow with their number. The same slates
+    give the same bytes.
 
     Args:
         path: A file name that ends in ``.parquet``.
         slates: At least one slate.
-        manifest: Where they come from; ``counts`` and ``sha256`` are filled in.
+        manifest: Their origin; ``counts`` and ``sha256`` are filled in.
 
     Returns:
         The manifest as written.
 
     Raises:
-        ValueError: The name ends otherwise, or there are no slates. Nothing is written, as with any other error.
+        ValueError: The name has a different ending, or slates are missing. After any error, nothing is written.
         TypeError: The manifest's settings cannot be written as JSON.
         ImportError: pyarrow is missing.
         OSError: The file cannot be written.
@@ -147,11 +147,11 @@ def write_slates(path: str | os.PathLike[str], slates: Iterable[Slate], manifest
     path = Path(path)
     if path.suffix != ".parquet":
         raise ValueError(f"Slates are written as parquet, got {path.name!r}; give a name that ends in '.parquet'.")
-    json.dumps(asdict(manifest))  # what cannot be written shows before hours of mining, not after them
+    json.dumps(asdict(manifest))  # fail before hours of mining, not after them
     with replacing(_manifest_path(path)) as described, replacing(path) as fresh:
         counts = _write(fresh, slates)
         if not counts["slates"]:
-            raise ValueError(f"Got no slates for {path}; check what they were read from.")
+            raise ValueError(f"Got no slates for {path}; check their source.")
         manifest = replace(manifest, counts=counts, sha256=file_sha256(fresh))
         described.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     return manifest
@@ -164,7 +164,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         path: The file of slates.
 
     Raises:
-        FileNotFoundError: There is no manifest beside it.
+        FileNotFoundError: The manifest is missing.
         ValueError: The manifest is damaged.
     """
     path = _manifest_path(Path(path))
@@ -177,18 +177,18 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 def read_slates(
     path: str | os.PathLike[str], *, source: str | None = None, skip_bad_rows: bool = False
 ) -> Iterator[Slate]:
-    """Read slates: what :func:`write_slates` wrote, or JSON lines with the same fields; ``gold`` may be missing.
+    """Read slates from a file of :func:`write_slates`, or from JSON lines with these fields; ``gold`` may be missing.
 
     Args:
         path: The file.
-        source: A name for all of them instead of their own.
-        skip_bad_rows: Leave bad rows out and log how many there were, instead of refusing the file.
+        source: A name for all slates instead of their own.
+        skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
 
     Yields:
         Slates in the order of the file, one by one.
 
     Raises:
-        DataError: A row is bad; the message says file, row, field and reason.
+        DataError: A row is bad; the message names file, row, field and reason.
         ImportError: The file is parquet and pyarrow is missing.
     """
 
@@ -203,23 +203,23 @@ def read_slates(
 
 
 def list_field(name: str, values: Any) -> Sequence[Any]:
-    """The list in a field, as it is.
+    """Return the list in a field, unchanged.
 
     Raises:
-        DataError: It is missing or no list.
+        DataError: It is missing, or not a list.
     """
     if values is None:
         raise DataError(name, "missing", "give a list.")
     if not isinstance(values, (list, tuple)):
-        raise DataError(name, "no list", f"got {type(values).__name__} {values!r:.60}; give a list.")
+        raise DataError(name, "not a list", f"got {type(values).__name__} {values!r:.60}; give a list.")
     return values
 
 
 def text_list(name: str, values: Any) -> tuple[str, ...]:
-    """The documents in a field.
+    """Return the documents in a field.
 
     Raises:
-        DataError: There are none, or one is no text or empty.
+        DataError: The list is missing or empty, or a document is empty or not a string.
     """
     documents = list_field(name, values)
     if not documents:
@@ -237,13 +237,13 @@ def _label(label: Any) -> float | None:
     if label is None:
         return None
     if isinstance(label, (str, bytes)):
-        raise DataError("labels", "no number", f"got {label!r:.60}; give numbers, or None for an unjudged document.")
+        raise DataError("labels", "not a number", f"got {label!r:.60}; give a number, or None if it is unjudged.")
     return number_field({"labels": label}, "labels")
 
 
 def _flag(flag: Any) -> bool:
     if flag not in (True, False):
-        raise DataError("gold", "no flag", f"got {flag!r:.60}; give true or false for each document.")
+        raise DataError("gold", "not a flag", f"got {flag!r:.60}; give true or false for each document.")
     return bool(flag)
 
 
@@ -252,7 +252,7 @@ def _manifest_path(path: Path) -> Path:
 
 
 def _write(path: Path, slates: Iterable[Slate]) -> dict[str, Any]:
-    """Write a parquet file by row groups, and count what is in it."""
+    """Write a parquet file by row groups, and count its contents."""
     parquet, arrow = pyarrow_parquet(), importlib.import_module("pyarrow")
     schema = arrow.schema(
         {
@@ -275,7 +275,7 @@ def _write(path: Path, slates: Iterable[Slate]) -> dict[str, Any]:
 
 
 def _groups(slates: Iterable[Slate]) -> Iterator[list[Slate]]:
-    """Cut slates into row groups, bounded in their number and in the length of their texts."""
+    """Split slates into row groups of bounded number and text length."""
     group: list[Slate] = []
     characters = 0
     for slate in slates:

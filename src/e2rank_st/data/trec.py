@@ -16,10 +16,10 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
     """Read judgements.
 
     Returns:
-        Grades by query, by document.
+        Query → document → grade.
 
     Raises:
-        DataError: A line is bad, or a document has two grades for a query.
+        DataError: A line is bad, or a document has two different grades for a query.
         OSError: The file cannot be read.
     """
     grades: dict[str, dict[str, float]] = {}
@@ -37,15 +37,15 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
-    """Read a run; as in trec_eval, the scores decide, and the ranks in the file do not.
+    """Read a run. As in trec_eval, the scores decide, and the ranks in the file do not.
 
     Equal scores keep the order of the file.
 
     Returns:
-        For each query, in the order of the file, the scores of its documents, the best first.
+        Query → document → score. Queries have the order of the file; documents are sorted, best first.
 
     Raises:
-        DataError: A line has not six fields, a score is not a number, or a document comes twice for a query.
+        DataError: A line does not have six fields, a score is not a number, or a document appears twice for a query.
         OSError: The file cannot be read.
     """
     run: dict[str, dict[str, float]] = {}
@@ -57,7 +57,7 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
         query, _, document, _, score, _ = fields
         scores = run.setdefault(query, {})
         if document in scores:
-            raise DataError("docid", "comes twice", f"{document!r} is there already for {query!r}; give each once.")
+            raise DataError("docid", "appears twice", f"{document!r} is listed for {query!r} already; give it once.")
         scores[document] = number_field({"score": score}, "score")
 
     _each_line(path, add)
@@ -65,11 +65,11 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
 
 
 def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float]], system: str) -> None:
-    """Write a run, whole or not at all; a score that is read again is the very same number.
+    """Write a run, whole or not at all. Reading it again gives exactly the same scores.
 
     Args:
         path: The file.
-        run: For each query, by id, the scores of its documents, by id, the best first.
+        run: Query id → document id → score, best first.
         system: Name of the run, in every line.
 
     Raises:
@@ -78,7 +78,7 @@ def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float
     """
     for name in (system, *run, *(document for scores in run.values() for document in scores)):
         if len(name.split()) != 1 or name != name.strip():
-            raise ValueError(f"Got the id {name!r}; a TREC run cannot hold white space in ids, so rename it.")
+            raise ValueError(f"Got the id {name!r}; ids in a TREC run cannot hold white space, so rename it.")
     with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as file:
         for query, scores in run.items():
             for rank, (document, score) in enumerate(scores.items(), 1):
@@ -86,7 +86,7 @@ def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float
 
 
 def _each_line(path: str | os.PathLike[str], take: Callable[[list[str]], None]) -> None:
-    """Hand over the fields of each line that is not blank; an error gets the line's place."""
+    """Pass the fields of each line that is not blank to ``take``; an error gets the line's place."""
     with Path(path).open(encoding="utf-8") as lines:
         for line, content in enumerate(lines, 1):
             if content.strip():

@@ -1,1 +1,1 @@
-"""Rankings and judgements → metrics, and whether a difference is more than chance."""
+"""Rankings and judgements → metrics, and tests whether a difference is more than chance."""

@@ -1,7 +1,7 @@
 """Queries with judged candidates → nDCG of the first stage, of the plain embedding and of listwise reranking.
 
-All three rank the same candidates, so that their differences are those of the method. nDCG is trec_eval's: the gain of
-a document is its grade, and negative or missing grades gain nothing.
+All three rank the same candidates, so only the methods make the difference. nDCG is trec_eval's: the gain of a document
+is its grade, and a negative or missing grade gains nothing.
 
 Axes: B queries, N candidates of one query, D dimensions.
 """
@@ -37,39 +37,38 @@ __all__ = ["SYSTEMS", "RerankingEvaluator"]
 logger = logging.getLogger(__name__)
 
 SYSTEMS = ("first_stage", "embedding", "listwise")
-QUERIES_AT_ONCE = 256  # whose candidates' vectors are gathered at a time
+QUERIES_AT_ONCE = 256  # queries whose candidate vectors are gathered at a time
 
 
 class RerankingEvaluator(BaseEvaluator):
     """Measures how a model ranks given candidates, by its plain embedding and listwise.
 
-    The metrics are ``{name}_first_stage_ndcg@10`` (the candidates as they come), ``{name}_embedding_ndcg@10`` (sorted
-    by the cosine of query and document) and ``{name}_listwise_ndcg@10`` (reranked with the same document vectors),
-    each from 0 to 1; the last one is the primary metric.
+    The metrics are ``{name}_first_stage_ndcg@10`` (candidates in the given order), ``{name}_embedding_ndcg@10`` (sorted
+    by the cosine of query and document) and ``{name}_listwise_ndcg@10`` (reranked with the same document vectors). Each
+    is from 0 to 1; the last one is the primary metric.
 
     Args:
         queries: B queries.
-        documents: The candidates of each, in the order of the first stage.
+        documents: The candidates of each query, in the order of the first stage.
         grades: A grade for each candidate, higher is better; None for an unjudged one.
-        ideal: Grades of all judged documents of each query, also of those that are no candidates, which the ideal
-            ranking holds; by default ``grades``.
+        ideal: Grades of all judged documents of each query, for the ideal ranking; by default ``grades``. They include
+            documents that are not candidates.
         name: Prefix of the metrics.
-        at_k: How many ranks count.
+        at_k: Number of ranks that count.
         own_first_stage: Sort the candidates by the model's own cosine before a prompt is built, instead of trusting the
-            order in which they come. Wanted wherever that order might show the labels. Equal scores are ordered by a
-            hash of the text.
-        num_prompt_documents: K; by default the model's.
-        candidate_order: ``"given"`` or ``"similarity"``; by default the model's.
+            given order. Use it whenever that order might show the labels. A hash of the text breaks ties.
+        num_prompt_documents: K; by default the model's K.
+        candidate_order: ``"given"`` or ``"similarity"``; by default the model's order.
         batch_size: Texts in a forward pass.
         show_progress_bar: Whether to show progress bars.
         write_csv: Whether to add a line to ``RerankingEvaluator_{name}_results.csv`` in the output folder.
 
     Attributes:
-        per_query: After a call, for each system, nDCG of each query: what
-            :func:`~e2rank_st.evaluation.significance.randomisation_test` takes.
+        per_query: nDCG of each query, for each system, after a call. It is the input of
+            :func:`~e2rank_st.evaluation.significance.randomisation_test`.
 
     Raises:
-        ValueError: There are no queries, or the lists differ in length.
+        ValueError: Queries are missing, or the lists differ in length.
     """
 
     def __init__(
@@ -107,14 +106,14 @@ class RerankingEvaluator(BaseEvaluator):
 
     @classmethod
     def from_slates(cls, slates: Iterable[Slate], **options: Any) -> RerankingEvaluator:
-        """Evaluate on slates: their documents are the candidates, their labels the grades.
+        """Evaluate on slates: their documents are the candidates, and their labels are the grades.
 
         Args:
-            slates: At least one.
+            slates: At least one slate.
             **options: As for the class.
 
         Raises:
-            ValueError: There are no slates.
+            ValueError: Slates are missing.
         """
         slates = list(slates)
         columns = [[getattr(slate, name) for slate in slates] for name in ("query", "documents", "labels")]
@@ -129,12 +128,12 @@ class RerankingEvaluator(BaseEvaluator):
         places: Sequence[int] | None = None,
         **options: Any,
     ) -> RerankingEvaluator:
-        """Evaluate on a first stage's results with judgements; the ideal ranking also holds what was not retrieved.
+        """Evaluate on a first stage's results with judgements; the ideal ranking includes documents it did not find.
 
         Args:
             path: Results with text, see :func:`~e2rank_st.data.formats.read_results`.
             qrels: Judgements in TREC's form.
-            places: Which rows of the file, counted from 0; all by default.
+            places: Rows of the file to use, counted from 0; all by default.
             **options: As for the class.
 
         Raises:
@@ -156,7 +155,7 @@ class RerankingEvaluator(BaseEvaluator):
             if len(texts) != len(grades):
                 raise ValueError(f"{query!r:.60} has {len(texts)} candidates and {len(grades)} grades; give as many.")
 
-    def __call__(  # type: ignore[override]  # no other model has embeddings
+    def __call__(  # type: ignore[override]  # only this kind of model has embeddings
         self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         """Evaluate a model.
@@ -164,8 +163,8 @@ class RerankingEvaluator(BaseEvaluator):
         Args:
             model: A model with ``rerank``.
             output_path: Folder for the CSV file.
-            epoch: Where in the training, for the CSV file; -1 for none.
-            steps: The same in steps.
+            epoch: Epoch of the training, for the CSV file; -1 outside a training.
+            steps: Step of the training, in the same way.
 
         Returns:
             The three metrics by name.
@@ -208,13 +207,13 @@ class RerankingEvaluator(BaseEvaluator):
         return scores
 
     def _by_similarity(self, query: int, matrix: Tensor, vector: Tensor) -> list[int]:
-        """The candidates by their cosine; ties by text where the given order is not to be trusted, else as given."""
+        """Sort candidates by cosine. Ties keep the given order, unless it is untrusted: then a hash breaks them."""
         cosines, texts = cosine(matrix, vector).tolist(), self.documents[query]
         ties = [text_id(text) if self.own_first_stage else 0 for text in texts]
         return sorted(range(len(texts)), key=lambda place: (-cosines[place], ties[place]))
 
     def _listwise(self, model: Any, chunk: range, given: list[list[int]], matrices: list[Tensor]) -> list[list[int]]:
-        """Rerank the candidates in their given order; places are those of ``documents`` again."""
+        """Rerank the candidates from their given order; return places in ``documents``."""
         rankings = rerank_rows(
             model,
             [self.queries[query] for query in chunk],
@@ -222,7 +221,7 @@ class RerankingEvaluator(BaseEvaluator):
             [[self.documents[query][place] for place in order] for query, order in zip(chunk, given, strict=True)],
             [matrix[order] for order, matrix in zip(given, matrices, strict=True)],
             num_prompt_documents=self.num_prompt_documents,
-            # Sorted already: "given" is the same, without embedding the queries again.
+            # Sorted already: "given" gives the same order without embedding the queries again.
             candidate_order="given" if self.own_first_stage else self.candidate_order,
             batch_size=self.batch_size,
             show_progress_bar=self.show_progress_bar,

@@ -1,7 +1,7 @@
 """Scores of ranked documents and judgements → metrics of each query.
 
-Metrics of runs are trec_eval's, by pytrec-eval-terrier. It drops queries without judgements and breaks ties by document
-id; here the first is an error, and :func:`separated` keeps the second from happening.
+pytrec-eval-terrier computes the metrics of runs as trec_eval does. It drops queries without judgements; here, such a
+query is an error. It breaks ties by document id; :func:`separated` prevents ties.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Judgements: TypeAlias = Mapping[str, Mapping[str, int]]  # query id → document
 Grade: TypeAlias = float | None
 PerQuery: TypeAlias = dict[str, dict[str, float]]  # metric → query id → score
 
-# Name → (trec_eval's name, depth to which the run is cut first: recip_rank has none of its own).
+# Name → (trec_eval's name, depth to which the run is cut first, because recip_rank does not cut).
 MEASURES: Mapping[str, tuple[str, int | None]] = {
     **{f"ndcg@{k}": (f"ndcg_cut_{k}", None) for k in (1, 5, 10, 20)},
     "map": ("map", None),
@@ -39,27 +39,27 @@ MEASURES: Mapping[str, tuple[str, int | None]] = {
     **{f"recall@{k}": (f"recall_{k}", None) for k in (1, 5, 10, 20, 100)},
 }
 MAIN = "ndcg@10"
-DIGITS = 6  # of what is written; far below any difference that means something
+DIGITS = 6  # of written scores: finer than any difference that matters
 
 
 def evaluate(run: Run, judgements: Judgements, relevant_from: int = 1) -> PerQuery:
     """Compute :data:`MEASURES` for every query of a run.
 
     Args:
-        run: Scores by query and document; equal scores would be ordered by document id.
-        judgements: Grades by query and document, of all queries of the run.
+        run: Scores by query and document. Equal scores are sorted by document id.
+        judgements: Grades by query and document, for every query of the run.
         relevant_from: Least grade that MAP, MRR and recall count as relevant.
 
     Returns:
         For each metric, a score from 0 to 1 for each query, in the order of the run.
 
     Raises:
-        ValueError: A query has no judgements: trec_eval would leave it out of the mean.
+        ValueError: A query lacks judgements; trec_eval would leave it out of the mean.
         ImportError: pytrec-eval-terrier is missing.
     """
     unjudged = [query for query in run if not judgements.get(query)]
     if unjudged:
-        raise ValueError(f"{len(unjudged)} queries have no judgements, for example {unjudged[0]!r}; remove or judge.")
+        raise ValueError(f"{len(unjudged)} queries lack judgements, for example {unjudged[0]!r}; remove or judge them.")
     library = _library()
     judged = {query: dict(judgements[query]) for query in run}
     found: dict[int | None, Any] = {}
@@ -81,24 +81,24 @@ def _library() -> Any:
 
 
 def _cut(scores: Mapping[str, float], depth: int | None) -> dict[str, float]:
-    """The best documents, ordered as trec_eval orders them: equal scores by id, the greater first."""
+    """Return the best documents in trec_eval's order: equal scores by id, the greater id first."""
     ordered = sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)
     return dict(ordered[:depth])
 
 
 def separated(scores: Sequence[float]) -> list[float]:
-    """Set equal scores of a ranking apart by the least step of a float32, so that trec_eval keeps its order.
+    """Separate equal scores of a ranking by the least step of a float32, to make trec_eval keep the order.
 
-    Scores that are already apart in float32, which is what trec_eval compares, stay as they are.
+    trec_eval compares float32 numbers. Scores that differ in float32 stay the same.
 
     Args:
         scores: N scores, best first.
 
     Returns:
-        N scores, each of them less than the one before.
+        N scores, each less than the one before.
 
     Raises:
-        ValueError: The scores are not best first, or not finite.
+        ValueError: The scores are not sorted, best first, or not finite.
     """
     apart: list[float] = []
     for place, score in enumerate(scores):
@@ -113,7 +113,7 @@ def separated(scores: Sequence[float]) -> list[float]:
 
 
 def mean(scores: Mapping[str, float]) -> float:
-    """The mean over queries."""
+    """Return the mean over queries."""
     return statistics.fmean(scores.values())
 
 
@@ -122,9 +122,8 @@ def ndcg(grades: Sequence[Grade], ideal: Iterable[Grade] | None = None, at_k: in
 
     Args:
         grades: Grades of the documents in the order of the ranking; None for an unjudged one.
-        ideal: Grades of all judged documents of the query, also those that are not in the ranking; by default
-            ``grades``.
-        at_k: How many ranks count.
+        ideal: Grades of all judged documents of the query, in the ranking or not; by default ``grades``.
+        at_k: Number of ranks that count.
 
     Returns:
         A number from 0 to 1; 0 for a query without a relevant document.

@@ -1,4 +1,4 @@
-"""Scores of two systems on the same queries → whether their difference is more than chance.
+"""Scores of two systems on the same queries → a test whether their difference is more than chance.
 
 Axes: B queries.
 """
@@ -16,7 +16,7 @@ __all__ = ["Comparison", "Interval", "bootstrap_interval", "compare", "randomisa
 
 RESAMPLES_AT_ONCE = 1000  # bootstrap samples in memory
 SIGNS_AT_ONCE = 4096  # sign vectors of the randomisation test in memory
-TIED = 1e-9  # differences that are rounding
+TIED = 1e-9  # smaller differences are rounding
 Signs: TypeAlias = NDArray[np.float64]
 
 
@@ -25,14 +25,14 @@ def randomisation_test(
 ) -> float:
     """Test whether two systems differ on the same queries: Fisher's paired randomisation test (Smucker et al. 2007).
 
-    Under the null hypothesis the sign of each query's difference is a coin's. All sign vectors are tried where they
-    are no more than ``permutations``, else as many are drawn.
+    Under the null hypothesis, the sign of each query's difference is random, like a coin. All sign vectors are tried if
+    their number is at most ``permutations``; otherwise ``permutations`` vectors are drawn.
 
     Args:
-        first: A score for each of B queries.
-        second: The other system's.
-        permutations: Most sign vectors.
-        seed: Of their draw.
+        first: A score of the first system for each of B queries.
+        second: The scores of the second system.
+        permutations: Largest number of sign vectors.
+        seed: Seed of the draws.
 
     Returns:
         The two-sided p-value of the mean difference.
@@ -43,12 +43,12 @@ def randomisation_test(
     if len(first) != len(second) or not first:
         raise ValueError(f"Got {len(first)} and {len(second)} scores; give both for the same queries, at least one.")
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)  # (B,)
-    # A sum in another order differs in its last bits; what is equal has to count as equal.
+    # Sums in different orders differ in their last bits; the margin makes equal sums count as equal.
     observed = abs(differences.sum()) - 1e-9
     exact = 2 ** min(len(differences), 62) <= permutations
     signs = (_all_signs if exact else _drawn_signs)(len(differences), permutations, seed)
     extreme = sum(int((np.abs(chunk @ differences) >= observed).sum()) for chunk in signs)
-    # The observed signs are one of all; among drawn ones they have to be counted in.
+    # All sign vectors include the observed one; the drawn vectors do not, so it is added.
     return extreme / 2 ** len(differences) if exact else (extreme + 1) / (permutations + 1)
 
 
@@ -74,16 +74,16 @@ class Interval(NamedTuple):
 def bootstrap_interval(
     scores: Sequence[float], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """Confidence interval of a mean over queries, by the percentiles of resampled means (Efron 1979).
+    """Compute the confidence interval of a mean over queries, by percentiles of resampled means (Efron 1979).
 
     Args:
         scores: A score for each of B queries.
         confidence: Share of the resampled means inside the interval.
-        samples: How often B queries are drawn with replacement.
-        seed: Of the draws.
+        samples: Number of samples; each draws B queries with replacement.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: There are no scores.
+        ValueError: Scores are missing.
     """
     if not scores:
         raise ValueError("Got no scores to resample; give at least one.")
@@ -98,16 +98,16 @@ def bootstrap_interval(
 
 
 class Comparison(NamedTuple):
-    """How a system differs from another on the same queries.
+    """The difference of a system from a second one, on the same queries.
 
     Attributes:
-        against: The other system.
+        against: Name of the second system.
         difference: Mean difference.
-        interval: Bootstrap interval of it.
+        interval: Bootstrap interval of the mean difference.
         p: Two-sided p-value of the paired randomisation test.
-        wins: Queries on which the system is better.
-        ties: Queries on which both are equal.
-        losses: The others.
+        wins: Number of queries on which the system is better.
+        ties: Number of queries on which both are equal.
+        losses: Number of queries on which the system is worse.
     """
 
     against: str
@@ -125,11 +125,11 @@ def compare(
     """Compare two systems, query by query.
 
     Args:
-        against: Name of the other system.
-        scores: A score for each query.
-        others: The other system's.
+        against: Name of the second system.
+        scores: A score of the first system for each query.
+        others: The scores of the second system.
         samples: Bootstrap samples; the randomisation test draws ten times as many.
-        seed: Of all draws.
+        seed: Seed of all draws.
 
     Raises:
         ValueError: The queries are not the same.

@@ -1,1 +1,1 @@
-"""Queries and a corpus → slates: mined candidates, and a teacher's labels."""
+"""Queries and a corpus → slates with mined candidates and a teacher's labels."""

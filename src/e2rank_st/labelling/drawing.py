@@ -1,6 +1,6 @@
-"""A judged corpus or a long list → smaller ones to train on: groups drawn whole, lists dealt out, sentences as claims.
+"""A judged corpus or a long list → smaller ones for training: whole groups, dealt lists, and sentences as claims.
 
-What is drawn depends on the seed and a name alone, so that every machine draws the same.
+Draws depend on the seed and a name only, so every machine draws the same.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from e2rank_st.data.slates import Slate
 __all__ = ["deal", "draw_part", "with_claims", "without_documents"]
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-CLAIM_WORDS = range(8, 31)  # words of a sentence that can be a claim
-DROPPED = (0.1, 0.25, 0.4)  # chances of each of its words to be left out, one of which holds for a claim
+CLAIM_WORDS = range(8, 31)  # number of words of a sentence that can be a claim
+DROPPED = (0.1, 0.25, 0.4)  # probabilities to leave out a word; each claim draws one of them
 
 
 def deal(slate: Slate, count: int, size: int, seed: int) -> Iterator[Slate]:
-    """Deal a long list out into slates of randomly drawn documents; a list that is short enough stays as it is.
+    """Deal a long list out into slates of randomly drawn documents; a short list stays the same.
 
     Args:
         slate: The list.
-        count: How many slates are made of it.
-        size: Documents in each.
-        seed: Of the draws.
+        count: Number of slates.
+        size: Documents in each slate. A list of at most this size is short.
+        seed: Seed of the draws.
     """
     if len(slate) <= size:
         yield slate
@@ -44,9 +44,9 @@ def draw_part(collection: JudgedCorpus, documents: int, queries: int, seed: str)
 
     Args:
         collection: Documents and questions.
-        documents: Groups are drawn until there are as many documents.
-        queries: How many questions are drawn of those whose answers are among the documents.
-        seed: Of the draws.
+        documents: Groups are drawn until they hold this number of documents.
+        queries: Number of questions; each has its answers among the drawn documents.
+        seed: Seed of the draws.
     """
     draw = random.Random(seed)
     groups: dict[str, list[str]] = {}
@@ -64,7 +64,7 @@ def draw_part(collection: JudgedCorpus, documents: int, queries: int, seed: str)
 
 
 def without_documents(collection: JudgedCorpus, documents: Set[str]) -> JudgedCorpus:
-    """Leave documents out, by their ids, and judgements of them, too."""
+    """Leave out documents by their ids, and their judgements."""
     corpus = {id_: text for id_, text in collection.corpus.items() if id_ not in documents}
     judgements = {
         query: {id_: grade for id_, grade in grades.items() if id_ in corpus}
@@ -74,14 +74,14 @@ def without_documents(collection: JudgedCorpus, documents: Set[str]) -> JudgedCo
 
 
 def with_claims(collection: JudgedCorpus, number: int, seed: int) -> JudgedCorpus:
-    """Take sentences out of documents that answer no question, and let them ask for what is left.
+    """Take sentences out of documents that answer no question; each becomes a query for the rest of its document.
 
     This is the inverse cloze task (Lee et al. 2019, arXiv 1906.00300), with some words of each sentence left out.
 
     Args:
         collection: Documents and questions.
-        number: How many; fewer where there are not as many documents with a sentence of the right length.
-        seed: Of the draws.
+        number: Number of claims; fewer if not enough documents have a sentence of the right length.
+        seed: Seed of the draws.
     """
     draw = random.Random(f"{seed}\nclaims")
     answers = {id_ for grades in collection.judgements.values() for id_ in grades}

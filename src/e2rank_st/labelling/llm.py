@@ -1,10 +1,10 @@
-"""A query and documents → an order that a large language model gives them, behind an OpenAI-compatible endpoint.
+"""A query and documents → an order from a large language model, behind an OpenAI-compatible endpoint.
 
-The model is shown numbered passages and answers ``[2] > [1] > [3]`` (RankGPT, arXiv 2304.09542). A list longer than a
-window is ordered window by window, from its end to its start, so that the best of all can rise to the top. Answers cost
-money and time, so each is kept on disk as soon as it is there: a run that is started again asks nothing twice.
+The model sees numbered passages and answers ``[2] > [1] > [3]`` (RankGPT, arXiv 2304.09542). A list longer than a
+window is sorted window by window, from its end to its start; the best document can rise to the top. Answers cost money
+and time. Each is saved at once, so a restarted run does not ask again.
 
-The standard library makes the requests, since which HTTP client ``huggingface-hub`` brings changes with its version.
+The standard library makes the requests, because the HTTP client of ``huggingface-hub`` changes with its version.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ SYSTEM = "You order passages by how well they answer a search query."
 ORDER = re.compile(r"\[[0-9]{1,9}\](?:\s*>\s*\[[0-9]{1,9}\])*")
 THOUGHTS = re.compile(
     r"\A\s*<think>.*?</think>", re.DOTALL
-)  # of a reasoning model, where its server does not part them
+)  # of a reasoning model, if its server does not separate them
 MAX_ANSWER_BYTES = 2**24
-MAX_WAIT, MAX_BACKOFF = 600.0, 60.0  # seconds that a server may ask for, and that we wait unasked
-RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx: the same request may well succeed later
+MAX_WAIT, MAX_BACKOFF = 600.0, 60.0  # seconds: most that a server may ask for, and most that we wait by ourselves
+RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx: the same request may succeed later
 
 
 class TeacherError(RuntimeError):
-    """A teacher gave no labels: its endpoint cannot be reached, refuses, or keeps failing."""
+    """A teacher gave no labels: its endpoint is not reachable, refuses, or fails repeatedly."""
 
 
 class AnswerError(TeacherError):
-    """The endpoint works, but what it answers is no ranking."""
+    """The endpoint works, but its answer is not a ranking."""
 
 
 class _Retry(Exception):
-    """An attempt failed in a way that another may not.
+    """An attempt failed, but the next one may succeed.
 
     Args:
-        error: What to raise if there are no more attempts.
-        wait: Seconds that the server wants us to wait.
+        error: The error to raise after the last attempt.
+        wait: Seconds that the server asks us to wait.
     """
 
     def __init__(self, error: TeacherError, wait: float = 0.0) -> None:
@@ -67,12 +67,12 @@ class _Retry(Exception):
 
 
 def ranking_messages(query: str, passages: Sequence[str], max_characters: int) -> list[dict[str, str]]:
-    """The chat that asks for a ranking.
+    """Write the chat that asks for a ranking.
 
     Args:
         query: The query.
-        passages: n passages; identifiers such as ``[3]`` inside of one are written ``(3)``.
-        max_characters: Where a longer passage is cut.
+        passages: n passages; an identifier such as ``[3]`` inside a passage is written ``(3)``.
+        max_characters: Longest passage; a longer one is cut.
 
     Returns:
         A system message and a user message.
@@ -91,21 +91,21 @@ def ranking_messages(query: str, passages: Sequence[str], max_characters: int) -
 
 
 def parse_ranking(answer: str, count: int) -> list[int]:
-    """Read an answer strictly: identifiers from 1 to ``count``, none twice, and nothing else but a chain of thought.
+    """Read an answer strictly: distinct identifiers from 1 to ``count``, perhaps after a chain of thought.
 
     Args:
-        answer: What the model said.
-        count: How many passages it was shown.
+        answer: The answer of the model.
+        count: Number of passages in the request.
 
     Returns:
-        All places, from 0, best first. Those that the answer lacks come last, in their original order.
+        All places, from 0, best first. Places that the answer lacks come last, in their original order.
 
     Raises:
-        AnswerError: The answer is of another form, names a passage twice, or one that is not there.
+        AnswerError: The answer has a different form, names a passage twice, or names an unknown passage.
     """
     chain = THOUGHTS.sub("", answer).strip()
     if not ORDER.fullmatch(chain):
-        raise AnswerError(f"the answer is no ranking: got {chain!r:.80}, expected '[2] > [1] > ...'")
+        raise AnswerError(f"the answer is not a ranking: got {chain!r:.80}, expected '[2] > [1] > ...'")
     named = [int(identifier) for identifier in re.findall("[0-9]+", chain)]
     unknown = [identifier for identifier in named if not 1 <= identifier <= count]
     if unknown:
@@ -117,27 +117,27 @@ def parse_ranking(answer: str, count: int) -> list[int]:
 
 
 class LLMTeacher:
-    """A large language model that orders documents, behind an OpenAI-compatible endpoint.
+    """A large language model that sorts documents, behind an OpenAI-compatible endpoint.
 
     Args:
-        model: Name of the model, as the endpoint knows it.
-        base_url: Where ``/chat/completions`` is, for example ``https://api.openai.com/v1``.
-        api_key: The endpoint's key; by default the environment variable ``OPENAI_API_KEY``, if it is set. It is neither
-            logged nor kept.
-        cache: File for the answers, which also several runs at once may share; by default they are kept in memory only.
-            An answer is found again by model and request, at whatever address the model is.
+        model: The endpoint's name for the model.
+        base_url: Address of ``/chat/completions``, for example ``https://api.openai.com/v1``.
+        api_key: The endpoint's key; by default the environment variable ``OPENAI_API_KEY``. The key is neither logged
+            nor saved.
+        cache: File for the answers; by default they are kept in memory only. Several runs may share it at once. The
+            key of an answer is model and request, without the address.
         window: Most passages in a prompt.
-        step: How far the window moves. The best ``window - step`` of a longer list are in their right order.
-        max_document_characters: Where a longer passage is cut.
-        concurrency: How many slates are asked for at a time.
-        max_attempts: How often a request is made before it fails for good.
+        step: Step of the window. The best ``window - step`` of a longer list are in their right order.
+        max_document_characters: Longest passage; a longer one is cut.
+        concurrency: Number of slates that are asked for at a time.
+        max_attempts: Number of attempts before a request fails.
         timeout: Seconds to wait for an answer.
         backoff: Seconds to wait after the first failed attempt; doubled after each further one, up to a minute. A
-            server that says how long to wait is obeyed.
+            server's request for a longer wait is followed.
         request: Further fields of a request, for example ``{"max_tokens": 200}``; by default a temperature of 0.
 
     Raises:
-        ValueError: A value is not allowed, or the cache is another kind of file.
+        ValueError: A value is not allowed, or the cache file is not a cache.
     """
 
     def __init__(
@@ -171,11 +171,11 @@ class LLMTeacher:
         self._answers = _Answers(cache)
 
     def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Labels of N documents: N - 1 for the one that comes first, 0 for the last.
+        """Label N documents: N - 1 for the first of the ranking, 0 for the last.
 
         Raises:
-            TeacherError: The endpoint failed for good; the message names it and the number of attempts.
-            AnswerError: It answers, but with no ranking.
+            TeacherError: The endpoint failed every time; the message names it and the number of attempts.
+            AnswerError: The endpoint answered, but not with a ranking.
         """
         long = sum(len(document) > self.max_document_characters for document in documents)
         if long:
@@ -191,10 +191,10 @@ class LLMTeacher:
         return [labels[place] for place in range(len(documents))]
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Labels of several slates, ``concurrency`` of them at a time.
+        """Label several slates, ``concurrency`` at a time.
 
         Raises:
-            TeacherError: As for :meth:`label`; what was answered meanwhile is kept.
+            TeacherError: As for :meth:`label`. Answers that came before the error are kept.
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(self.label, *pair) for pair in zip(queries, documents, strict=True)]
@@ -204,7 +204,7 @@ class LLMTeacher:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _ranking(self, query: str, passages: Sequence[str]) -> list[int]:
-        """The order of the passages of one window, from the cache or from the endpoint."""
+        """Get the order of the passages of one window, from the cache or from the endpoint."""
         messages = ranking_messages(query, passages, self.max_document_characters)
         body = {"model": self.model, "messages": messages, **self.request}
         content = json.dumps(body, sort_keys=True).encode()
@@ -217,7 +217,7 @@ class LLMTeacher:
 
 
 class _Answers:
-    """Answers by the hash of their request, on disk; SQLite keeps them whole through a kill at any moment."""
+    """Answers by the hash of their request, on disk. SQLite protects them from a kill at any moment."""
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         if path is not None:
@@ -229,7 +229,7 @@ class _Answers:
             with self._database:
                 self._database.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT)")
         except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path} cannot keep answers ({error}); give a new file, or one of answers.") from error
+            raise ValueError(f"{path} cannot keep answers ({error}); give a new file or a cache.") from error
 
     def get(self, key: str) -> str | None:
         with self._lock:
@@ -242,7 +242,7 @@ class _Answers:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: it would take the key to another host, and turn the request into another one."""
+    """Refuses every redirect: it would send the key to a different server, and change the request."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -258,7 +258,7 @@ class _Endpoint:
                 "base_url must be a http or https address without a user, for example 'https://api.openai.com/v1'."
             )
         self.url = parts._replace(path=parts.path.rstrip("/") + "/chat/completions", fragment="").geturl()
-        self.name = self.url.partition("?")[0]  # what is shown: a query may hold a key
+        self.name = self.url.partition("?")[0]  # for messages: a query may hold a key
         self.max_attempts = max_attempts
         self.timeout = timeout
         self.backoff = backoff
@@ -269,7 +269,7 @@ class _Endpoint:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def ask(self, content: bytes, check: Callable[[str], object]) -> str:
-        """The answer to a request, once there is one that ``check`` accepts."""
+        """Make a request until ``check`` accepts the answer."""
         for attempt in range(1, self.max_attempts + 1):
             try:
                 answer = self._attempt(content)
@@ -285,7 +285,7 @@ class _Endpoint:
         raise kind(f"{self.name} failed {self.max_attempts} times, at last because {failure.error}.") from failure.error
 
     def _wait(self, attempt: int, failure: _Retry) -> None:
-        # Half of it at random, so that many askers do not all come back at once.
+        # Half of the wait is random, because many clients would otherwise retry at the same moment.
         wait = max(failure.wait, min(self.backoff * 2 ** (attempt - 1), MAX_BACKOFF) * random.uniform(0.5, 1))
         logger.info("%s: %s; attempt %d of %d in %.1f s.", self.name, failure, attempt + 1, self.max_attempts, wait)
         time.sleep(wait)
@@ -299,13 +299,13 @@ class _Endpoint:
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refusal(error) from error
-        # A connection that is refused, lost or silent, or an answer that breaks off.
+        # The connection is refused, lost or silent, or the answer stops early.
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise _Retry(TeacherError(f"there was no answer ({type(reason).__name__}: {reason})")) from error
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
-        """What to do about an answer with an error status."""
+        """Turn an answer with an error status into an error, or into a retry."""
         try:
             shown = error.read(2000).decode("utf-8", errors="replace")
         except (OSError, http.client.HTTPException):
@@ -314,36 +314,36 @@ class _Endpoint:
         said = TeacherError(f"it answered {error.code} {error.reason}: {shown.strip()!r:.200}")
         wait = _seconds(error.headers.get("Retry-After"))
         if wait > MAX_WAIT:
-            return TeacherError(f"{self.name} wants us to wait {wait:.0f} s: {said}. Start again then.")
+            return TeacherError(f"{self.name} asks us to wait {wait:.0f} s: {said}. Start again then.")
         if error.code in RETRIED or error.code >= 500:
             return _Retry(said, wait)
         return TeacherError(f"{self.name} refuses: {said}. Check address, key, model and request.")
 
 
 def _answer(content: bytes) -> str:
-    """The text in a chat completion."""
+    """Return the text in a chat completion."""
     try:
         answer = json.loads(content)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError) as error:
-        # Not the model's doing, but that of a proxy or a server in trouble.
-        raise _Retry(TeacherError(f"it answered with no chat completion: got {content[:80]!r}")) from error
+        # The model did not write this, but a proxy, or a server with a problem.
+        raise _Retry(TeacherError(f"its answer is not a chat completion: got {content[:80]!r}")) from error
     if not isinstance(answer, str):
-        raise AnswerError(f"it answered with no text: got {answer!r:.80}")
+        raise AnswerError(f"its answer is not a text: got {answer!r:.80}")
     return answer
 
 
 def _seconds(retry_after: str | None) -> float:
-    """How long a ``Retry-After`` header wants us to wait: it holds seconds or a date."""
+    """Return the seconds to wait from a ``Retry-After`` header, which holds seconds or a date."""
     if retry_after is None:
         return 0.0
     with suppress(ValueError):
         return max(0.0, float(retry_after))
     try:
         return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError):  # neither: that is no reason to fail
+    except (ValueError, OverflowError):  # neither: not worth a failure
         return 0.0
 
 
 def _line(text: str) -> str:
-    """A text on one line, in which nothing looks like an identifier of ours."""
+    """Put a text on one line, and rewrite everything that looks like one of our identifiers."""
     return re.sub(r"\[(\d+)\]", r"(\1)", " ".join(text.split()))

@@ -1,12 +1,12 @@
 """Queries, a corpus and judgements → slates of judged documents and mined candidates.
 
-Candidates are what a base model finds nearest to a query, less what is likely to be a positive that nobody marked: the
-same text as a judged one, what scores like the positive, what nearly is the positive.
+Candidates are the documents that a base model finds nearest to a query, without likely positives that nobody marked. A
+likely positive has the same text as a judged document, a score like the positive's, or nearly the positive's content.
 
 Sentence-Transformers' own miner, ``mine_hard_negatives``, does not fit. It scores a chunk of queries against the whole
-corpus at once, filters what it has found (so that a query may end up with too few), knows neither grades nor documents
-that resemble the positive, and starts over after an interruption; ``semantic_search`` has no place for a rule. The
-margin is defined as in ``mine_hard_negatives``.
+corpus at once. It filters after the search, so a query may get too few candidates. It knows neither grades nor
+documents that resemble the positive, and an interrupted run starts from the beginning. ``semantic_search`` does not
+apply rules. The margin is defined as in ``mine_hard_negatives``.
 
 Axes: B queries, N documents, D dimensions, K candidates.
 """
@@ -39,20 +39,20 @@ __all__ = ["MiningSettings", "mine"]
 
 logger = logging.getLogger(__name__)
 
-QUERIES_AT_ONCE = 1024  # in a part of a run that can be resumed
-TEXTS_AT_ONCE = 16_384  # embedded, and kept for a restart, at a time
-SAME_VECTOR = 1e-3  # how far the cosine of a text's vectors may be from 1 where the text was embedded twice
+QUERIES_AT_ONCE = 1024  # in one part of a run; a restart resumes after the last part
+TEXTS_AT_ONCE = 16_384  # embedded at a time, and kept for a restart
+SAME_VECTOR = 1e-3  # largest difference from 1 of the cosine of two embeddings of a text
 
 
 @dataclass(frozen=True)
 class MiningSettings:
-    """What makes a good candidate.
+    """Rules for candidates.
 
     Attributes:
-        num_candidates: Most candidates a query, beside its judged documents.
-        relative_margin: By how much a cosine to the query has to be below that of the worst gold positive, as a share
-            of it: 0.05 allows up to 95 %.
-        max_positive_similarity: Highest cosine to any gold positive; above it a candidate says the same.
+        num_candidates: Most candidates of a query, beside its judged documents.
+        relative_margin: Least distance of a candidate's cosine below that of the worst gold positive, as a share of the
+            latter: 0.05 allows up to 95 %.
+        max_positive_similarity: Highest cosine to any gold positive; above it, a candidate has the same content.
         gold_from: Least grade of a gold positive. NIST calls a passage relevant from 2.
         unjudged: Label candidates None instead of 0.
 
@@ -85,26 +85,26 @@ def mine(
 ) -> Iterator[Slate]:
     """Mine candidates for the judged queries of a collection.
 
-    A slate holds the query's judged documents with their grades, in the order of the judgements, then its candidates,
-    nearest first and labelled 0 or None. No text comes twice among the candidates, nor there and among the judged.
+    A slate first holds the query's judged documents with their grades, in the order of the judgements. Then come its
+    candidates, nearest first, labelled 0 or None. A candidate's text appears once, and not among the judged documents.
 
     Args:
-        model: The base model; its ``encode_query`` and ``encode_document`` are called, products are made on its device.
+        model: The base model, with ``encode_query`` and ``encode_document``. Products are computed on its device.
         collection: Corpus, queries and judgements. A query without judged documents, ``{}``, gets candidates only.
-        settings: What makes a good candidate.
+        settings: Rules for candidates.
         source: Name of the data set, for the slates.
         document_embeddings: Stored vectors of all N documents in the order of the corpus, NumPy or torch, (N, D).
-        parts: A folder for vectors and finished chunks. A run that was interrupted goes on from there, and gives what
-            an unbroken one does. It can be deleted once the slates are written.
+        parts: A folder for vectors and finished chunks. An interrupted run resumes there, with the same result as an
+            unbroken run. Delete the folder after the slates are written.
         batch_size: Texts in a forward pass.
         show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower.
 
     Returns:
-        The slates, in the order of the judgements, one chunk of queries being mined at a time.
+        The slates, in the order of the judgements. One chunk of queries is mined at a time.
 
     Raises:
-        ValueError: A judgement has no text, the vectors do not fit the corpus, or the folder holds parts of a run with
-            other data, settings or model. Vectors that are not finite are found while mining.
+        ValueError: A judgement lacks its text, the vectors do not fit the corpus, or the folder belongs to a run with
+            different data, settings or model. Vectors that are not finite are found while mining.
         DataError: A query or a judged document is empty; found while mining.
     """
     options = {"batch_size": batch_size, "show_progress_bar": progress_wanted(show_progress_bar, logger)}
@@ -112,9 +112,9 @@ def mine(
 
 
 class _DistinctTexts:
-    """The distinct texts of a corpus: row by row, which ids have each. Empty texts have no row.
+    """The distinct texts of a corpus, as rows, and the row of each id. Empty texts do not get a row.
 
-    Texts are the same if they differ in case or white space only. What is held is a digest of each, not the text.
+    Texts are the same if they differ in case or white space only. A digest of each text is held, not the text.
     """
 
     def __init__(self, texts: Mapping[str, str]) -> None:
@@ -138,7 +138,7 @@ class _DistinctTexts:
 
 
 class _Miner:
-    """A run: what :func:`mine` was given, and what is derived from it once."""
+    """A run: the arguments of :func:`mine`, and values that are computed from them once."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class _Miner:
                 progress.update(len(ids))
 
     def _slate(self, query: str, rows: Sequence[int], source: str) -> Slate:
-        """Judged documents, then mined ones."""
+        """Return a slate of judged documents, then mined ones."""
         grades = self.collection.judgements[query]
         label = None if self.settings.unjudged else 0.0
         texts = self.collection.corpus
@@ -197,7 +197,7 @@ class _Miner:
             raise error.at(f"query {query!r}") from error.__cause__
 
     def _candidates(self, start: int) -> Rows:
-        """The neighbours of a chunk of queries, (B, K), -1 where there are no more."""
+        """Return the neighbours of a chunk of queries, (B, K); -1 fills the places after the last."""
         ids = self.query_ids[start : start + QUERIES_AT_ONCE]
         vectors = self.query_vectors[start : start + len(ids)]
         found = np.full((len(ids), self.settings.num_candidates), -1, np.int64)
@@ -220,11 +220,11 @@ class _Miner:
         )
 
     def _limit(self, query: Matrix, gold: Rows) -> float:
-        """Highest cosine to the query that a candidate may have."""
+        """Return the highest cosine to the query that a candidate may have."""
         if self.settings.relative_margin is None or not len(gold):
             return float(np.inf)
         positive = float((self.vectors[gold].astype(np.float64) * query.astype(np.float64)).sum(axis=1).min())
-        # The absolute value, for a share of a negative cosine would raise the limit.
+        # The absolute value: a share of a negative cosine would raise the limit.
         return positive - abs(positive) * self.settings.relative_margin
 
     def _rows(self, ids: Iterable[str]) -> Rows:
@@ -247,7 +247,7 @@ class _Miner:
         return self._embedded("queries", self.model.encode_query, self.query_ids, self.collection.queries)
 
     def _embedded(self, name: str, encode: Callable[..., Any], ids: Sequence[str], texts: Mapping[str, str]) -> Matrix:
-        # Chunks of a fixed size: what is in a batch with a text changes its vector's last bits.
+        # Chunks have a fixed size: the batch around a text changes the last bits of its vector.
         def embed(start: int) -> Matrix:
             chunk = [texts[id_] for id_ in ids[start : start + TEXTS_AT_ONCE]]
             return unit_rows(encode(chunk, **self.options))
@@ -258,7 +258,7 @@ class _Miner:
         )
 
     def _description(self) -> dict[str, Any]:
-        """All that the result depends on, but for the weights."""
+        """Describe everything that determines the result, except the weights."""
         judged = hashlib.sha256()
         for query, grades in self.collection.judgements.items():
             judged.update(json.dumps([query, self.collection.queries[query], dict(grades)]).encode())
@@ -272,20 +272,18 @@ class _Miner:
         }
 
     def _check_model(self) -> None:
-        """Refuse parts that other weights made: names and paths do not tell, a few vectors do."""
+        """Refuse parts made with different weights. A few vectors show that; names and paths do not."""
         if not self.parts.has("queries-00000"):
             return
         stored = self.query_vectors[:3]
         texts = [self.collection.queries[id_] for id_ in self.query_ids[:3]]
         again = unit_rows(self.model.encode_query(texts, show_progress_bar=False))
         if stored.shape != again.shape or ((stored * again).sum(axis=1) < 1 - SAME_VECTOR).any():
-            raise ValueError(
-                f"{self.parts.folder} holds parts that another model made; delete it, or give another folder."
-            )
+            raise ValueError(f"{self.parts.folder} holds parts of a different model; delete it, or give a new folder.")
 
 
 class _Parts:
-    """Arrays that are calculated once, and kept in a folder for a restart if there is one."""
+    """Arrays that are computed once; a folder, if given, keeps them for a restart."""
 
     def __init__(self, folder: Path | None, description: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -299,14 +297,14 @@ class _Parts:
         others = [name for name in description if found.get(name) != description[name]]
         if others:
             raise ValueError(
-                f"{folder} holds parts of a run with other {', '.join(others)}; delete it, or give another folder."
+                f"{folder} holds parts of a run with different {', '.join(others)}; delete it, or give a new folder."
             )
 
     def has(self, name: str) -> bool:
         return self.folder is not None and (self.folder / f"{name}.npy").exists()
 
     def array(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """The kept array of this name, or a fresh one that is kept."""
+        """Return the kept array of this name, or make one and keep it."""
         if self.folder is None:
             return make()
         path = self.folder / f"{name}.npy"
@@ -319,9 +317,9 @@ class _Parts:
 
 
 def _check_texts(collection: JudgedCorpus) -> None:
-    """Refuse judgements of texts that are not there, before anything is embedded."""
+    """Refuse judgements of missing texts, before anything is embedded."""
     for query, grades in collection.judgements.items():
         missing = [id_ for id_ in grades if id_ not in collection.corpus]
         if query not in collection.queries or missing:
             what = f"document {missing[0]!r} of query {query!r}" if missing else f"query {query!r}"
-            raise ValueError(f"The judgements name {what}, which has no text; add it, or leave the judgement out.")
+            raise ValueError(f"The judgements name {what}, which lacks a text; add it, or remove the judgement.")

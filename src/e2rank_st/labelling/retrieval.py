@@ -1,4 +1,4 @@
-"""A model and a judged corpus → the model's own first-stage results, as files that training and evaluation read."""
+"""A model and a judged corpus → the model's own first-stage results, as files for training and evaluation."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def write_first_stage(path: Path, model: SentenceTransformer, collection: Judged
     """Write the candidates that a model retrieves for the judged queries, and the judgements beside them.
 
     Args:
-        path: The results, JSON lines; the judgements get the ending ``.qrels``.
+        path: File of the results, JSON lines; the file of judgements gets the ending ``.qrels``.
         model: The model.
         collection: Corpus, queries and judgements.
-        depth: Candidates of each query.
+        depth: Number of candidates of each query.
 
     Raises:
         OSError: A file cannot be written.

@@ -1,8 +1,7 @@
 """Slates → slates with a teacher's labels.
 
-A teacher is whatever gives each document of a query a number, higher being better: a cross-encoder, another E2Rank or
-embedding model, or a large language model. Which documents are known positives stays marked, whatever the teacher
-thinks of them.
+A teacher gives each document of a query a number; higher is better. It is a cross-encoder, an E2Rank or embedding
+model, or a large language model. Known positives stay gold, independent of their labels.
 """
 
 from __future__ import annotations
@@ -40,42 +39,42 @@ logger = logging.getLogger(__name__)
 
 
 class Teacher(Protocol):
-    """Labels the documents of a query. A class that inherits from this one has to define :meth:`label` only."""
+    """Labels the documents of a query. A subclass must define :meth:`label` only."""
 
     @abstractmethod
     def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """A label for each of N documents, higher is better."""
+        """Return a label for each of N documents; higher is better."""
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The labels of B slates; one after the other, unless a teacher knows better."""
+        """Return the labels of B slates. By default, slates are labelled one after the other."""
         return [self.label(*slate) for slate in zip(queries, documents, strict=True)]
 
 
 class CrossEncoderTeacher(Teacher):
     """A Sentence-Transformers cross-encoder.
 
-    Labels are its raw outputs, before any sigmoid, which would make ties of the best documents in float32.
+    Labels are its raw outputs, because a sigmoid would make the best documents tie in float32.
 
     Args:
         model: The cross-encoder, with a single output.
         batch_size: Pairs in a forward pass.
 
     Raises:
-        ValueError: The model has several outputs, so that none says which document is better.
+        ValueError: The model has several outputs, and none is a score of relevance.
     """
 
     def __init__(self, model: CrossEncoder, *, batch_size: int = 32) -> None:
         if model.num_labels != 1:
-            raise ValueError(f"The cross-encoder has {model.num_labels} outputs; give one that has a single score.")
+            raise ValueError(f"The cross-encoder has {model.num_labels} outputs; give one with a single score.")
         self.model = model
         self.batch_size = batch_size
 
     def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """The raw score of each of N documents."""
+        """Return the raw score of each of N documents."""
         return self.label_batch([query], [documents])[0]
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The raw scores of B slates; all their pairs go through the model together, sorted by length."""
+        """Return the raw scores of B slates. The model gets all their pairs together, sorted by length."""
         pairs = [(query, text) for query, texts in zip(queries, documents, strict=True) for text in texts]
         options: Any = {"activation_fn": nn.Identity(), "convert_to_tensor": True, "show_progress_bar": False}
         scores: Tensor = self.model.predict(pairs, batch_size=self.batch_size, **options) if pairs else torch.empty(0)
@@ -83,12 +82,12 @@ class CrossEncoderTeacher(Teacher):
 
 
 class E2RankTeacher(Teacher):
-    """Another model that reranks listwise; labels are its cosines.
+    """A model that reranks listwise; labels are its cosines.
 
     Args:
-        model: :class:`~e2rank_st.model.E2Rank`, or any Sentence-Transformers model that has its ``rerank``.
-        candidate_order: Which documents the prompt holds. Slates list known positives first, so that the default,
-            ``"similarity"``, is the one that does not tell the teacher.
+        model: :class:`~e2rank_st.model.E2Rank`, or any Sentence-Transformers model with its ``rerank``.
+        candidate_order: Order that chooses the documents of the prompt. Slates list known positives first; only the
+            default, ``"similarity"``, hides this order from the teacher.
         **options: Further options of ``rerank``.
 
     Raises:
@@ -97,16 +96,16 @@ class E2RankTeacher(Teacher):
 
     def __init__(self, model: SentenceTransformer, *, candidate_order: str = "similarity", **options: Any) -> None:
         if not hasattr(model, "rerank"):
-            raise ValueError("The model has no rerank; give an E2Rank model.")
+            raise ValueError("The model cannot rerank; give an E2Rank model.")
         self._rerank: Any = model.rerank
         self.options = {"show_progress_bar": False, **options, "candidate_order": candidate_order}
 
     def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """The cosine of each of N documents to the listwise query."""
+        """Return the cosine of each of N documents to the listwise query."""
         return self.label_batch([query], [documents])[0]
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The cosines of B slates; each distinct text is embedded once."""
+        """Return the cosines of B slates; each distinct text is embedded once."""
         rankings = self._rerank(list(queries), [list(texts) for texts in documents], **self.options)
         scores = ({hit["corpus_id"]: hit["score"] for hit in ranking} for ranking in rankings)
         return [[found[place] for place in range(len(found))] for found in scores]
@@ -116,12 +115,12 @@ class EmbeddingTeacher(Teacher):
     """A stronger embedding model; labels are cosines to the query, sharpened by feedback from its own best documents.
 
     ``q + feedback_weight · mean(best documents)`` is Rocchio's pseudo-relevance feedback on vectors of unit length.
-    Slates share passages, so each distinct text is embedded once in the teacher's life, and its vector kept.
+    Slates share passages, so the teacher embeds each distinct text once and keeps its vector.
 
     Args:
         model: Any Sentence-Transformers model.
-        feedback_documents: How many of its best documents of a slate are fed back; 0 for none.
-        feedback_weight: Their weight, the query's being 1.
+        feedback_documents: Number of its best documents of a slate to feed back; 0 for none.
+        feedback_weight: Weight of these documents; the query has the weight 1.
         batch_size: Texts in a forward pass.
 
     Raises:
@@ -147,11 +146,11 @@ class EmbeddingTeacher(Teacher):
         self._kept: dict[str, dict[str, Tensor]] = {"query": {}, "document": {}}
 
     def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """The cosine of each of N documents to the query."""
+        """Return the cosine of each of N documents to the query."""
         return self.label_batch([query], [documents])[0]
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The cosines of B slates."""
+        """Return the cosines of B slates."""
         query_vectors = self._vectors("query", queries)
         document_vectors = self._vectors("document", [text for texts in documents for text in texts])
         return [
@@ -167,7 +166,7 @@ class EmbeddingTeacher(Teacher):
         return documents @ nn.functional.normalize(query + self.feedback_weight * best.mean(0), dim=0)
 
     def _vectors(self, kind: str, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Unit vectors in float32 of all texts seen so far."""
+        """Return unit vectors in float32 of these texts and all earlier ones."""
         kept, encode = self._kept[kind], getattr(self.model, f"encode_{kind}")
         if fresh := list(dict.fromkeys(text for text in texts if text not in kept)):
             vectors = embed_distinct(encode, fresh, batch_size=self.batch_size, show_progress_bar=False)
@@ -185,26 +184,26 @@ def label_slates(
     total: int | None = None,
     show_progress_bar: bool | None = None,
 ) -> Iterator[Slate]:
-    """Replace the labels of slates by a teacher's. Gold documents stay marked as such.
+    """Replace the labels of slates by a teacher's labels. Gold documents stay gold.
 
     Args:
-        slates: The slates; at most ``batch_size`` of them are taken ahead.
-        teacher: What labels them.
-        batch_size: Slates that the teacher is given together.
-        seed: The teacher is shown the documents in an order drawn from this and the query, since slates list known
-            positives first and a listwise teacher favours what comes first. None shows them as they are, for example
+        slates: The slates; at most ``batch_size`` slates are taken ahead.
+        teacher: The teacher.
+        batch_size: Slates that the teacher gets together.
+        seed: The teacher sees the documents in an order drawn from this seed and the query. Slates list known
+            positives first, and a listwise teacher favours the first places. None keeps the order, for example for
             lists of a first stage.
-        skip_failures: Leave out slates for which the teacher has no usable answer (AnswerError), and log how many.
-            An endpoint that cannot be reached is an error all the same.
-        total: How many slates there are, for the progress bar.
-        show_progress_bar: Whether to show one; by default if this logger's level is INFO or lower.
+        skip_failures: Leave out slates without a usable answer of the teacher (AnswerError), and log their number. An
+            unreachable endpoint is still an error.
+        total: Number of slates, for the progress bar.
+        show_progress_bar: Whether to show a bar; by default if this logger's level is INFO or lower.
 
     Yields:
         The slates, in their order.
 
     Raises:
         TeacherError: The teacher failed.
-        DataError: The teacher gave another number of labels, or one that is not finite.
+        DataError: The teacher gave a wrong number of labels, or a label that is not finite.
     """
     rest, failed = iter(slates), 0
     wanted = progress_wanted(show_progress_bar, logger)
@@ -217,11 +216,11 @@ def label_slates(
                     yield slate
             progress.update(len(batch))
     if failed:
-        logger.warning("Left out %d slates for which the teacher had no usable answer.", failed)
+        logger.warning("Left out %d slates, because the teacher's answer was not usable.", failed)
 
 
 def _labelled(batch: Sequence[Slate], teacher: Teacher, seed: int | None, skip_failures: bool) -> list[Slate | None]:
-    """The slates with new labels, None where there are none."""
+    """Return the slates with new labels, or None for a slate that the teacher could not label."""
     orders = [_order(slate, seed) for slate in batch]
     shown = [[slate.documents[place] for place in order] for slate, order in zip(batch, orders, strict=True)]
     queries = [slate.query for slate in batch]
@@ -255,5 +254,5 @@ def _label_or_none(teacher: Teacher, query: str, documents: Sequence[str]) -> li
 
 def _with_labels(slate: Slate, order: Sequence[int], labels: Sequence[float]) -> Slate:
     given = dict(zip(order, labels, strict=False))
-    # A missing one shortens the tuple, which the slate refuses; so does one too many.
+    # The slate refuses a tuple of the wrong length, with too few labels or too many.
     return replace(slate, labels=(*(given[place] for place in sorted(given)), *labels[len(order) :]))

@@ -1,1 +1,1 @@
-"""Vectors → the nearest texts, exactly, and the index that keeps both."""
+"""Vectors → the nearest texts by exact search, and an index that stores texts and vectors."""

@@ -1,9 +1,9 @@
-"""Vectors of queries and documents → the nearest documents of each query, exactly, perhaps under rules.
+"""Vectors of queries and documents → the nearest documents of each query, by exact search under optional rules.
 
-Every rule is applied to all documents before the best are taken, so that a query gets its full number however many of
-its nearest documents are excluded. A chunk of scores is in memory at a time, never the whole matrix, and the result
-does not depend on the chunks. Products in float32 only preselect, with a slack for rounding; what is left is scored and
-judged again in float64, each document by itself.
+Rules are applied to all documents before the best are taken. A query therefore gets its full number, although many of
+its nearest documents may be excluded. One chunk of the score matrix is in memory at a time, and the chunks do not
+change the result. Products in float32 only preselect, with a slack for rounding. Each preselected document is scored
+and checked again by itself, in float64.
 
 Axes: B queries, N documents, D dimensions, K neighbours.
 """
@@ -23,8 +23,8 @@ from e2rank_st.search.vectors import Matrix, Rows
 
 __all__ = ["Neighbours", "Rules", "nearest"]
 
-ROUNDING = 1e-5  # more than a float32 product of unit vectors can be off, twice
-SAMPLE = 64  # vectors of each side that show how exact products are
+ROUNDING = 1e-5  # more than twice the error of a float32 product of unit vectors
+SAMPLE = 64  # vectors of each side, to measure the error of products
 DOCUMENTS_AT_ONCE = 2**14
 SCORES_AT_ONCE = 2**24  # cells of a score matrix in memory, 64 MiB in float32
 
@@ -33,7 +33,7 @@ class Neighbours(NamedTuple):
     """The nearest documents of a query.
 
     Attributes:
-        rows: Their row numbers, nearest first; equally near ones by row.
+        rows: Their row numbers, nearest first; ties are sorted by row.
         scores: Their cosines, float64.
     """
 
@@ -43,13 +43,13 @@ class Neighbours(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """Which documents a query may have. Entry b of a list is query b's.
+    """The documents that a query may have. Entry b of a list belongs to query b.
 
     Attributes:
         listed: Rows of documents.
-        only: Whether a query may have the listed documents only, or all others.
+        only: True allows the listed documents only. False excludes them.
         limits: Highest cosine to the query, of shape (B,); None for no limit.
-        positives: Rows of the documents that ``max_positive_similarity`` compares with.
+        positives: Rows of each query's positive documents, for ``max_positive_similarity``.
         max_positive_similarity: Highest cosine to any of the positives; None for no limit.
     """
 
@@ -60,7 +60,7 @@ class Rules:
     max_positive_similarity: float | None = None
 
     def part(self, queries: slice) -> Rules:
-        """The rules of some of the queries."""
+        """Return the rules of some queries."""
         limits = None if self.limits is None else self.limits[queries]
         return Rules(self.listed[queries], self.only, limits, self.positives[queries], self.max_positive_similarity)
 
@@ -78,9 +78,9 @@ def nearest(
     Args:
         queries: Unit vectors, (B, D).
         documents: Unit vectors, (N, D).
-        count: K, how many to find a query.
-        rules: What is allowed; everything by default.
-        device: Where to multiply; by default the CPU.
+        count: K, the number of documents for each query.
+        rules: Rules for allowed documents; by default, all are allowed.
+        device: Device of the products; by default the CPU.
 
     Returns:
         B neighbourhoods of at most K documents.
@@ -111,7 +111,7 @@ def _nearest(
 
 
 class _Search:
-    """What may be among the nearest so far."""
+    """The documents found so far that may be among the nearest."""
 
     def __init__(
         self, queries: Matrix, documents: Matrix, rules: Rules | None, count: int, device: torch.device
@@ -126,15 +126,15 @@ class _Search:
             owners = np.repeat(np.arange(len(queries)), [len(rows) for rows in rules.listed])
             listed = np.concatenate([np.empty(0, np.int64), *rules.listed])
             order = np.argsort(listed, kind="stable")
-            self.owners, self.listed = owners[order], listed[order]  # by row, so that a chunk's are a slice
+            self.owners, self.listed = owners[order], listed[order]  # by row: a chunk is a slice
 
     def add(self, start: int, stop: int) -> None:
-        """Look at the documents from ``start`` to ``stop``, n of them."""
+        """Search the n documents from ``start`` to ``stop``."""
         block = torch.from_numpy(self.documents[start:stop]).to(self.queries.device)
         scores = self.queries @ block.T  # (B, n)
         passed = possible = scores
         if self.rules is not None:
-            # Only documents that pass every rule beyond doubt raise the bar for the others.
+            # Only documents that surely pass every rule may raise the bar for the rest.
             sure, maybe = self._judged(self.rules, scores, block, start, stop)
             passed, possible = scores.masked_fill(~sure, -torch.inf), scores.masked_fill(~maybe, -torch.inf)
         self.best = torch.cat([self.best, passed], dim=1).topk(self.best.shape[1], dim=1).values
@@ -143,7 +143,7 @@ class _Search:
         self.kept.append((owners, columns + start, scores[owners, columns]))
 
     def preselected(self) -> tuple[Rows, Rows]:
-        """Queries and rows of documents that may be among the nearest, sorted by query, then by row."""
+        """Return queries and rows of documents that may be among the nearest, sorted by query, then by row."""
         if not self.kept:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         owners, rows, scores = (torch.cat(parts) for parts in zip(*self.kept, strict=True))
@@ -155,7 +155,7 @@ class _Search:
         return found[order], listed[order]
 
     def _judged(self, rules: Rules, scores: Tensor, block: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Which of a chunk's documents pass every rule, beyond doubt and perhaps, (B, n) each."""
+        """Return masks of a chunk's documents that surely, and that possibly, pass every rule, (B, n) each."""
         sure = maybe = self._allowed(rules, start, stop)
         if rules.limits is not None:
             limits = torch.from_numpy(rules.limits).to(scores.device, torch.float32)[:, None]  # (B, 1)
@@ -167,7 +167,7 @@ class _Search:
         return sure, maybe
 
     def _allowed(self, rules: Rules, start: int, stop: int) -> Tensor:
-        """Which of a chunk's documents the lists allow, (B, n)."""
+        """Return a mask of a chunk's documents that the lists allow, (B, n)."""
         first, last = np.searchsorted(self.listed, [start, stop])
         allowed = torch.full((len(self.queries), stop - start), not rules.only, device=self.queries.device)
         owners, columns = self.owners[first:last], self.listed[first:last] - start
@@ -175,7 +175,7 @@ class _Search:
         return allowed
 
     def _to_positives(self, rules: Rules, block: Tensor) -> Tensor:
-        """Highest cosine of each of a chunk's documents to a positive of each query, (B, n)."""
+        """Return the highest cosine of each document of a chunk to a positive of each query, (B, n)."""
         highest = torch.full((len(self.queries), len(block)), -torch.inf, device=block.device)
         # One positive of each query at a time: a query may have hundreds.
         for turn in range(max(map(len, rules.positives), default=0)):
@@ -187,14 +187,14 @@ class _Search:
 
 
 def _slack(queries: Tensor, documents: Tensor) -> float:
-    """More than products on this device may be off, twice: torch can be set to calculate them with fewer bits."""
+    """Return more than twice the error of products on this device; a setting of torch may reduce their bits."""
     queries = queries[:SAMPLE]
     error = (queries @ documents.T).cpu().double() - queries.cpu().double() @ documents.cpu().double().T
     return max(ROUNDING, 16 * float(error.abs().max())) if error.numel() else ROUNDING
 
 
 def _exact(query: Matrix, documents: Matrix, rows: Rows, rules: Rules | None, number: int, count: int) -> Neighbours:
-    """The best of the preselected rows, judged and ordered in float64."""
+    """Return the best of the preselected rows, checked and sorted in float64."""
     vectors = documents[rows].astype(np.float64)  # (n, D)
     scores = (vectors * query.astype(np.float64)).sum(axis=1)
     passed = np.ones(len(rows), bool)

@@ -1,8 +1,8 @@
 """Texts → stored vectors → the nearest texts of a query.
 
-Reranking with E2Rank costs one forward pass a query as long as the document vectors are kept, so the index keeps them
-beside their texts. Search is exact: a matrix product over all vectors, no approximation and no further dependency. For
-corpora that outgrow memory use a vector database, and hand its vectors to ``rerank(document_embeddings=...)``.
+With stored document vectors, reranking costs one forward pass for each query. The index therefore keeps vectors beside
+their texts. Search is exact: a matrix product over all vectors, without approximation or a further dependency. If a
+corpus does not fit in memory, use a vector database and pass its vectors to ``rerank(document_embeddings=...)``.
 
 Axes: B queries, N documents, D dimensions.
 """
@@ -41,17 +41,17 @@ class Index:
 
     Attributes:
         texts: The N documents.
-        embeddings: ``(N, D)`` float32, each row of unit length (brought to it where it is not).
+        embeddings: ``(N, D)`` float32; each row is normalised to unit length.
 
     Raises:
-        ValueError: The texts are not strings, or the embeddings are no finite ``(N, D)`` matrix.
+        ValueError: The texts are not strings, or the embeddings are not a finite ``(N, D)`` matrix.
     """
 
     texts: list[str]
     embeddings: Matrix
 
     def __post_init__(self) -> None:
-        """Check both parts and bring the vectors to unit length."""
+        """Check both parts, and normalise the vectors."""
         object.__setattr__(self, "texts", _checked_texts(self.texts))
         object.__setattr__(self, "embeddings", unit_rows(self.embeddings))
         if len(self.texts) != len(self.embeddings):
@@ -81,21 +81,21 @@ class Index:
         Args:
             model: Any Sentence Transformers model; its ``encode_document`` is called.
             texts: The N documents, at least one.
-            batch_size: Texts per forward pass.
-            show_progress_bar: Show one on stderr; None leaves it to the level of the library's logger.
+            batch_size: Texts in a forward pass.
+            show_progress_bar: Whether to show a bar on stderr; by default, the level of the library's logger decides.
 
         Returns:
-            The index, its rows in the order of ``texts``.
+            The index; its rows have the order of ``texts``.
 
         Raises:
-            ValueError: ``texts`` is empty or holds something other than strings.
+            ValueError: ``texts`` is empty, or an entry is not a string.
         """
         texts = _checked_texts(texts)
         options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
         return cls(texts, embed_distinct(model.encode_document, texts, **options))
 
     def vectors(self, texts: Iterable[str]) -> Matrix:
-        """The stored vectors of some texts, in their order, (n, D).
+        """Return the stored vectors of n texts, in their order, (n, D).
 
         Raises:
             KeyError: A text is not in the index.
@@ -107,13 +107,13 @@ class Index:
         return {text: row for row, text in enumerate(self.texts)}
 
     def retrieve(self, query_embeddings: Any, top_k: int) -> tuple[Matrix, Rows]:
-        """Find the documents nearest to each query by cosine, exactly.
+        """Find the documents nearest to each query by cosine, with an exact search.
 
-        A score does not depend on what else is in the call, and equal documents tie and keep the index's order.
+        A score does not depend on the rest of the call. Equal documents tie and keep the order of the index.
 
         Args:
             query_embeddings: ``(B, D)`` matrix, NumPy or torch, of any float type and length.
-            top_k: Documents per query; more than there are gives all of them.
+            top_k: Documents for each query; a larger number than N gives all documents.
 
         Returns:
             Scores, float32, and row numbers, int64, both ``(B, min(top_k, N))`` and best first.
@@ -137,21 +137,21 @@ class Index:
     def rerank(
         self, model: Any, queries: Sequence[str], scores: Matrix, rows: Rows, **options: Any
     ) -> list[list[dict[str, Any]]]:
-        """Rerank what :meth:`retrieve` found, with the stored vectors.
+        """Rerank the documents that :meth:`retrieve` found, with the stored vectors.
 
         Args:
             model: The model that made the vectors.
             queries: B queries.
-            scores: Those of retrieval, (B, N).
-            rows: The rows that were retrieved, (B, N), best first.
+            scores: Scores of retrieval, (B, N).
+            rows: The retrieved rows, (B, N), best first.
             **options: As for ``rerank``.
 
         Returns:
-            For each query the hits of ``rerank``. ``corpus_id`` is a row of the index; ``retrieval_rank``, from 1, and
-            ``retrieval_score`` say where retrieval had it.
+            For each query the hits of ``rerank``. ``corpus_id`` is a row of the index. ``retrieval_rank`` (from 1) and
+            ``retrieval_score`` are the document's rank and score in retrieval.
         """
         texts = [[self.texts[row] for row in part] for part in rows]
-        # They come sorted by similarity: "given" is that order, and the query need not be embedded again to find it.
+        # The rows are sorted by similarity already. "given" keeps their order without embedding the query again.
         options = {"candidate_order": "given", **options}
         rankings = rerank_rows(model, queries, list(rows), texts, [self.embeddings[part] for part in rows], **options)
         for ranking, part, similar in zip(rankings, rows.tolist(), scores.tolist(), strict=True):
@@ -162,14 +162,14 @@ class Index:
         return rankings
 
     def agrees_with(self, model: SentenceTransformer, tolerance: float = 1e-3) -> bool:
-        """Tell whether ``model`` gives the stored vectors, by embedding three of the texts again.
+        """Test whether ``model`` gives the stored vectors, by embedding three texts again.
 
-        Names and paths do not tell: a folder may have been trained further since. The longest text is among the three,
-        so that another length limit shows as well.
+        A name or path is not enough: the model in a folder may have been trained further. The longest text is one of
+        the three, because it shows a different length limit.
 
         Args:
-            model: The model that is to embed the queries.
-            tolerance: Largest difference of a cosine from 1 that rounding (bfloat16, other batches) may cause.
+            model: The model that will embed the queries.
+            tolerance: Largest difference of a cosine from 1 by rounding, as with bfloat16 or different batches.
 
         Returns:
             Whether the vectors agree.
@@ -186,16 +186,16 @@ class Index:
         """Write the index to a folder, whole or not at all: a manifest, the vectors, and the texts as JSON lines.
 
         Args:
-            folder: New or empty folder, or one that holds an index, which is replaced.
+            folder: A new or empty folder, or the folder of an index, which is replaced.
 
         Raises:
-            ValueError: The folder holds something else.
+            ValueError: The folder holds other files.
             OSError: The folder cannot be written.
         """
         folder = Path(folder)
         others = sorted({path.name for path in folder.glob("*")} - {MANIFEST, VECTORS, TEXTS})
         if others:
-            raise ValueError(f"{folder} holds other files ({others[0]}, ...); give a new folder or that of an index.")
+            raise ValueError(f"{folder} holds other files ({others[0]}, ...); give a new folder or an index's folder.")
         manifest = {"format": FORMAT, "documents": len(self), "dimension": self.dimension}
         with replacing(folder) as fresh:
             fresh.mkdir()
@@ -216,7 +216,7 @@ class Index:
 
         Raises:
             FileNotFoundError: A file of the index is missing.
-            ValueError: A file is damaged, of another format, or does not belong to the others.
+            ValueError: A file is damaged, has a different format, or does not match the rest.
         """
         folder = Path(folder)
         try:
@@ -236,9 +236,9 @@ class Index:
 
 
 def _checked_texts(texts: Sequence[str]) -> list[str]:
-    """Copy the texts of an index, refusing what is no text."""
+    """Copy the texts of an index; refuse anything but strings."""
     if isinstance(texts, str):
-        raise ValueError("Got one string for the texts of an index; give a list of strings.")
+        raise ValueError("Got one string as the texts of an index; give a list of strings.")
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"Text {position} is a {type(text).__name__}: {text!r:.80}; give strings.")

@@ -21,7 +21,7 @@ def rerank_rows(
     Args:
         model: A model with ``rerank``.
         queries: B queries.
-        rows: For each query, the row numbers of its N candidates, in the order in which a prompt may trust them.
+        rows: For each query, the row numbers of its N candidates, in an order that a prompt may trust.
         texts: For each query, the texts of its candidates.
         vectors: For each query, the stored vectors of its candidates, (N, D).
         **options: As for ``rerank``.

@@ -1,4 +1,4 @@
-"""Texts → unit vectors, each distinct text embedded once; whatever holds vectors → a matrix of unit rows.
+"""Texts → unit vectors, each distinct text embedded once. NumPy or torch vectors → a matrix of unit rows.
 
 Axes: N texts, D dimensions.
 """
@@ -20,12 +20,12 @@ Rows: TypeAlias = NDArray[np.int64]  # row numbers in a matrix
 def embed_distinct(encode: Callable[..., Any], texts: Sequence[str], **options: Any) -> Matrix:
     """Embed each distinct text once.
 
-    One call for all of them also gives equal texts the very same vector, and so the very same score.
+    Equal texts therefore get exactly the same vector and the same score.
 
     Args:
         encode: ``encode_document`` or ``encode_query`` of a Sentence-Transformers model.
         texts: N texts.
-        **options: Passed on, such as ``batch_size`` and ``show_progress_bar``.
+        **options: Further options of ``encode``, such as ``batch_size`` and ``show_progress_bar``.
 
     Returns:
         Unit vectors in the order of ``texts``, (N, D).
@@ -36,7 +36,7 @@ def embed_distinct(encode: Callable[..., Any], texts: Sequence[str], **options: 
 
 
 def unit_rows(vectors: Any) -> Matrix:
-    """A matrix as float32 with rows of unit length; a zero row, which has no direction, stays zero.
+    """Return a matrix as float32 with rows of unit length. A zero row stays zero: it does not have a direction.
 
     Args:
         vectors: (N, D), NumPy or torch, of any float type and on any device.
@@ -44,7 +44,7 @@ def unit_rows(vectors: Any) -> Matrix:
     Raises:
         ValueError: It is not a matrix, or holds NaN or infinity.
     """
-    if hasattr(vectors, "detach"):  # NumPy cannot read torch's bfloat16, its gradients and its devices
+    if hasattr(vectors, "detach"):  # NumPy cannot read torch's bfloat16, gradients and devices
         vectors = vectors.detach().float().cpu()
     matrix = np.ascontiguousarray(vectors, dtype=np.float32)
     if matrix.ndim != 2:
@@ -53,6 +53,6 @@ def unit_rows(vectors: Any) -> Matrix:
         row = int(np.flatnonzero(~np.isfinite(matrix).all(axis=1))[0])
         raise ValueError(f"Embedding {row} holds NaN or infinity; embed that text again.")
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)  # (N, 1)
-    # Rows of unit length are left alone, bit for bit: a saved index loads as it was.
+    # Rows of unit length stay the same bit for bit: a saved index does not change when it is loaded.
     off = (np.abs(norms - 1) > 1e-6) & (norms > 0)
     return matrix / np.where(off, norms, np.float32(1)) if off.any() else matrix
