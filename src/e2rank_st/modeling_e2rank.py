@@ -614,36 +614,38 @@ class ListwiseRerank(Module):
         Raises:
             ValueError: If an argument does not have the form above; the message names the place and the value.
         """
-        if instruction is not None and "{instruction}" not in self.format.template:
-            raise ValueError(f"The prompt format {self.format.name!r} has no place for an instruction; leave it out.")
         single = isinstance(query, str)
         queries = _strings("query", [query] if single else query)
         candidates = _candidates(documents, len(queries), single)
         top_k = None if top_k is None else _natural("top_k", top_k)
-        count = self.num_prompt_documents if num_prompt_documents is None else num_prompt_documents
-        order = self.candidate_order if candidate_order is None else candidate_order
-        weight = self.query_weight if query_weight is None else query_weight
+        options = self._options(instruction, num_prompt_documents, candidate_order, query_weight)
         stored = _stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
-        if show_progress_bar is None:
-            show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
-        embedder = Embedder(self._parent, _natural("batch_size", batch_size, least=1), show_progress_bar)
-        scores = self._scores(
-            embedder,
-            queries,
-            candidates,
-            stored,
-            num_prompt_documents=_natural("num_prompt_documents", count),
-            candidate_order=_one_of("candidate_order", order, CANDIDATE_ORDERS),
-            query_weight=_share("query_weight", weight),
-            instruction=self.instruction if instruction is None else instruction,
-        )
+        wanted = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
+        embedder = Embedder(self._parent, _natural("batch_size", batch_size, least=1), wanted)
         rankings = [
-            _ranking(row, texts if return_documents else None, top_k)
-            for row, texts in zip(scores, candidates, strict=True)
+            _ranking(scores, texts if return_documents else None, top_k)
+            for scores, texts in zip(
+                self._scores(embedder, queries, candidates, stored, **options), candidates, strict=True
+            )
         ]
         return rankings[0] if single else rankings
 
     rank = rerank
+
+    def _options(
+        self, instruction: str | None, count: int | None, order: str | None, weight: float | None
+    ) -> dict[str, Any]:
+        """The options of a call, checked; None stands for the configured value."""
+        if instruction is not None and "{instruction}" not in self.format.template:
+            raise ValueError(f"The prompt format {self.format.name!r} has no place for an instruction; leave it out.")
+        count = self.num_prompt_documents if count is None else count
+        order = self.candidate_order if order is None else order
+        return {
+            "instruction": self.instruction if instruction is None else instruction,
+            "num_prompt_documents": _natural("num_prompt_documents", count),
+            "candidate_order": _one_of("candidate_order", order, CANDIDATE_ORDERS),
+            "query_weight": _share("query_weight", self.query_weight if weight is None else weight),
+        }
 
     @torch.inference_mode()
     def _scores(
