@@ -1,14 +1,15 @@
 """The slates of the bundled model's recipe."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from tests import ROOT, load_script
+import pytest
+
+from tests import load_script
 
 SCRIPT = "recipes/e2rank-minilm-l6/make_slates.py"
-unseen = load_script(SCRIPT).unseen
+make_slates = load_script(SCRIPT)
+unseen = make_slates.unseen
 
 
 def test_documents_that_dev_judges_are_left_out(tmp_path: Path) -> None:
@@ -25,10 +26,11 @@ def test_documents_that_dev_judges_are_left_out(tmp_path: Path) -> None:
     assert rest.judgements == {}
 
 
-def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
-    """Guards against an outsider who sees a traceback, and never learns what data is needed."""
-    command = [sys.executable, str(ROOT / SCRIPT), "--data", str(tmp_path / "none")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
-    assert f"make_slates: error: The folder {tmp_path / 'none'} is missing;" in done.stderr and "data.md" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_missing_data_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against an outsider who sees a traceback, and never learns which data is needed."""
+    with pytest.raises(SystemExit) as ended:
+        make_slates.main(data=tmp_path / "none", output=tmp_path, seed=0)
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert f"make_slates: error: The folder {tmp_path / 'none'} is missing" in error
+    assert "data.md" in error
