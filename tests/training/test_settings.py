@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from e2rank_st.training.datasets import DataEntry
 from e2rank_st.training.settings import KINDS, help_text, parse_settings
 from tests import ROOT
 
