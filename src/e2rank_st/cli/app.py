@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from e2rank_st import __version__
 from e2rank_st.checkpoints import MODEL_ID
+from e2rank_st.cli import evaluate
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, check_text, read_documents
 from e2rank_st.storage import replacing
@@ -88,6 +89,8 @@ app = typer.Typer(
         "e2rank embed passages.txt --output vectors.npy",
     ),
 )
+
+app.add_typer(evaluate.app, name="eval")
 
 ModelName = Annotated[
     str,
