@@ -65,7 +65,7 @@ class E2RankMTEB(AbsEncoder):
             not taken for the other.
         rerank_depth: How many documents of a query to rerank.
         num_prompt_documents: K, instead of the configured one.
-        chunk_size: How many documents to embed and score at a time.
+        chunk_size: How many documents to embed at a time.
         keep_vectors: Take the vectors of the last corpus where the same one comes again, as it does in the other mode.
             Only right as long as the weights do not change.
 
@@ -269,8 +269,7 @@ class E2RankMTEB(AbsEncoder):
             itself = _leaves_out_itself(task_metadata.name)
             listed = candidate_rows(corpus.layout, ids, top_ranked, leave_out_itself=itself)
             rules = None if listed is None else Rules(listed, only=top_ranked is not None)
-            options: Any = {"rules": rules, "device": self.model.device, "documents_at_once": self.chunk_size}
-            found = nearest(vectors, corpus.vectors, max(top_k, depth), **options)
+            found = nearest(vectors, corpus.vectors, max(top_k, depth), rules=rules, device=self.model.device)
             results = [named(corpus, near.rows, near.scores.tolist()) for near in found]
         with counted(self.model) as reranking:
             if depth:

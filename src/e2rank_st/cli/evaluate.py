@@ -139,6 +139,14 @@ def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _numbers(text: str) -> list[int]:
+    """The whole numbers between commas."""
+    names = _listed(text)
+    if odd := [name for name in names if not name.isdecimal()]:
+        raise ValueError(f"got {odd[0]!r}; give whole numbers, with commas between them")
+    return [int(name) for name in names]
+
+
 def _quiet_bars() -> None:
     """Show no progress bars of other packages where nobody looks at them."""
     if not sys.stderr.isatty():
@@ -306,7 +314,7 @@ def rerank(
             dtype=dtype,
             batch_size=batch_size,
             systems=_listed(systems),
-            num_prompt_documents=[int(count) for count in _listed(num_prompt_documents)],
+            num_prompt_documents=_numbers(num_prompt_documents),
             candidate_order=candidate_order,
             passes=passes,
             query_weight=query_weight,
@@ -355,16 +363,18 @@ def _show_result(result: Result) -> None:
 @app.command(
     epilog=_examples(
         "report results",
-        "report results --output-dir tables --figures figures --figure-format pdf",
+        "report results --output-dir report --figure-format png,pdf",
         "report results --tasks dl19,dl20,covid --only scores,comparisons",
     )
 )
 def report(
     results: Results,
     output_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write tables there, as .md and .csv, instead of printing them.")
+        Path | None, typer.Option(metavar="DIR", help="Write tables (.md, .csv) and figures there, and print nothing.")
     ] = None,
-    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw figures there.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw the figures there; by default in --output-dir.")
+    ] = None,
     figure_format: Annotated[str, typer.Option(metavar="NAME,...", help="png, pdf or svg.")] = "png",
     tasks: Annotated[str, typer.Option(metavar="NAME,...", help="Tasks that have to be there.")] = "",
     only: Annotated[
@@ -386,8 +396,8 @@ def report(
         typer.echo("\n".join(made.markdown for made in tables), nl=False)
     else:
         typer.echo("\n".join(map(str, library.write_tables(tables, output_dir))), err=True)
-    if figures is not None:
-        written = library.write_figures(entries, figures, formats, parts)
+    if (folder := figures or output_dir) is not None:
+        written = library.write_figures(entries, folder, formats, parts)
         typer.echo("\n".join(map(str, written)) or "no data for these figures", err=True)
 
 
