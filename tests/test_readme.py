@@ -6,14 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from e2rank_st.benchmarks.results import read_rows
-from e2rank_st.benchmarks.summary import summary
+from e2rank_st.benchmarks.results import read_entries
+from e2rank_st.benchmarks.summary import short_summary, summary
 from e2rank_st.data.slates import read_slates
 from tests import ROOT
 
@@ -65,11 +66,11 @@ def test_first_snippet_comes_early():
     assert README[: first.end()].count("\n") <= 45
 
 
-def test_results_are_those_of_the_evaluation():
+@pytest.mark.parametrize(("page", "make"), [("README.md", short_summary), ("docs/evaluation.md", summary)])
+def test_results_are_those_of_the_evaluation(page: str, make: Callable):
     """Guards against a figure typed by hand, and against a table that is older than the files of results."""
-    pytest.importorskip("pytrec_eval")
-    table = summary(read_rows([ROOT / "eval" / "results"]))
-    assert f"<!-- results -->\n{table}<!-- /results -->" in README, "make table"
+    table = make(read_entries([ROOT / "eval" / "results"]))
+    assert f"<!-- results -->\n{table}<!-- /results -->" in (ROOT / page).read_text(encoding="utf-8"), "make table"
 
 
 def test_file_tree_is_complete():

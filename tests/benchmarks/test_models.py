@@ -42,9 +42,9 @@ def test_bundled_and_its_base():
 @pytest.mark.parametrize("source", ["nowhere", "no/such/folder", ""])
 def test_neither_folder_nor_hub_id(source: str):
     """Guards against a misspelt folder that is looked for on the Hub."""
-    with pytest.raises(ValueError, match="no folder here and no Hub id"):
+    with pytest.raises(ValueError, match="neither a folder here nor a Hub id"):
         load(source, **OPTIONS)
-    with pytest.raises(ValueError, match="no folder here and no Hub id"):
+    with pytest.raises(ValueError, match="neither a folder here nor a Hub id"):
         load_cross_encoder(source)
 
 

@@ -268,7 +268,7 @@ def test_tasks_without_search_run_once(toy: dict[str, Any], tmp_path: Path):
         ({**NFCORPUS, "limit": 0}, "Got limit=0; give at least 1"),
         ({**NFCORPUS, "prompt_documents": 0}, "Got prompt_documents=0"),
         ({**NFCORPUS, "data_dir": Path("nowhere")}, "is not a folder"),
-        ({**NFCORPUS, "model": "no/such/folder"}, "no folder here and no Hub id"),
+        ({**NFCORPUS, "model": "no/such/folder"}, "neither a folder here nor a Hub id"),
     ],
 )
 def test_refused_at_the_door(options: dict[str, Any], message: str):

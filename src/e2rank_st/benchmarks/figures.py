@@ -217,7 +217,7 @@ def draw(entries: Sequence[Entry], only: Container[str] = FIGURES) -> dict[str, 
     """Draw the figures that there is data for.
 
     Args:
-        entries: What they show.
+        entries: The data.
         only: Names of those to draw.
 
     Returns:

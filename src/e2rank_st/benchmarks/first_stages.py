@@ -101,14 +101,14 @@ def _existing(task: Task, folder: Path, *names: str) -> Path:
 
 def _from_hub(task: Task, first_stage: str) -> Files:
     if task.hub_name is None or task.hub_qrels is None:
-        raise ValueError(f"{task.name} cannot be fetched: {task.note or 'it is no public task.'} Give --data-dir.")
+        raise ValueError(f"{task.name} cannot be fetched: {task.note or 'it is not a public task.'} Give --data-dir.")
     names = (f"{first_stage}/{task.hub_name}_top100.jsonl", f"topics_and_qrels/qrels.{task.hub_qrels}.txt")
     results, qrels = (Path(hf_hub_download(HUB_REPOSITORY, name, repo_type="dataset")) for name in names)
     return Files(results, qrels, local=False)
 
 
 def _exclusion(row: Row) -> tuple[str, frozenset[str]]:
-    """A query and what is left out for it; ``N/A`` is BRIGHT's word for nothing."""
+    """A query and the documents to leave out for it; ``N/A`` is BRIGHT's word for none."""
     return id_field(row, "id"), frozenset(map(str, list_field("excluded_ids", row.get("excluded_ids")))) - {"N/A"}
 
 

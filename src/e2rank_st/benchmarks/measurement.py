@@ -1,4 +1,4 @@
-"""Systems and a test set → rankings, metrics, times, tokens and comparisons: what a result says of each system."""
+"""Systems and a test set → rankings, times and tokens, and from these the result of each system."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Entrant", "Measured", "measure", "results_of"]
 
 @dataclass(frozen=True)
 class Entrant:
-    """A model with its systems, and what they rank.
+    """A model with its systems, and the candidates that they rank.
 
     Attributes:
         role: Its key in the result's ``models``; empty for the first stage.
@@ -44,7 +44,7 @@ class Entrant:
 
 @dataclass
 class Measured:
-    """What a system did, query by query.
+    """The rankings of a system and their cost, query by query.
 
     Attributes:
         run: Query id → document id → score, the best first.
@@ -77,7 +77,7 @@ def measure(
         show_progress_bar: Whether to show one.
 
     Returns:
-        What each system did, by its name.
+        Rankings and cost of each system, by its name.
     """
     measured = {name: Measured() for entrant in entrants for name in entrant.systems}
     with ExitStack() as stack:
@@ -130,11 +130,11 @@ def results_of(
     samples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, SystemResult]:
-    """Compute what a result says of each system.
+    """Compute the result of each system.
 
     Args:
         entrants: Who ranked what.
-        measured: What :func:`measure` returned.
+        measured: The return value of :func:`measure`.
         judgements: Of all queries.
         relevant_from: Least grade that MAP, MRR and recall count as relevant.
         compare_with: The system that the others are compared with.

@@ -39,7 +39,7 @@ class Subject:
     index: Index | None = None
 
     def describe(self) -> dict[str, Any]:
-        """What a result says of the model: never a path."""
+        """The model's part of a result: never a path."""
         return {
             "name": self.name,
             "revision": self.revision,
@@ -114,7 +114,7 @@ def check_name(source: str) -> None:
         ValueError: The name is neither a folder nor a Hub id.
     """
     if source not in BUNDLED_MODELS and not (source and Path(source).is_dir()) and not HUB_ID.fullmatch(source):
-        raise ValueError(f"Got the model {source!r}, which is no folder here and no Hub id (org/name).")
+        raise ValueError(f"Got the model {source!r}, which is neither a folder here nor a Hub id (org/name).")
 
 
 def listwise_configuration(model: E2Rank) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def listwise_configuration(model: E2Rank) -> dict[str, Any]:
 
 
 def state(model: E2Rank) -> str:
-    """Hash what a model's results depend on: weights, prompts, lengths, and how it reranks.
+    """Hash everything that a model's results depend on: weights, prompts, lengths, reranking configuration.
 
     Two configurations of the same weights must not pass for one: the results of one would be taken for the other's.
     """

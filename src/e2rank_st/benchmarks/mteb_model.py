@@ -9,8 +9,8 @@
 
 Stage 1 sorts a corpus, or the candidates that a task gives, by the cosine of stored vectors; it is exact and holds one
 chunk of scores at a time. Stage 2 reranks the best of them listwise with the same vectors. The order in which a task
-lists its documents and candidates, which may show its labels, has no influence: stage 1 sorts them first, and what it
-cannot tell apart is ordered by a hash.
+lists its documents and candidates may show its labels, so it has no influence: stage 1 sorts them first, and a hash
+orders equal scores.
 
 Axes: B queries, N documents of the corpus, D dimensions.
 """
@@ -58,16 +58,16 @@ class E2RankMTEB(AbsEncoder):
 
     Args:
         model: The model.
-        name: What results call it: ``organisation/name``.
-        revision: Which state of it.
-        mode: ``"embedding"`` searches by plain embeddings, ``"two-stage"`` reranks what they find. Tasks without search
+        name: Its name in results: ``organisation/name``.
+        revision: Its state.
+        mode: ``"embedding"`` searches by plain embeddings, ``"two-stage"`` reranks the results. Tasks without search
             are the same in both. Results of the modes are told apart by ``experiment_kwargs``, so that a cached one is
             not taken for the other.
         rerank_depth: How many documents of a query to rerank.
         num_prompt_documents: K, instead of the configured one.
         chunk_size: How many documents to embed at a time.
-        keep_vectors: Take the vectors of the last corpus where the same one comes again, as it does in the other mode.
-            Only right as long as the weights do not change.
+        keep_vectors: Whether to take the vectors of the last corpus if the same one comes again, as it does in the second
+            mode. This is right only as long as the weights do not change.
 
     Attributes:
         costs: A :class:`~e2rank_st.benchmarks.mteb_search.SearchCost` for each search, in their order.
@@ -152,7 +152,7 @@ class E2RankMTEB(AbsEncoder):
 
         Args:
             inputs: MTEB's batches.
-            task_metadata: What the instruction comes from.
+            task_metadata: Where the instruction comes from.
             hf_split: Not used.
             hf_subset: Not used.
             prompt_type: Whether they are queries or documents; None for neither.

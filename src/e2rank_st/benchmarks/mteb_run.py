@@ -1,4 +1,4 @@
-"""MTEB tasks → a result file for each task and mode: scores, what they depend on, and the cost of a query.
+"""MTEB tasks → a result file for each task and mode: scores, their settings, and the cost of a query.
 
 Finished tasks are kept when the same options are given again. A task that fails is told with its error, and the others
 still run. Results over local folders are marked local, those of a few queries partial: neither is an official score.
@@ -49,7 +49,7 @@ IDENTITY = ("task", "local", "partial", "models", "sources", "settings")
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured on what.
+    """Options of an evaluation by MTEB.
 
     Attributes:
         model: Name of the model: see :func:`~e2rank_st.benchmarks.models.load`.
@@ -199,7 +199,7 @@ class _Runner:
         return self.options.output_dir / folder / f"{task.metadata.name}.{mode}.json"
 
     def _unmeasured(self, task: AbsTask, mode: Mode) -> dict[str, Any]:
-        """What is known of a result before it is measured."""
+        """The fields of a result that are known before it is measured."""
         settings = {
             "dtype": self.options.dtype,
             "limit": self.options.limit,

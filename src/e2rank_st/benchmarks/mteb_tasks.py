@@ -113,10 +113,10 @@ def use_folder(task: AbsTask, data_dir: Path) -> None:
 
 @contextmanager
 def private_cache() -> Iterator[None]:
-    """Let ``datasets`` keep what it reads in a folder that goes away with the block.
+    """Let ``datasets`` use a cache folder that goes away with the block.
 
     Its own cache tells local folders apart by name and card, not by their data: a changed folder, or another one of the
-    same name, would silently be taken for what was read before.
+    same name, would silently be taken for the earlier one.
     """
     before = datasets.config.HF_DATASETS_CACHE
     with TemporaryDirectory(prefix="e2rank-datasets-") as folder:

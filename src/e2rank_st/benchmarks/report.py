@@ -146,7 +146,7 @@ def make_tables(entries: Sequence[Entry], only: Sequence[str] = PARTS) -> list[T
     """The tables that there are entries for.
 
     Args:
-        entries: What they show.
+        entries: The data.
         only: Names of the tables to make; other names are passed over.
     """
     makers = [make for name, make in TABLES.items() if name in only]
@@ -180,7 +180,7 @@ def write_figures(
     """Write the figures that there is data for, each whole or not at all.
 
     Args:
-        entries: What they show.
+        entries: The data.
         folder: Where they go.
         formats: Endings of the files.
         only: Names of the figures to draw; other names are passed over.

@@ -1,4 +1,4 @@
-"""What an evaluation found: the one form that both runners write and that tables, figures, cards and submissions read.
+"""Results: the one form that both runners write, and that tables, figures, cards and submissions read.
 
 A file holds a :class:`Result`: some systems on one task. Tables and figures show :class:`Entry` values: one for each
 system on each task.
@@ -72,7 +72,7 @@ class Result:
         models: By role (``model``, ``baseline``, ``cross_encoder``): ``name``, ``revision``, ``prompts`` and more.
         sources: The state of each file, folder or data set that was read.
         systems: The systems by name.
-        settings: What the scores depend on apart from model and data.
+        settings: The options that the scores depend on.
         environment: Versions and hardware.
         first_stage: Name of the first stage; empty where the model searches the corpus of the task.
         local: Whether the data was read from local files.
@@ -136,7 +136,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Entry:
-    """A system on a task: what a line of a table shows.
+    """A system on a task: a line of a table.
 
     Attributes:
         result: Where it is from.

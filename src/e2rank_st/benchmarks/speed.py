@@ -31,17 +31,15 @@ NUM_CANDIDATES = 100
 
 @dataclass(frozen=True)
 class Speeds:
-    """What a benchmark measured.
+    """The figures of a benchmark.
 
     Attributes:
-        title: What was timed, on which device.
-        rows: Figures of each variant, by name; ``variant`` is its name.
-        environment: Versions and hardware.
+        title: Sizes of the benchmark, and the device.
+        rows: Figures of each variant, by name; the first is the name of the variant.
     """
 
     title: str
     rows: list[dict[str, Any]]
-    environment: dict[str, Any]
 
 
 def plain_recipe(model: E2Rank, query: str, documents: list[str]) -> list[int]:
@@ -62,7 +60,7 @@ def plain_recipe(model: E2Rank, query: str, documents: list[str]) -> list[int]:
 
 
 def variants(model: E2Rank) -> dict[str, Callable[[str, list[str], np.ndarray], object]]:
-    """What is compared: name → function of query, documents and their stored vectors (N, D)."""
+    """The variants: name → function of query, documents and their stored vectors (N, D)."""
     half = copy.deepcopy(model).bfloat16()
     return {
         "plain recipe, float32": lambda query, documents, _: plain_recipe(model, query, documents),
@@ -105,7 +103,7 @@ def time_reranking(turns: int = 5) -> Speeds:
         turns: Counted runs of each, at least 1.
     """
     seconds = measure(E2Rank.from_bundled(device="cpu"), turns)
-    baseline, found = next(iter(seconds.values())), environment(torch.device("cpu"))
+    baseline = next(iter(seconds.values()))
     rows = [
         {
             "variant": name,
@@ -115,4 +113,4 @@ def time_reranking(turns: int = 5) -> Speeds:
         for name, times in seconds.items()
     ]
     size = f"{NUM_CANDIDATES} candidates, {len(QUERIES)} queries, {turns} turns"
-    return Speeds(f"{size}; {found['hardware']['device']}", rows, found)
+    return Speeds(f"{size}; {environment(torch.device('cpu'))['hardware']['device']}", rows)

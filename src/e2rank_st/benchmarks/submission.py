@@ -25,13 +25,13 @@ from e2rank_st.adapters import read_adapter_config
 from e2rank_st.benchmarks.models import load
 from e2rank_st.benchmarks.mteb_model import MODES, load_e2rank
 from e2rank_st.benchmarks.results import Result, read_entries
-from e2rank_st.benchmarks.submission_checks import check, experiment_of, mode_of, written_by_mteb
+from e2rank_st.benchmarks.submission_checks import Refused, check, experiment_of, mode_of, written_by_mteb
 from e2rank_st.benchmarks.training_data import TrainingData
 from e2rank_st.model import E2Rank
 from e2rank_st.storage import replacing, write_text
 from e2rank_st.training.losses import CITATION
 
-__all__ = ["MODULE", "Options", "make_meta", "read_results", "submit", "write"]
+__all__ = ["MODULE", "Options", "Refused", "make_meta", "read_results", "submit", "write"]
 
 MODULE = "mteb_model.py"
 WRITTEN = {"results", MODULE}
@@ -92,7 +92,8 @@ def submit(options: Options) -> list[Result]:
         The results in it.
 
     Raises:
-        ValueError: There are no results, they must not be submitted, or the folder holds something else.
+        Refused: The results must not be submitted.
+        ValueError: There are no results, or the folder holds something else.
         OSError: A file cannot be read or written.
         ImportError: The weights of the model are not installed and the Hub cannot be reached.
     """

@@ -119,6 +119,5 @@ def time_training(turns: int = 3, steps: int = 8, batch_size: int = 4) -> Speeds
         {"variant": name, "tokens per second": round(tokens / statistics.median(times)), "share": part}
         for name, times, part in (("bare forward and backward pass", passes, 1.0), ("trainer", trained, share))
     ]
-    found = environment()
     size = f"{steps} steps of {batch_size} slates, {tokens:,} tokens, {turns} turns"
-    return Speeds(f"{size}; {found['hardware']['device']}", rows, found)
+    return Speeds(f"{size}; {environment()['hardware']['device']}", rows)

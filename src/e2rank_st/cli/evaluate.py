@@ -7,24 +7,24 @@ Tables go to standard output; everything else (progress, warnings, errors) goes 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
 
 if TYPE_CHECKING:
+    from e2rank_st.benchmarks.reranking import Failure
     from e2rank_st.benchmarks.results import Result
     from e2rank_st.benchmarks.speed import Speeds
 
-__all__ = ["AsJson", "app", "mteb", "report", "rerank", "run_script", "show_speeds", "submit", "table"]
+__all__ = ["app", "mteb", "report", "rerank", "run_script", "show_speeds", "submit", "table"]
 
 MTEB_COLUMNS = (
     Column("task", share=1),
@@ -75,22 +75,21 @@ app = typer.Typer(
 
 ModelName = Annotated[
     str,
-    typer.Option("--model", metavar="NAME", help="Folder, Hub id, 'bundled', or 'bundled-base', which it was made of."),
+    Option("--model", metavar="NAME", help="Folder, Hub id, 'bundled', or 'bundled-base' for its base."),
 ]
 DataDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Local folders in the place of the Hub; marks results local.")
+    Path | None, Option(metavar="DIR", help="Local folders in the place of the Hub; marks results local.")
 ]
 Limit = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="First N queries only, for a try; marks results partial.")
+    int | None, Option(min=1, metavar="N", help="First N queries only, for a try; marks results partial.")
 ]
-Device = Annotated[str | None, typer.Option(metavar="NAME", help="cpu, cuda, ...; by default the best there is.")]
-BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts in a forward pass.")]
-Results = Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Result files, or folders of them.")]
+Device = Annotated[str | None, Option(metavar="NAME", help="cpu, cuda, ...; by default the best there is.")]
+BatchSize = Annotated[int, Option(min=1, metavar="N", help="Texts in a forward pass.")]
+Results = Annotated[list[Path], Argument(metavar="RESULTS...", help="Result files, or folders of them.")]
 Verbose = Annotated[
     int,
-    typer.Option("--verbose", "-v", count=True, show_default=False, callback=_set_verbosity, help="Say more."),
+    Option("--verbose", "-v", count=True, show_default=False, callback=_set_verbosity, help="Say more."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")]
 
 
 def run_script(command: Callable[..., None]) -> None:
@@ -105,11 +104,8 @@ def run_script(command: Callable[..., None]) -> None:
         script()
 
 
-def show_speeds(speeds: Speeds, as_json: bool) -> None:
-    """Print the figures of a benchmark of speed."""
-    if as_json:
-        typer.echo(json.dumps(asdict(speeds), indent=2))
-        return
+def show_speeds(speeds: Speeds) -> None:
+    """Show the figures of a benchmark of speed."""
     first, *others = speeds.rows[0]
     columns = (Column(first, share=1), *(Column(name, ",") for name in others))
     show(columns, [tuple(row.values()) for row in speeds.rows], title=speeds.title)
@@ -147,14 +143,6 @@ def _numbers(text: str) -> list[int]:
     return [int(name) for name in names]
 
 
-def _quiet_bars() -> None:
-    """Show no progress bars of other packages where nobody looks at them."""
-    if not sys.stderr.isatty():
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-
-
 @app.command(
     epilog=_examples(
         'mteb --benchmark "MTEB(eng, v2)" --mode embedding --output-dir results',
@@ -164,61 +152,38 @@ def _quiet_bars() -> None:
     )
 )
 def mteb(
-    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where results go, and finished ones are found.")],
+    tasks: Annotated[str, Option(metavar="NAME,...", help="Tasks.")] = "",
+    benchmark: Annotated[list[str] | None, Option(metavar="NAME", help="Set of tasks; may be given again.")] = None,
+    mode: Annotated[str, Option(metavar="NAME,...", help="Both, where they differ.")] = "embedding,two-stage",
+    name: Annotated[str | None, Option(metavar="ORG/NAME", help="In results; by default the Hub id.")] = None,
+    revision: Annotated[str | None, Option(metavar="COMMIT", help="On the Hub; else the state's name.")] = None,
     model: ModelName = "bundled",
-    tasks: Annotated[str, typer.Option(metavar="NAME,...", help="Tasks.")] = "",
-    benchmark: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A set of tasks; may be given more than once.")
-    ] = None,
-    mode: Annotated[
-        str, typer.Option(metavar="NAME,...", help="By default both, where they differ.")
-    ] = "embedding,two-stage",
-    name: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="The model's name in results; by default the Hub id.")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option(metavar="COMMIT", help="Commit on the Hub; for a folder, its state's name in results.")
-    ] = None,
     data_dir: DataDir = None,
     limit: Limit = None,
-    prompt_documents: Annotated[
-        int | None, typer.Option(min=1, metavar="K", help="Documents in a prompt; by default the model's.")
-    ] = None,
-    rerank_depth: Annotated[int, typer.Option(min=1, metavar="N", help="Documents of a query to rerank.")] = 100,
+    prompt_documents: Annotated[int | None, Option(min=1, metavar="K", help="By default the model's.")] = None,
+    rerank_depth: Annotated[int, Option(min=1, metavar="N", help="Documents of a query to rerank.")] = 100,
     batch_size: BatchSize = 32,
     device: Device = None,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "float32",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results, whatever they are of.")] = False,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Option(help="Of the weights.")] = "float32",
+    output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go, and finished ones are.")] = Path(
+        "results"
+    ),
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace results, whatever they are of.")] = False,
     verbose: Verbose = 0,
 ) -> None:
     """Run tasks of MTEB. Finished ones are kept; the exit status is 1 if a task failed."""
+    given = dict(locals())  # the options by name, as the library has them
     library = _library("mteb_run")
     with _usage():
-        options = library.Options(
-            model=model,
-            output_dir=output_dir,
-            tasks=_listed(tasks),
-            benchmarks=benchmark or (),
-            modes=_listed(mode),
-            name=name,
-            revision=revision,
-            data_dir=data_dir,
-            limit=limit,
-            prompt_documents=prompt_documents,
-            rerank_depth=rerank_depth,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            overwrite=overwrite,
-            show_progress_bar=sys.stderr.isatty(),
-        )
-    _quiet_bars()
+        del given["benchmark"], given["mode"]
+        lists = {"tasks": _listed(tasks), "benchmarks": benchmark or (), "modes": _listed(mode)}
+        options = _options(library, given | lists)
     outcomes = []
     for outcome in library.run(options):
         outcomes.append(outcome)
         said = outcome.error or f"{outcome.score:.2f}"
         typer.echo(f"{outcome.task} {outcome.mode}: {outcome.state}: {said}", err=True)
-    show(MTEB_COLUMNS, [outcome[: len(MTEB_COLUMNS)] for outcome in outcomes], title=options.name or options.model)
+    show(MTEB_COLUMNS, [outcome[: len(MTEB_COLUMNS)] for outcome in outcomes], title=name or model)
     if any(outcome.error for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -234,111 +199,80 @@ def mteb(
     )
 )
 def rerank(
-    tasks: Annotated[str, typer.Option(metavar="NAME,...", help="Tasks; dl, beir, bright or dev are sets.")] = "",
-    first_stage: Annotated[str, typer.Option(metavar="NAME", help="Whose candidates.")] = "bm25",
+    tasks: Annotated[str, Option(metavar="NAME,...", help="Tasks; dl, beir, bright or dev are sets.")] = "",
+    first_stage: Annotated[str, Option(metavar="NAME", help="Whose candidates.")] = "bm25",
     data_dir: DataDir = None,
-    results: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="First-stage results with text, JSON lines.")
-    ] = None,
-    qrels: Annotated[Path | None, typer.Option(metavar="FILE", help="Their judgements in TREC's form.")] = None,
-    beir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Corpus, queries and judgements in BEIR's layout.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Whose judgements there; by default the task's, else test.")
-    ] = None,
-    run: Annotated[Path | None, typer.Option(metavar="FILE", help="TREC run over --beir.")] = None,
-    own_first_stage: Annotated[
-        bool, typer.Option("--own-first-stage", help="Each model retrieves its own candidates.")
-    ] = False,
-    top_n: Annotated[int, typer.Option(min=1, metavar="N", help="Candidates a query.")] = 100,
+    results: Annotated[Path | None, Option(metavar="FILE", help="First-stage results with text, JSON lines.")] = None,
+    qrels: Annotated[Path | None, Option(metavar="FILE", help="Their judgements in TREC's form.")] = None,
+    beir: Annotated[Path | None, Option(metavar="DIR", help="Texts and judgements in BEIR's layout.")] = None,
+    split: Annotated[str | None, Option(metavar="NAME", help="Whose judgements there; by default the task's.")] = None,
+    run: Annotated[Path | None, Option(metavar="FILE", help="TREC run over --beir.")] = None,
+    own_first_stage: Annotated[bool, Option("--own-first-stage", help="Each model retrieves its candidates.")] = False,
+    top_n: Annotated[int, Option(min=1, metavar="N", help="Candidates a query.")] = 100,
     limit: Limit = None,
-    judged_only: Annotated[bool, typer.Option("--judged-only", help="Leave out queries without judgements.")] = False,
+    judged_only: Annotated[bool, Option("--judged-only", help="Leave out queries without judgements.")] = False,
     model: ModelName = "bundled",
-    baseline: Annotated[str | None, typer.Option(metavar="NAME", help="A second model, side by side.")] = None,
-    cross_encoder: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A Sentence-Transformers cross-encoder, side by side.")
-    ] = None,
+    baseline: Annotated[str | None, Option(metavar="NAME", help="A second model, side by side.")] = None,
+    cross_encoder: Annotated[str | None, Option(metavar="NAME", help="A cross-encoder, side by side.")] = None,
     device: Device = None,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the weights.")] = "float32",
+    dtype: Annotated[Literal["float32", "bfloat16"], Option(help="Of the weights.")] = "float32",
     batch_size: BatchSize = 32,
-    systems: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Systems of each model.")
-    ] = "embedding,rocchio,listwise",
+    systems: Annotated[str, Option(metavar="NAME,...", help="Systems of each model.")] = "embedding,rocchio,listwise",
     num_prompt_documents: Annotated[
-        str, typer.Option("--num-prompt-documents", "-k", metavar="K,...", help="A listwise system for each K.")
+        str, Option("--num-prompt-documents", "-k", metavar="K,...", help="A listwise system for each K.")
     ] = "",
     candidate_order: Annotated[
-        Literal["given", "similarity"] | None, typer.Option(help="Of the prompt; by default the model's.")
+        Literal["given", "similarity"] | None, Option(help="Of the documents in the prompt; by default the model's.")
     ] = None,
-    passes: Annotated[int, typer.Option(min=1, metavar="N", help="Listwise passes.")] = 1,
+    passes: Annotated[int, Option(min=1, metavar="N", help="Listwise passes.")] = 1,
     query_weight: Annotated[
-        float | None, typer.Option(min=0, max=1, metavar="W", help="Share of the query's own vector in listwise.")
+        float | None, Option(min=0, max=1, metavar="W", help="Share of the query's own vector; by default the model's.")
     ] = None,
-    rocchio_documents: Annotated[int, typer.Option(min=1, metavar="N", help="Documents of Rocchio feedback.")] = 3,
-    rocchio_weight: Annotated[float, typer.Option(metavar="W", help="Weight of Rocchio feedback.")] = 0.3,
+    rocchio_documents: Annotated[int, Option(min=1, metavar="N", help="Documents of Rocchio feedback.")] = 3,
+    rocchio_weight: Annotated[float, Option(metavar="W", help="Weight of Rocchio feedback.")] = 0.3,
     instructions: Annotated[
-        Literal["task", "model"], typer.Option(help="Whose; published scores were taken with the model's.")
+        Literal["task", "model"], Option(help="The task's or the model's own; published scores are with the model's.")
     ] = "task",
-    compare_with: Annotated[
-        str | None, typer.Option(metavar="SYSTEM", help="By default the baseline's embedding, else the model's.")
-    ] = None,
-    embedding_queries: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Queries to time without stored vectors.")
-    ] = 10,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of bootstrap and randomisation test.")] = 0,
-    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where results go.")] = Path("results"),
-    runs: Annotated[Path | None, typer.Option(metavar="DIR", help="Write a TREC run of each system there.")] = None,
+    compare_with: Annotated[str | None, Option(metavar="SYSTEM", help="By default a plain embedding.")] = None,
+    embedding_queries: Annotated[int, Option(min=0, metavar="N", help="Queries timed without stored vectors.")] = 10,
+    seed: Annotated[int, Option(metavar="N", help="Of bootstrap and randomisation test.")] = 0,
+    output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go.")] = Path("results"),
+    runs: Annotated[Path | None, Option(metavar="DIR", help="Write a TREC run of each system there.")] = None,
     verbose: Verbose = 0,
 ) -> None:
     """Rerank a first stage's candidates by several systems side by side. The exit status is 1 if a task failed."""
+    given = dict(locals())  # the options by name, as the library has them
     library = _library("reranking")
     with _usage():
-        options = library.Options(
-            tasks=_listed(tasks),
-            first_stage=first_stage,
-            data_dir=data_dir,
-            results=results,
-            qrels=qrels,
-            beir=beir,
-            split=split,
-            run=run,
-            own_first_stage=own_first_stage,
-            top_n=top_n,
-            limit=limit,
-            judged_only=judged_only,
-            model=model,
-            baseline=baseline,
-            cross_encoder=cross_encoder,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            systems=_listed(systems),
-            num_prompt_documents=_numbers(num_prompt_documents),
-            candidate_order=candidate_order,
-            passes=passes,
-            query_weight=query_weight,
-            rocchio_documents=rocchio_documents,
-            rocchio_weight=rocchio_weight,
-            instructions=instructions,
-            compare_with=compare_with,
-            embedding_queries=embedding_queries,
-            seed=seed,
-            output_dir=output_dir,
-            runs_dir=runs,
-            show_progress_bar=sys.stderr.isatty(),
-        )
-    _quiet_bars()
-    failed = 0
-    for outcome in library.run(options):
-        if isinstance(outcome, library.Failure):
-            failed += 1
-            typer.echo(f"{outcome.task}: error: {outcome.error}", err=True)
-        else:
-            _show_result(outcome)
-    if failed:
-        typer.echo(f"{failed} tasks failed.", err=True)
+        counts = _numbers(num_prompt_documents)
+        lists = {"tasks": _listed(tasks), "systems": _listed(systems), "num_prompt_documents": counts}
+        options = _options(library, {**given, **lists, "runs_dir": runs})
+    outcomes = list(map(_shown, library.run(options)))
+    if failed := outcomes.count(False):
+        typer.echo(f"{failed} of {len(outcomes)} tasks failed.", err=True)
         raise typer.Exit(1)
+
+
+def _options(library: Any, given: dict[str, Any]) -> Any:
+    """Options of the library, and no progress bars of other packages where nobody looks at them."""
+    given = {name: value for name, value in given.items() if name not in ("runs", "verbose")}
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        if "datasets" in sys.modules:  # as MTEB loads them
+            sys.modules["datasets"].disable_progress_bars()
+    return library.Options(**given, show_progress_bar=on_terminal)
+
+
+def _shown(outcome: Result | Failure) -> bool:
+    """Show the table of a task, or tell why there is none."""
+    if isinstance(outcome, tuple):
+        typer.echo(f"{outcome.task}: error: {outcome.error}", err=True)
+        return False
+    _show_result(outcome)
+    return True
 
 
 def _show_result(result: Result) -> None:
@@ -370,16 +304,16 @@ def _show_result(result: Result) -> None:
 def report(
     results: Results,
     output_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write tables (.md, .csv) and figures there, and print nothing.")
+        Path | None, Option(metavar="DIR", help="Write tables (.md, .csv) and figures there, and print nothing.")
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Draw the figures there; by default in --output-dir.")
+        Path | None, Option(metavar="DIR", help="Draw the figures there; by default in --output-dir.")
     ] = None,
-    figure_format: Annotated[str, typer.Option(metavar="NAME,...", help="png, pdf or svg.")] = "png",
-    tasks: Annotated[str, typer.Option(metavar="NAME,...", help="Tasks that have to be there.")] = "",
+    figure_format: Annotated[str, Option(metavar="NAME,...", help="png, pdf or svg.")] = "png",
+    tasks: Annotated[str, Option(metavar="NAME,...", help="Tasks that have to be there.")] = "",
     only: Annotated[
         str,
-        typer.Option(metavar="NAME,...", help="scores, metrics, comparisons, latency, prompt-documents, gains."),
+        Option(metavar="NAME,...", help="scores, metrics, comparisons, latency, prompt-documents, gains."),
     ] = "",
 ) -> None:
     """Make tables, in Markdown, and figures of all results."""
@@ -405,10 +339,10 @@ def report(
 def table(
     results: Results,
     readme: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Put the short table between the marks of this file.")
+        Path | None, Option(metavar="FILE", help="Put the short table between the marks of this file.")
     ] = None,
     docs: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Put the full tables between the marks of this file.")
+        Path | None, Option(metavar="FILE", help="Put the full tables between the marks of this file.")
     ] = None,
 ) -> None:
     """Print the tables that compare a model with its baseline, and put them into README and docs."""
@@ -430,20 +364,24 @@ def table(
 )
 def submit(
     results: Results,
-    model: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the trained adapter, with its training.json.")],
-    name: Annotated[str, typer.Option(metavar="ORG/NAME", help="Hub id of the model, as results have it.")],
-    revision: Annotated[str, typer.Option(metavar="COMMIT", help="The commit there that was evaluated.")],
-    release_date: Annotated[str, typer.Option(metavar="YYYY-MM-DD", help="When that was published.")],
+    model: Annotated[Path, Option(metavar="DIR", help="Folder of the trained adapter, with its training.json.")],
+    name: Annotated[str, Option(metavar="ORG/NAME", help="Hub id of the model, as results have it.")],
+    revision: Annotated[str, Option(metavar="COMMIT", help="The commit there that was evaluated.")],
+    release_date: Annotated[str, Option(metavar="YYYY-MM-DD", help="When that was published.")],
     benchmark: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A set of tasks that has to be complete; may be given more than once."),
+        Option(metavar="NAME", help="A set of tasks that has to be complete; may be given more than once."),
     ] = None,
-    training_code: Annotated[str | None, typer.Option(metavar="URL", help="Where the training code is public.")] = None,
-    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the submission goes.")] = Path("submission"),
+    training_code: Annotated[str | None, Option(metavar="URL", help="Where the training code is public.")] = None,
+    output_dir: Annotated[Path, Option(metavar="DIR", help="Where the submission goes.")] = Path("submission"),
 ) -> None:
     """Check results of MTEB and build a submission to its leaderboard."""
     library = _library("submission")
     options = library.Options(results, model, name, revision, release_date, benchmark or (), training_code, output_dir)
-    submitted = library.submit(options)
+    try:
+        submitted = library.submit(options)
+    except library.Refused as error:  # a line for each reason
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
     typer.echo(f"{output_dir}: {len(submitted)} results of {name} at {revision}, and {library.MODULE}")
     typer.echo(NEXT_STEPS.format(module=output_dir / library.MODULE, results=output_dir / "results"))

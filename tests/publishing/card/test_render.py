@@ -93,7 +93,7 @@ def test_rendering_again_changes_nothing(toy_card: str, tmp_path: Path):
         output.write_text(card(tmp_path, *toy_results()), encoding="utf-8")
         render.check(toy_card, output)
     stale = card(tmp_path, *toy_results()[::-1])  # the same files by other names
-    with pytest.raises(ValueError, match="differs from what the model, the results and the template make"):
+    with pytest.raises(ValueError, match="is stale: model, results or template have changed"):
         render.check(stale, output)
 
 

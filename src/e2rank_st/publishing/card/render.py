@@ -68,5 +68,5 @@ def check(text: str, output: Path) -> None:
         ValueError: It is missing or stale.
     """
     if not output.is_file() or output.read_text(encoding="utf-8") != text:
-        state = "differs from what the model, the results and the template make" if output.is_file() else "is not there"
+        state = "is stale: model, results or template have changed" if output.is_file() else "is not there"
         raise ValueError(f"{os.path.relpath(output)} {state}; render it anew, without --check.")

@@ -98,7 +98,7 @@ def figures(entries: Sequence[Entry], report: Path, card: Path) -> str:
     """Links to the figures that lie in the report's folder.
 
     Args:
-        entries: What the figures show.
+        entries: The data of the figures.
         report: Folder of the report.
         card: The card that links to them.
     """
@@ -153,7 +153,7 @@ def training_data(facts: Facts) -> str:
 
 
 def tuning(facts: Facts) -> str:
-    """How it was trained, stage by stage, and what that changed on the dev data."""
+    """The training, stage by stage, and the change on the dev data."""
     runs = stages(facts.training)
     titles = [f"Training stage {number}: " for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
     return "\n\n".join(title + _stage(run) for title, run in zip(titles, runs, strict=True))
@@ -165,7 +165,7 @@ def _stage(run: Mapping[str, Any]) -> str:
         loss.pop("query_weight", None)  # its share in a vector that this stage does not train
     parts = ", ".join(f"{name.removesuffix('_weight')} {value:g}" for name, value in loss.items())
     frozen = "document vectors stayed as they were" if run["loss"].get("freeze_documents") else "all vectors trained"
-    batch = run["settings"].get("per_device_train_batch_size")  # what was told; a default is not there
+    batch = run["settings"].get("per_device_train_batch_size")  # a default is not there
     steps = f"{run['steps']:,} steps" + (f" of {batch} slates" if batch else "")
     kept = f", of which the checkpoint of step {run['best_step']} was kept" if run["best_step"] is not None else ""
     head = f"{steps}{kept}; weights of the loss: {parts}; {frozen}."
