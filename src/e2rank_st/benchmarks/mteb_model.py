@@ -66,8 +66,8 @@ class E2RankMTEB(AbsEncoder):
         rerank_depth: How many documents of a query to rerank.
         num_prompt_documents: K, instead of the configured one.
         chunk_size: How many documents to embed at a time.
-        keep_vectors: Whether to take the vectors of the last corpus if the same one comes again, as it does in the second
-            mode. This is right only as long as the weights do not change.
+        keep_vectors: Whether to take the vectors of the last corpus if the same one comes again, as it does for the
+            second mode. This is right only as long as the weights do not change.
 
     Attributes:
         costs: A :class:`~e2rank_st.benchmarks.mteb_search.SearchCost` for each search, in their order.
