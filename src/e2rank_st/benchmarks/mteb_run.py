@@ -184,8 +184,9 @@ class _Runner:
             try:
                 if self.options.data_dir:
                     use_folder(task, self.options.data_dir)
-                kept = self._kept(task, mode)
-                yield _outcome(kept or self._evaluate(task, mode), mode, "kept" if kept else "done")
+                known = self._known(task, mode)
+                kept = self._kept(self._path(task, mode), known)
+                yield _outcome(kept or self._evaluate(task, mode, known), mode, "kept" if kept else "done")
             except Exception as error:  # whatever one of MTEB's tasks raises, the others still run
                 logger.debug("the error in full", exc_info=True)
                 message = scrubbed(" ".join(f"{type(error).__name__}: {error}".split()))
@@ -198,7 +199,7 @@ class _Runner:
         folder = self.subject.name.replace("/", "__")
         return self.options.output_dir / folder / f"{task.metadata.name}.{mode}.json"
 
-    def _unmeasured(self, task: AbsTask, mode: Mode) -> dict[str, Any]:
+    def _known(self, task: AbsTask, mode: Mode) -> dict[str, Any]:
         """The fields of a result that are known before it is measured."""
         settings = {
             "dtype": self.options.dtype,
@@ -223,26 +224,25 @@ class _Runner:
             "partial": self.options.limit is not None,
         }
 
-    def _kept(self, task: AbsTask, mode: Mode) -> Result | None:
+    def _kept(self, path: Path, known: dict[str, Any]) -> Result | None:
         """The result that is there already.
 
         Raises:
             ValueError: It is of another model or data, or of other settings.
         """
-        path, wanted = self._path(task, mode), self._unmeasured(task, mode)
         if self.options.overwrite or not path.is_file():
             return None
         result = Result.read(path)
-        if other := [name for name in IDENTITY if getattr(result, name) != wanted[name]]:
+        if other := [name for name in IDENTITY if getattr(result, name) != known[name]]:
             raise ValueError(
                 f"There is a result already, and it differs in {', '.join(other)}; "
                 "choose another --output-dir, or replace it with --overwrite."
             )
         return result
 
-    def _evaluate(self, task: AbsTask, mode: Mode) -> Result:
+    def _evaluate(self, task: AbsTask, mode: Mode, known: dict[str, Any]) -> Result:
         """Evaluate, and write the result."""
-        start, known = time.perf_counter(), self._unmeasured(task, mode)
+        start = time.perf_counter()
         self.encoder.set_mode(mode)
         self.encoder.costs.clear()
         if self.options.limit is not None:
