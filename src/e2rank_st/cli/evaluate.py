@@ -165,9 +165,7 @@ def mteb(
     batch_size: BatchSize = 32,
     device: Device = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], Option(help="Of the weights.")] = "float32",
-    output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go and are kept.")] = Path(
-        "results"
-    ),
+    output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go and are kept.")] = Path("results"),
     overwrite: Annotated[bool, Option("--overwrite", help="Replace results, whatever they are of.")] = False,
     verbose: Verbose = 0,
 ) -> None:
