@@ -55,44 +55,51 @@ build/stage1/final: | $(SLATES)
 $(SLATES): | $(VENV)/.dev
 	$(VENV)/bin/python recipes/e2rank-minilm-l6/make_slates.py --data "$(DATA)" --output build/slates
 
-# What is there already is kept, since a clone's file times say nothing: a result of run_mteb.py if it is of the same
-# model and data, else that is an error; one of run_reranking.py as it is, but the card refuses results of several states
-# of a model, and a test those of eval/prompt_size that are of another one. Remove both folders to measure everything anew.
-EVAL_PYTHON = OMP_WAIT_POLICY=passive $(VENV)/bin/python
+# Results that are there are kept. One of MTEB is checked: it has to be of the same model and data. One of reranking is
+# not, but the card refuses results of several states of a model, and a test compares eval/prompt_size with the others.
+# Remove both folders to measure everything anew.
+EVAL = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank eval
 RESULTS = eval/results
 GIVEN = $(RESULTS)/dl21-bm25.json $(RESULTS)/dl21-splade.json
 OWN = nfcorpus-dev nfc squad-dev mediqa-dev scifact
 OWN_FILES = $(OWN:%=$(RESULTS)/%-own.json)
 LAST = $(lastword $(OWN_FILES))
 SIZES = eval/prompt_size/dl21-bm25.json
-RERANK = $(EVAL_PYTHON) eval/run_reranking.py --data-dir "$(DATA)" --model bundled --baseline bundled-base
+RERANK = $(EVAL) rerank --data-dir "$(DATA)" --model bundled --baseline bundled-base
+MTEB = $(EVAL) mteb --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
+FIGURES = --figures model_card/report
+TABLE = $(EVAL) table $(RESULTS) --readme README.md --docs docs/evaluation.md
 
 eval: $(VENV)/.dev $(GIVEN) $(OWN_FILES) $(SIZES)  ## measure the bundled model and its base on the data in DATA; then report, card, table
-	$(EVAL_PYTHON) eval/run_mteb.py --model bundled-base --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
-	$(EVAL_PYTHON) eval/run_mteb.py --model bundled --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
-	$(EVAL_PYTHON) eval/report.py $(RESULTS) --output-dir model_card/report
-	$(EVAL_PYTHON) eval/report.py $(dir $(SIZES)) --output-dir model_card/report --only prompt-documents
-	$(EVAL_PYTHON) model_card/render.py --results $(RESULTS) --report model_card/report
-	$(EVAL_PYTHON) eval/summary.py $(RESULTS) --readme README.md
+	$(MTEB) --model bundled-base
+	$(MTEB) --model bundled
+	$(EVAL) report $(RESULTS) $(FIGURES)
+	$(EVAL) report $(dir $(SIZES)) $(FIGURES) --only prompt-documents
+	$(VENV)/bin/python model_card/render.py $(RESULTS)
+	$(TABLE)
 
-table: $(VENV)/.dev  ## print the results that are there, and put them into README.md
-	$(EVAL_PYTHON) eval/summary.py $(RESULTS) --readme README.md
+table: $(VENV)/.dev  ## print the results that are there, and put them into README.md and docs/evaluation.md
+	$(TABLE)
 
 $(GIVEN): $(RESULTS)/dl21-%.json: | $(VENV)/.dev
 	$(RERANK) --tasks dl21 --first-stage $* --output-dir $(RESULTS)
 
-# One command, because the splits of a corpus then share its vectors. The last file tells that it has been run, so that it
-# goes when a task failed. Times without stored vectors are of three queries: each embeds a hundred documents for each of
-# six systems.
+# One command, because the splits of a corpus then share its vectors. The last file shows that the command has been run, so
+# it goes when a task failed. Times without stored vectors are of three queries: each embeds a hundred documents for each
+# of six systems.
+comma = ,
+empty =
+space = $(empty) $(empty)
 $(LAST): | $(VENV)/.dev
-	$(RERANK) --tasks $(OWN) --own-first-stage --embedding-queries 3 --output-dir $(RESULTS) || { rm -f $@; exit 1; }
+	$(RERANK) --tasks $(subst $(space),$(comma),$(OWN)) --own-first-stage --embedding-queries 3 --output-dir $(RESULTS) || \
+		{ rm -f $@; exit 1; }
 
 $(filter-out $(LAST),$(OWN_FILES)): | $(LAST)
 	@test -f $@ || { echo "$@ is missing; remove $(LAST), too, and both are measured." >&2; exit 1; }
 
-# Beside the other results: it has systems that they have not.
+# Beside the other results, because it has systems that they do not have.
 $(SIZES): | $(VENV)/.dev
-	$(RERANK) --tasks dl21 --systems embedding listwise --num-prompt-documents 1 2 3 4 5 6 8 --output-dir $(@D)
+	$(RERANK) --tasks dl21 --systems embedding,listwise --num-prompt-documents 1,2,3,4,5,6,8 --output-dir $(@D)
 
 benchmark: $(VENV)/.base  ## time reranking against the recipe of the public model card
 	$(VENV)/bin/python eval/benchmark_rerank.py

@@ -1,8 +1,11 @@
-"""See :mod:`e2rank_st.benchmarks.report`; ``--help`` tells the options."""
+"""Make tables and figures of results: the command ``e2rank eval report``.
 
-import sys
+    python eval/report.py eval/results --figures model_card/report
 
-from e2rank_st.benchmarks.report import main
+The options: ``--help``.
+"""
+
+from e2rank_st.cli.evaluate import report, run_script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(report)

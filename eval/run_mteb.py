@@ -1,8 +1,11 @@
-"""See :mod:`e2rank_st.benchmarks.mteb_run`; ``--help`` tells the options."""
+"""Measure a model on tasks of MTEB: the command ``e2rank eval mteb``.
 
-import sys
+    python eval/run_mteb.py --model bundled --benchmark NanoBEIR --output-dir results
 
-from e2rank_st.benchmarks.mteb_run import main
+The options: ``--help``.
+"""
+
+from e2rank_st.cli.evaluate import mteb, run_script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(mteb)

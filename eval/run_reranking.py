@@ -1,8 +1,11 @@
-"""See :mod:`e2rank_st.benchmarks.reranking`; ``--help`` tells the options."""
+"""Rerank a first stage's candidates by several systems: the command ``e2rank eval rerank``.
 
-import sys
+    python eval/run_reranking.py --tasks dl19,dl20 --output-dir results
 
-from e2rank_st.benchmarks.reranking import main
+The options: ``--help``.
+"""
+
+from e2rank_st.cli.evaluate import rerank, run_script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(rerank)

@@ -1,8 +1,12 @@
-"""See :mod:`e2rank_st.benchmarks.submission`; ``--help`` tells the options."""
+r"""Build a submission to MTEB's leaderboard: the command ``e2rank eval submit``.
 
-import sys
+    python eval/submission.py results --model models/mine --name org/mine --revision COMMIT \
+        --release-date 2026-01-31 --benchmark NanoBEIR
 
-from e2rank_st.benchmarks.submission import main
+The options: ``--help``.
+"""
+
+from e2rank_st.cli.evaluate import run_script, submit
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(submit)

@@ -1,8 +1,11 @@
-"""See :mod:`e2rank_st.benchmarks.summary`; ``--help`` tells the options."""
+"""Compare the trained model with its base, task by task: the command ``e2rank eval table``.
 
-import sys
+    python eval/summary.py eval/results --readme README.md --docs docs/evaluation.md
 
-from e2rank_st.benchmarks.summary import main
+The options: ``--help``.
+"""
+
+from e2rank_st.cli.evaluate import run_script, table
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(table)

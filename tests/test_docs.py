@@ -6,12 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from e2rank_st.benchmarks.results import read_entries
+from e2rank_st.benchmarks.summary import short_summary, summary
 from e2rank_st.data.slates import read_slates
 from tests import ROOT
 
@@ -71,6 +74,13 @@ def test_the_readme_is_short_and_shows_first():
     first = BLOCK.search(README)
     assert README[: first.end()].count("\n") <= 45
     assert len(README.split()) <= 1250
+
+
+@pytest.mark.parametrize(("page", "make"), [("README.md", short_summary), ("docs/evaluation.md", summary)])
+def test_results_are_those_of_the_evaluation(page: str, make: Callable):
+    """Guards against a figure typed by hand, and against a table that is older than the files of results."""
+    table = make(read_entries([ROOT / "eval" / "results"]))
+    assert f"<!-- results -->\n{table}<!-- /results -->" in (ROOT / page).read_text(encoding="utf-8"), "make table"
 
 
 def test_make_targets_exist():

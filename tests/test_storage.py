@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from e2rank_st.storage import replacing
+from e2rank_st.storage import folder_sha256, replacing
+from tests.beir import write_collection
 
 
 def test_file_is_created_and_replaced(tmp_path: Path):
@@ -79,3 +80,11 @@ def test_permissions_are_the_users(tmp_path: Path):
     with replacing(tmp_path / "file") as fresh:
         fresh.touch()
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_folders_are_told_apart(tmp_path: Path):
+    """Guards against other data under the same revision."""
+    first, second = (write_collection(tmp_path / name, seed=0) for name in "ab")
+    assert folder_sha256(first) == folder_sha256(second) != folder_sha256(write_collection(tmp_path / "c", seed=1))
+    (second / "README.md").write_text("another text", encoding="utf-8")
+    assert folder_sha256(first) == folder_sha256(second)

@@ -38,7 +38,7 @@ from e2rank_st.wiring import wire
 if TYPE_CHECKING:
     from e2rank_st.search.index import Index
 
-__all__ = ["BUNDLED_MODELS", "E2Rank", "load_model"]
+__all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "load_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -324,14 +324,25 @@ def load_model(
         OSError: The model cannot be loaded.
         ImportError: The bundled model's weights are not installed, and the Hub is not reachable.
     """
+    check_name(name)
     if name in BUNDLED_MODELS:
         return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
     if (Path(name) / ADAPTER_CONFIG).is_file():
         return E2Rank.from_adapter(name, merge=merge, **kwargs)
-    if not Path(name).is_dir() and not MODEL_ID.fullmatch(name):
-        known = ", ".join(map(repr, BUNDLED_MODELS))
-        raise ValueError(f"Got the model {name!r}, which is neither a folder here nor a Hub id; give one, or {known}.")
     return E2Rank(name, preset=preset, revision=revision, **kwargs)
+
+
+def check_name(name: str) -> None:
+    """Check that a name can belong to a model; only loading shows whether the Hub has it.
+
+    Raises:
+        ValueError: The name is neither a folder nor a Hub id.
+    """
+    if name not in BUNDLED_MODELS and not (name and Path(name).is_dir()) and not MODEL_ID.fullmatch(name):
+        known = ", ".join(map(repr, BUNDLED_MODELS))
+        raise ValueError(
+            f"Got the model {name!r}, which is neither a folder here nor a Hub id (org/name); give one, or {known}."
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,8 @@ datasets = pytest.importorskip("datasets")
 
 from e2rank_st import E2Rank  # noqa: E402
 from e2rank_st.benchmarks.instructions import listwise_instruction  # noqa: E402
-from e2rank_st.benchmarks.mteb_model import MODES, TAIL_SHIFT, E2RankMTEB  # noqa: E402
+from e2rank_st.benchmarks.mteb_model import MODES, E2RankMTEB  # noqa: E402
+from e2rank_st.benchmarks.mteb_search import TAIL_SHIFT  # noqa: E402
 from tests.beir import write_collection  # noqa: E402
 
 QUIET = {"batch_size": 32, "show_progress_bar": False}

@@ -1,9 +1,10 @@
-"""The whole script on toy sets: every source, every system, what is written, and every way to go wrong."""
+"""Reranking on toy sets: every source, every system, what is written, and every way to go wrong."""
 
 import copy
-import json
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+import e2rank_st
 from e2rank_st import E2Rank
-from e2rank_st.benchmarks.encoders import instructed, load_encoder
-from e2rank_st.benchmarks.options import parser
-from e2rank_st.benchmarks.reranking import main
+from e2rank_st.benchmarks.instructions import instructed
+from e2rank_st.benchmarks.reranking import Failure, Options, run
+from e2rank_st.benchmarks.results import Result
 from e2rank_st.benchmarks.tasks import HUB_REPOSITORY, TASKS
 from e2rank_st.data.trec import read_qrels, read_run, write_run
 from e2rank_st.evaluation.metrics import evaluate, mean
@@ -31,146 +33,157 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a run with all systems."""
+def options(folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """Options of a run with all systems."""
     output = tmp_path_factory.mktemp("output")
-    cross_encoder = output / "my-cross-encoder"
-    tiny_cross_encoder(cross_encoder)
-    options = ["--baseline", str(checkpoint), "--cross-encoder", str(cross_encoder), "-k", "2", "4"]
-    assert run(folder, checkpoint, output, *options, "--embedding-queries", "2", "--seed", "3") == 0
-    return output
+    tiny_cross_encoder(output / "my-cross-encoder")
+    return Options(
+        tasks=["dl21"],
+        data_dir=folder,
+        model=str(checkpoint),
+        baseline=str(checkpoint),
+        cross_encoder=str(output / "my-cross-encoder"),
+        num_prompt_documents=[2, 4],
+        embedding_queries=2,
+        seed=3,
+        device="cpu",
+        output_dir=output,
+        runs_dir=output / "runs",
+    )
 
 
-def run(folder: Path, model: Path, output: Path, *options: str) -> int:
-    """Run the script on the toy dl21."""
-    data = [] if {"--results", "--beir"} & set(options) else ["--tasks", "dl21", "--data-dir", str(folder)]
-    return main([*data, "--model", str(model), "--output-dir", str(output), "--device", "cpu", *options])
+@pytest.fixture(scope="module")
+def result(options: Options) -> Result:
+    """The result of that run; many tests look at it."""
+    return one(options)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A result file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def one(options: Options) -> Result:
+    """The result of a single task, as its file has it."""
+    (outcome,) = run(options)
+    assert isinstance(outcome, Result), outcome
+    found = Result.read(options.output_dir / f"{outcome.task}-{outcome.first_stage}.json")
+    assert found.systems == outcome.systems
+    return found
 
 
-def test_result_file(written: Path, checkpoint: Path):
+def small(checkpoint: Path, output: Path, **changes: Any) -> Options:
+    """Options of a run with few systems."""
+    return Options(
+        **{"model": str(checkpoint), "output_dir": output, "device": "cpu", "embedding_queries": 0, **changes}
+    )
+
+
+def test_a_result_says_what_it_is(result: Result, options: Options, checkpoint: Path):
     """Guards against a result that does not say what was measured on what, and against paths of a machine in it."""
-    text = (written / "dl21-bm25.json").read_text(encoding="utf-8")
-    result = json.loads(text)
-    assert str(checkpoint.parent) not in text
-    assert str(written) not in text
-    assert (result["task"], result["first_stage"], result["queries"]) == ("dl21", "bm25", 6)
-    assert (result["local"], result["partial"]) == (True, False)
-    assert result["compare_with"] == "baseline_embedding"
+    text = (options.output_dir / "dl21-bm25.json").read_text(encoding="utf-8")
+    for path in (checkpoint.parent, options.output_dir, options.data_dir):
+        assert str(path) not in text
+    assert (result.task, result.column, result.queries) == ("dl21", "DL21 bm25", 6)
+    assert (result.local, result.partial) == (True, False)
     names = ["embedding", "rocchio", "listwise_k2", "listwise_k4"]
-    assert list(result["systems"]) == ["first_stage", *(f"baseline_{name}" for name in names), *names, "cross_encoder"]
-    assert result["models"]["model"]["name"] == "local/tiny-qwen3"
-    assert result["models"]["cross_encoder"]["name"] == "local/my-cross-encoder"
-    assert result["models"]["model"]["revision"] == result["models"]["baseline"]["revision"]
-    assert result["settings"]["seed"] == 3
-    assert {"torch", "sentence-transformers", "pytrec-eval-terrier"} <= result["environment"]["versions"].keys()
-    assert result["environment"]["hardware"]["cpus"]
+    assert list(result.systems) == ["first_stage", *(f"baseline_{name}" for name in names), *names, "cross_encoder"]
+    roles = [system.model for system in result.systems.values()]
+    assert roles == ["", *["baseline"] * 4, *["model"] * 4, "cross_encoder"]
+    assert result.models["model"]["name"] == "local/tiny-qwen3"
+    assert result.models["cross_encoder"]["name"] == "local/my-cross-encoder"
+    assert result.models["model"]["revision"] == result.models["baseline"]["revision"]
+    assert result.settings["seed"] == 3
+    assert (result.settings["compare_with"], result.settings["relevant_from"]) == ("baseline_embedding", 2)
+    assert {"torch", "sentence-transformers", "pytrec-eval-terrier"} <= result.environment["versions"].keys()
+    assert result.environment["hardware"]["cpus"]
 
 
-def test_scores_are_those_of_the_runs(written: Path, folder: Path):
-    """Guards against numbers that the run files beside them do not have, and against ranks for scores."""
-    result = read(written / "dl21-bm25.json")
+def test_scores_are_those_of_the_runs(result: Result, options: Options, folder: Path):
+    """Guards against numbers that the run files do not have, and against ranks for scores."""
     qrels = {
         query: {document: int(grade) for document, grade in grades.items()}
         for query, grades in read_qrels(folder / "rerank" / "dl21_qrels.txt").items()
     }
-    for name, system in result["systems"].items():
-        found = read_run(written / system["run"])
+    for name, system in result.systems.items():
+        found = read_run(options.runs_dir / f"dl21-bm25.{name}.trec")
         assert list(found) == list(qrels)
         expected = evaluate(found, qrels, relevant_from=2)
         for metric, scores in expected.items():
-            assert system["scores"][metric] == pytest.approx(mean(scores), abs=1e-6), (name, metric)
-        assert system["per_query"]["ndcg@10"] == pytest.approx(expected["ndcg@10"], abs=1e-6)
-        low, high = system["interval"]
-        assert low <= system["scores"]["ndcg@10"] <= high
-    cosines = [
-        score
-        for scores in read_run(written / "runs" / "dl21-bm25.listwise_k4.trec").values()
-        for score in scores.values()
-    ]
+            assert system.scores[metric] == pytest.approx(mean(scores), abs=1e-6), (name, metric)
+        assert system.per_query == pytest.approx(expected["ndcg@10"], abs=1e-6)
+        low, high = system.interval
+        assert low <= system.scores["ndcg@10"] <= high
+    listwise = read_run(options.runs_dir / "dl21-bm25.listwise_k4.trec")
+    cosines = [score for scores in listwise.values() for score in scores.values()]
     assert all(-1 <= score <= 1 and score != round(score) for score in cosines)
 
 
-def test_same_model_as_baseline_ties(written: Path):
+def test_same_model_as_baseline_ties(result: Result):
     """Guards against systems that are given each other's scores or vectors."""
-    systems = read(written / "dl21-bm25.json")["systems"]
     for name in ("embedding", "rocchio", "listwise_k2"):
-        assert systems[name]["per_query"] == systems[f"baseline_{name}"]["per_query"]
-    comparison = systems["embedding"]["comparison"]
-    assert (comparison["against"], comparison["difference"], comparison["p"]) == ("baseline_embedding", 0.0, 1.0)
-    assert (comparison["wins"], comparison["ties"], comparison["losses"]) == (0, 6, 0)
-    assert "comparison" not in systems["baseline_embedding"]
+        assert result.systems[name].per_query == result.systems[f"baseline_{name}"].per_query
+    found = result.systems["embedding"].comparison
+    assert (found["against"], found["difference"], found["p"]) == ("baseline_embedding", 0.0, 1.0)
+    assert (found["wins"], found["ties"], found["losses"]) == (0, 6, 0)
+    assert result.systems["baseline_embedding"].comparison is None
 
 
-def test_latency_and_tokens(written: Path):
+def test_latency_and_tokens(result: Result):
     """Guards against times that leave out what a system costs, or count what it does not."""
-    systems = read(written / "dl21-bm25.json")["systems"]
-    assert systems["first_stage"]["latency"] == {"stored": None, "fresh": None}
-    assert systems["first_stage"]["tokens"] is None
-    assert systems["cross_encoder"]["latency"]["stored"] is None
-    assert systems["cross_encoder"]["latency"]["fresh"]["queries"] == 6
-    for name in ("embedding", "listwise_k2"):
-        latency = systems[name]["latency"]
+    first, pairs = result.systems["first_stage"], result.systems["cross_encoder"]
+    assert (first.latency, first.tokens) == ({"stored": None, "fresh": None}, None)
+    assert pairs.latency["stored"] is None
+    assert pairs.latency["fresh"]["queries"] == 6
+    systems = [result.systems[name] for name in ("embedding", "listwise_k2", "listwise_k4")]
+    for system in systems:
+        latency = system.latency
         assert (latency["stored"]["queries"], latency["fresh"]["queries"]) == (6, 2)
         assert 0 < latency["stored"]["median"] <= latency["stored"]["p95"]
-    assert systems["embedding"]["tokens"]["median"] < systems["listwise_k2"]["tokens"]["median"]
-    assert systems["listwise_k2"]["tokens"]["median"] < systems["listwise_k4"]["tokens"]["median"]
+    tokens = [system.tokens["median"] for system in systems]
+    assert tokens == sorted(tokens) and len(set(tokens)) == 3
 
 
-def test_instructions_of_the_task(written: Path, folder: Path, checkpoint: Path, tmp_path: Path, tiny: E2Rank):
+def test_instructions_of_the_task(result: Result, folder: Path, checkpoint: Path, tmp_path: Path, tiny: E2Rank):
     """Guards against a task's instructions that never reach the model, and against ones that stay behind."""
-    result = read(written / "dl21-bm25.json")
-    assert TASKS["dl21"].retrieval_instruction in result["query_prompts"]["model"]
-    assert result["systems"]["listwise_k2"]["settings"]["instruction"] == TASKS["dl21"].listwise_instruction
+    assert TASKS["dl21"].retrieval_instruction in result.models["model"]["prompts"]["query"]
+    assert result.systems["listwise_k2"].parameters["instruction"] == TASKS["dl21"].listwise_instruction
     before = tiny.prompts["query"]
     with instructed(tiny, "Find it") as prompt:
         assert prompt == tiny.prompts["query"] == "Instruct: Find it\nQuery:"
     assert tiny.prompts["query"] == before
-    assert run(folder, checkpoint, tmp_path, "--instructions", "model", "--systems", "listwise") == 0
-    assert read(tmp_path / "dl21-bm25.json")["systems"]["listwise"]["settings"]["instruction"] is None
+    own = {"tasks": ["dl21"], "data_dir": folder, "instructions": "model", "systems": ["listwise"]}
+    found = one(small(checkpoint, tmp_path, **own))
+    assert found.systems["listwise"].parameters["instruction"] is None
+    assert found.models["model"]["prompts"]["query"] == before
 
 
-def test_limit_is_partial_and_seeds_decide(folder: Path, checkpoint: Path, tmp_path: Path, capsys):
+def test_limit_is_partial_and_seeds_decide(folder: Path, checkpoint: Path, tmp_path: Path):
     """Guards against a smoke run that passes for a result, and against intervals that change from run to run."""
-    results = []
-    for name in ("one", "two"):
-        assert run(folder, checkpoint, tmp_path / name, "--limit", "4") == 0
-        results.append(read(tmp_path / name / "dl21-bm25.json"))
-    assert "DL21, bm25 top" in (printed := capsys.readouterr().out)
-    assert "· local · partial" in printed
-    assert results[0]["partial"]
-    assert results[0]["queries"] == 4
-    assert results[0]["compare_with"] == "embedding"
-    for name, system in results[0]["systems"].items():
-        for part in ("scores", "interval", "comparison", "per_query"):
-            assert system.get(part) == results[1]["systems"][name].get(part)
+    same = {"tasks": ["dl21"], "data_dir": folder, "limit": 4}
+    first, second = (
+        one(small(checkpoint, tmp_path / name, runs_dir=tmp_path / name / "runs", **same)) for name in ("one", "two")
+    )
+    assert (first.partial, first.queries, first.settings["compare_with"]) == (True, 4, "embedding")
+    for name, system in first.systems.items():
+        unlike = {"latency": {}, "tokens": None}
+        assert replace(system, **unlike) == replace(second.systems[name], **unlike)
     runs = [[path.read_bytes() for path in sorted((tmp_path / name / "runs").iterdir())] for name in ("one", "two")]
     assert runs[0] == runs[1]
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")], "scratch files are left"
 
 
 def test_own_files(tmp_path: Path, folder: Path, checkpoint: Path):
-    """Guards against sources that the table does not know."""
+    """Guards against sources that the table does not know, and against runs that nobody asked for."""
     rerank = folder / "rerank"
-    files = ["--results", str(rerank / "dl21_bm25_top100.jsonl"), "--qrels", str(rerank / "dl21_qrels.txt")]
-    assert run(folder, checkpoint, tmp_path, *files) == 0
-    assert read(tmp_path / "dl21_bm25_top100-given.json")["settings"]["qrels"] == "dl21_qrels.txt"
-    beir = write_beir(tmp_path / "toys")
-    write_run(
-        tmp_path / "mine.trec", {f"q{query}": {f"d{query}-1": 2.0, f"d{query}-0": 1.0} for query in range(5)}, "s"
-    )
-    assert run(folder, checkpoint, tmp_path, "--beir", str(beir), "--run", str(tmp_path / "mine.trec")) == 0
-    assert read(tmp_path / "toys-mine.json")["systems"]["first_stage"]["scores"]["mrr@10"] == 0.5
-    assert run(folder, checkpoint, tmp_path, "--beir", str(beir), "--own-first-stage", "--top-n", "7") == 0
-    own = read(tmp_path / "toys-own.json")
-    assert own["candidates"] == 7
-    assert own["first_stage"] == "own" and "first_stage" not in own["settings"]
-    assert own["systems"]["first_stage"]["per_query"] == own["systems"]["embedding"]["per_query"]
-    assert own["sources"]["toys"].startswith("sha256-"), "the texts are part of what was measured"
+    files = {"results": rerank / "dl21_bm25_top100.jsonl", "qrels": rerank / "dl21_qrels.txt"}
+    assert one(small(checkpoint, tmp_path, **files)).settings["qrels"] == "dl21_qrels.txt"
+    beir, mine = write_beir(tmp_path / "toys"), tmp_path / "mine.trec"
+    write_run(mine, {f"q{query}": {f"d{query}-1": 2.0, f"d{query}-0": 1.0} for query in range(5)}, "s")
+    given = one(small(checkpoint, tmp_path, beir=beir, run=mine))
+    assert (given.task, given.first_stage) == ("toys", "mine")
+    assert given.systems["first_stage"].scores["mrr@10"] == 0.5
+    own = one(small(checkpoint, tmp_path, beir=beir, own_first_stage=True, top_n=7))
+    assert own.candidates == 7
+    assert own.first_stage == "own" and "first_stage" not in own.settings
+    assert own.systems["first_stage"].per_query == own.systems["embedding"].per_query
+    assert own.sources["toys"].startswith("sha256-"), "the texts are part of what was measured"
+    assert list(tmp_path.rglob("*.trec")) == [mine]
 
 
 def test_each_model_reranks_what_it_retrieved(tmp_path: Path, checkpoint: Path, tiny: E2Rank):
@@ -180,98 +193,77 @@ def test_each_model_reranks_what_it_retrieved(tmp_path: Path, checkpoint: Path, 
         for parameter in other.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)
     other.save(str(tmp_path / "other"))
-    beir = str(write_beir(tmp_path / "toys"))
-    options = ["--beir", beir, "--own-first-stage", "--top-n", "9", "--systems", "embedding", "listwise"]
-    assert run(tmp_path, checkpoint, tmp_path / "both", *options, "--baseline", str(tmp_path / "other")) == 0
-    assert run(tmp_path, tmp_path / "other", tmp_path / "alone", *options) == 0
-    runs = {
-        name: read_run(tmp_path / "both" / "runs" / f"toys-own.{name}.trec")
-        for name in ("listwise", "baseline_listwise")
-    }
-    alone = read_run(tmp_path / "alone" / "runs" / "toys-own.listwise.trec")
-    assert runs["baseline_listwise"] == alone
-    assert any(runs["listwise"][query].keys() != alone[query].keys() for query in alone), "the models have to differ"
+    same = {"beir": write_beir(tmp_path / "toys"), "own_first_stage": True, "top_n": 9}
+    same |= {"systems": ["embedding", "listwise"]}
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    one(small(checkpoint, both, baseline=str(tmp_path / "other"), runs_dir=both, **same))
+    one(small(tmp_path / "other", alone, runs_dir=alone, **same))
+    listwise, baseline = (read_run(both / f"toys-own.{name}.trec") for name in ("listwise", "baseline_listwise"))
+    expected = read_run(alone / "toys-own.listwise.trec")
+    assert baseline == expected
+    assert any(listwise[query].keys() != expected[query].keys() for query in expected), "the models have to differ"
 
 
 def test_another_split_is_another_task(tmp_path: Path, checkpoint: Path):
     """Guards against scores of dev queries under the name of the test set."""
     beir = write_beir(tmp_path / "nfcorpus")
     (beir / "qrels" / "test.tsv").rename(beir / "qrels" / "dev.tsv")
-    options = ["--model", str(checkpoint), "--own-first-stage", "--systems", "embedding", "--device", "cpu"]
-    options += ["--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "out")]
-    assert main(["--tasks", "nfc", "--split", "dev", *options]) == 0
-    assert main(["--tasks", "nfcorpus-dev", *options]) == 0
-    own, given = (read(tmp_path / "out" / f"{name}-own.json") for name in ("nfcorpus-dev", "nfc-dev"))
-    assert (own["title"], given["title"]) == ("NFCorpus dev", "NFCorpus dev")
-    assert own["systems"]["embedding"]["scores"] == given["systems"]["embedding"]["scores"]
+    same = {"own_first_stage": True, "systems": ["embedding"], "data_dir": tmp_path}
+    given = one(small(checkpoint, tmp_path / "out", tasks=["nfc"], split="dev", **same))
+    own = one(small(checkpoint, tmp_path / "out", tasks=["nfcorpus-dev"], **same))
+    assert (own.task, given.task) == ("nfcorpus-dev", "nfc-dev")
+    assert (own.title, given.title) == ("NFCorpus dev", "NFCorpus dev")
+    assert own.systems["embedding"].scores == given.systems["embedding"].scores
 
 
-def test_failed_task_fails_the_run_and_the_others_still_run(tmp_path: Path, folder: Path, checkpoint: Path, capsys):
+def test_a_failed_task_is_told_and_the_others_run(tmp_path: Path, folder: Path, checkpoint: Path):
     """Guards against errors that are swallowed, and against a night's results that one bad file costs."""
-    options = ["--data-dir", str(folder), "--model", str(checkpoint), "--output-dir", str(tmp_path), "--limit", "2"]
-    assert main(["--tasks", "dl19", "dl21", *options]) == 1
-    error = capsys.readouterr().err
-    assert "dl19: error: dl19: no dl19_bm25_top100.jsonl" in error
-    assert "1 of 2 tasks failed." in error
+    failure, result = run(small(checkpoint, tmp_path, tasks=["dl19", "dl21"], data_dir=folder, limit=2))
+    assert isinstance(failure, Failure) and failure.task == "dl19"
+    assert failure.error.startswith("dl19: no dl19_bm25_top100.jsonl")
+    assert isinstance(result, Result)
     assert [path.name for path in tmp_path.glob("*.json")] == ["dl21-bm25.json"]
 
 
-def test_mismatch_is_an_error_and_nothing_is_written(tmp_path: Path, checkpoint: Path, capsys):
+def test_mismatch_is_an_error_and_nothing_is_written(tmp_path: Path, checkpoint: Path):
     """Guards against a silent zero."""
     data = write_task(tmp_path / "data")
     (data / "rerank" / "dl21_qrels.txt").write_text("1 0 a 1\n", encoding="utf-8")
-    assert run(data, checkpoint, tmp_path / "out") == 1
-    assert "None of 6 queries is judged" in capsys.readouterr().err
+    (failure,) = run(small(checkpoint, tmp_path / "out", tasks=["dl21"], data_dir=data))
+    assert "None of 6 queries is judged" in failure.error
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tasks", "covd"], "did you mean 'covid'"),
-        ([], "nothing to evaluate on"),
-        (["--results", "a.jsonl"], "--results and --qrels belong together"),
-        (["--results", "a", "--qrels", "b", "--beir", "c"], "one source of candidates"),
-        (["--run", "a"], "--run needs the texts of --beir"),
-        (["--beir", "a"], "give a --run, or --own-first-stage"),
-        (["--tasks", "dl19", "--own-first-stage"], "needs a corpus"),
-        (["--tasks", "dl", "--beir", "a", "--run", "b"], "files of one test set for 5 tasks"),
-        (["--tasks", "dl19", "--model", "nowhere"], "no folder here and no Hub id"),
-        (["--tasks", "dl19", "--limit", "0"], "give a whole number of at least 1"),
-        (["--tasks", "dl19", "-k", "3", "0"], "give a whole number of at least 1"),
-        (["--tasks", "dl19", "--embedding-queries", "-1"], "give a whole number of at least 0"),
+        ({"tasks": ["covd"]}, "did you mean 'covid'"),
+        ({}, "nothing to evaluate on"),
+        ({"results": Path("a.jsonl")}, "Results and qrels belong together"),
+        ({"results": Path("a"), "qrels": Path("b"), "beir": Path("c")}, "one source of candidates"),
+        ({"run": Path("a")}, "A run needs texts"),
+        ({"beir": Path("a")}, "give a run, or ask for an own first stage"),
+        ({"tasks": ["dl19"], "own_first_stage": True}, "needs a corpus"),
+        ({"tasks": ["dl"], "beir": Path("a"), "run": Path("b")}, "files of one test set for 5 tasks"),
+        ({"tasks": ["dl19"], "model": "nowhere"}, "neither a folder here nor a Hub id"),
+        ({"tasks": ["dl19"], "baseline": "nowhere"}, "neither a folder here nor a Hub id"),
+        ({"tasks": ["dl19"], "limit": 0}, "Got limit=0; give at least 1"),
+        ({"tasks": ["dl19"], "num_prompt_documents": [3, 0]}, r"num_prompt_documents=\[3, 0\]; give at least 1"),
+        ({"tasks": ["dl19"], "embedding_queries": -1}, "give at least 0"),
+        ({"tasks": ["dl19"], "systems": ["listwise", "bm25"]}, "systems='bm25'; give one of embedding, rocchio"),
+        ({"tasks": ["dl19"], "candidate_order": "random"}, "candidate_order='random'; give one of None, given"),
     ],
 )
-def test_bad_command_lines_are_refused(options: list[str], message: str, capsys):
+def test_bad_options_are_refused(options: dict[str, Any], message: str):
     """Guards against a run that starts without knowing on what."""
-    with pytest.raises(SystemExit) as stop:
-        main(options)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
 
 
-def test_unknown_system_to_compare_with(folder: Path, checkpoint: Path, tmp_path: Path, capsys):
+def test_unknown_system_to_compare_with(folder: Path, checkpoint: Path, tmp_path: Path):
     """Guards against a comparison with nothing."""
-    assert run(folder, checkpoint, tmp_path, "--compare-with", "bm25") == 1
-    assert "--compare-with bm25, which is none of first_stage, embedding" in capsys.readouterr().err
-
-
-def test_models_are_named_and_not_located(tiny: E2Rank, checkpoint: Path):
-    """Guards against a folder of somebody's machine in a published result, and against another revision each time."""
-    (model, found), (_, again) = (load_encoder(str(checkpoint), "cpu") for _ in range(2))
-    assert found == again
-    assert found["name"] == "local/tiny-qwen3"
-    assert found["revision"].startswith("state-")
-    assert (found["dtype"], found["parameters"]) == ("float32", sum(part.numel() for part in tiny.parameters()))
-    assert isinstance(model, E2Rank)
-
-
-def test_help_has_examples_that_parse():
-    """Guards against a help text that shows what does not work."""
-    lines = [line for line in parser(None).format_help().splitlines() if line.startswith("  python eval/")]
-    assert len(lines) >= 5
-    for line in lines:
-        parser(None).parse_args(line.split()[2:])
+    (failure,) = run(small(checkpoint, tmp_path, tasks=["dl21"], data_dir=folder, compare_with="bm25"))
+    assert "compare_with='bm25', which is none of first_stage, embedding" in failure.error
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -304,7 +296,10 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def test_files_from_the_hub(folder: Path, checkpoint: Path, tmp_path: Path):
-    """Guards against names that the public data set has not, against a server that speaks HTTP as the Hub does."""
+    """Guards against names that the public data set has not, against a server that speaks HTTP as the Hub does.
+
+    It is the script that runs, in a process of its own: where the Hub is, is read once a process.
+    """
     rerank = folder / "rerank"
     Hub.files = {
         "bm25/dl19_top100.jsonl": (rerank / "dl21_bm25_top100.jsonl").read_bytes(),
@@ -322,15 +317,12 @@ def test_files_from_the_hub(folder: Path, checkpoint: Path, tmp_path: Path):
         server.shutdown()
         server.server_close()
     assert done.returncode == 0, done.stderr
-    result = read(tmp_path / "out" / "dl19-bm25.json")
-    assert (result["local"], result["partial"], result["queries"]) == (False, False, 6)
+    assert done.stdout.startswith("# DL19, bm25 top 7, 6 queries, compared with embedding\n")
+    result = Result.read(tmp_path / "out" / "dl19-bm25.json")
+    assert (result.local, result.partial, result.queries) == (False, False, 6)
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
     """This process' environment, its package among the paths, without proxies between it and the loopback."""
-    import os
-
-    import e2rank_st
-
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return {**kept, **extra, "PYTHONPATH": str(Path(e2rank_st.__file__).parents[1])}

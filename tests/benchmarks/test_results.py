@@ -1,30 +1,125 @@
-"""The results that lie in the repository: they prove the harness, and are of the bundled model as it is."""
+"""Result files: written and read as they are, refused when they are not; and those that lie in the repository."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from e2rank_st.benchmarks.results import Row, read_rows
+from e2rank_st.benchmarks.results import Entry, Result, check_complete, marked, read_entries
 from tests import ROOT
+from tests.benchmarks.toy_results import BASE, OWN, mteb, of_another, official, reranking, write_results
 
 RESULTS = ROOT / "eval" / "results"
-BASE = "sentence-transformers/all-MiniLM-L6-v2"
+LEVELS = {"first_stage": 0.4, "embedding": 0.5, "listwise_k3": 0.55, "listwise_k6": 0.6}
+TOY: Any = {"compare_with": "embedding"}
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Row]:
-    pytest.importorskip("pytrec_eval")
-    return read_rows([RESULTS])
+def entries() -> list[Entry]:
+    return read_entries([RESULTS])
 
 
 @pytest.mark.parametrize(("task", "published"), [("NFCorpus", 31.59), ("SciFact", 64.51)])
-def test_mteb_gives_the_base_its_published_score(rows: list[Row], task: str, published: float):
+def test_mteb_gives_the_base_its_published_score(entries: list[Entry], task: str, published: float):
     """Guards against a harness that embeds, cuts or scores otherwise than the leaderboard's."""
-    (row,) = [row for row in rows if (row.task, row.model, row.system) == (task, BASE, "embedding")]
-    assert 100 * row.scores["main"] == pytest.approx(published, abs=0.05)
+    (entry,) = [entry for entry in entries if (entry.column, entry.model, entry.name) == (task, BASE, "embedding")]
+    assert 100 * entry.main == pytest.approx(published, abs=0.05)
 
 
 @pytest.mark.parametrize(("first_stage", "known"), [("bm25", 44.58), ("splade", 68.39)])
-def test_first_stages_have_their_known_scores(rows: list[Row], first_stage: str, known: float):
+def test_first_stages_have_their_known_scores(entries: list[Entry], first_stage: str, known: float):
     """Guards against candidates that are lost, reordered or judged by other grades."""
-    (row,) = [row for row in rows if (row.column, row.system) == (f"DL21 {first_stage}", "first_stage")]
-    assert row.queries == 53
-    assert 100 * row.scores["main"] == pytest.approx(known, abs=0.005)
+    (entry,) = [entry for entry in entries if (entry.column, entry.name) == (f"DL21 {first_stage}", "first_stage")]
+    assert entry.result.queries == 53
+    assert 100 * entry.main == pytest.approx(known, abs=0.005)
+
+
+def test_the_curve_over_k_is_of_the_model_that_the_results_are_of(entries: list[Entry]):
+    """Guards against a figure of a former model beside the results of a new one."""
+    others = read_entries([ROOT / "eval" / "prompt_size"])
+    revisions = [{(entry.model, entry.revision) for entry in part if entry.model} for part in (entries, others)]
+    assert revisions[0] == revisions[1]
+
+
+@pytest.mark.parametrize("result", [reranking(LEVELS, **TOY), official("NFCorpus", "two-stage", 0.4, "main")])
+def test_what_is_written_is_read(result: Result, tmp_path: Path):
+    """Guards against a field that is lost on the way through a file."""
+    result.write(tmp_path / "result.json")
+    assert Result.read(tmp_path / "result.json") == result
+    entries = read_entries([tmp_path])
+    assert [entry.name for entry in entries] == list(result.systems)
+    assert entries[-1].main == max(system.scores["ndcg@10"] for system in result.systems.values())
+
+
+def test_entries_say_whose_they_are(tmp_path: Path):
+    """Guards against the baseline's scores under the name of the model, and a first stage that is somebody's."""
+    levels = {"first_stage": 0.4, "baseline_embedding": 0.5, "embedding": 0.5}
+    found = read_entries([write_results(tmp_path, reranking(levels))])
+    assert [entry.model for entry in found] == ["", BASE, OWN]
+    assert [entry.revision for entry in found] == ["", "weights-ba9876543210", "weights-0123456789ab"]
+    assert {entry.column for entry in found} == {"DL21 bm25"}
+    assert marked(replace(found[0], result=replace(found[0].result, partial=True)), found[1]) == "DL21 bm25 † ‡"
+
+
+def test_modes_of_mteb_are_compared(tmp_path: Path):
+    """Guards against a gain that nobody tested, against a test of two models, and of tasks without scores by query."""
+    results = [mteb("NFCorpus", mode, level) for mode, level in (("embedding", 0.3), ("two-stage", 0.4))]
+    results += [mteb("NFCorpus", "two-stage", 0.2, model=BASE), mteb("STS12", "embedding", 0.8, searched=False)]
+    plain, reranked, base, sts = read_entries([write_results(tmp_path, *results)])
+    assert plain.system.comparison is base.system.comparison is sts.system.comparison is None
+    found = reranked.system.comparison
+    assert (found["against"], found["wins"], found["losses"]) == ("embedding", 6, 0)
+    assert (found["difference"], found["p"]) == (pytest.approx(0.1), 2 / 2**6)
+
+
+def test_what_is_missing_is_named(tmp_path: Path):
+    """Guards against a mean over other tasks than those that were asked for."""
+    results = [reranking(LEVELS, task=task, **TOY) for task in ("dl19", "dl20")]
+    found = read_entries([write_results(tmp_path, *results)])
+    check_complete(found, ["dl19", "dl20"])
+    with pytest.raises(ValueError, match="No results for covid, news; run the evaluation"):
+        check_complete(found, ["dl19", "covid", "news"])
+    with pytest.raises(ValueError, match=f"No results for listwise_k6 of {OWN} on DL20 bm25"):
+        check_complete(found[:-1])
+
+
+def test_tasks_without_search_are_no_gap(tmp_path: Path):
+    """Guards against a benchmark of all kinds of tasks that cannot be reported, as MTEB(eng, v2) run in both modes."""
+    results = [mteb("STS12", "embedding", 0.8, searched=False)]
+    results += [mteb("NFCorpus", mode, level) for mode, level in (("embedding", 0.3), ("two-stage", 0.4))]
+    found = read_entries([write_results(tmp_path, *results)])
+    check_complete(found)
+    with pytest.raises(ValueError, match=f"No results for two-stage of {OWN} on SciFact"):
+        check_complete(read_entries([write_results(tmp_path, mteb("SciFact", "embedding", 0.3))]))
+    other = mteb("NFCorpus", "embedding", 0.3, model="org/other")
+    with pytest.raises(ValueError, match="No results for embedding of org/other on STS12"):
+        check_complete([*found, Entry(other, "embedding", other.systems["embedding"])])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("{}", "is not a result of e2rank eval"),
+        ("[]", "is not a result of e2rank eval"),
+        (json.dumps({"format": 1, "benchmark": "mteb"}), "has the format 1; this version reads format 2"),
+        (json.dumps({"format": 2, "benchmark": "mteb", "systems": {}}), "is a damaged result"),
+        (json.dumps({"format": 2}), "is a damaged result"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, content: str, message: str):
+    """Guards against a file that is passed over, and an old one whose numbers are looked for at other places."""
+    (tmp_path / "odd.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"odd\.json {message}"):
+        read_entries([tmp_path])
+
+
+def test_odd_folders_are_refused(tmp_path: Path):
+    """Guards against a folder that holds nothing, and against a system that stands in a table twice."""
+    with pytest.raises(FileNotFoundError, match="holds no result files"):
+        read_entries([tmp_path])
+    twice = reranking(LEVELS, **TOY)
+    with pytest.raises(ValueError, match="Two files hold first_stage of no model on DL21 bm25"):
+        read_entries([write_results(tmp_path, twice, of_another(twice, "another"))])

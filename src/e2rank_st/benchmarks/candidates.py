@@ -1,48 +1,15 @@
-"""A task's files → queries with candidates and judgements, checked against each other.
+"""Queries with candidates and judgements, checked against each other.
 
-Three sources: first-stage results with text, a TREC run over a folder in BEIR's layout, or the model's own retrieval
-from such a folder. Whatever does not fit together is refused here, since it would score zero without a word later.
+Whatever does not fit together is refused here, since it would score zero without a word later.
 """
 
 from __future__ import annotations
 
-import importlib
-import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
-from typing import TypeAlias
 
-from huggingface_hub import hf_hub_download
-
-from e2rank_st.benchmarks.systems import Vectors
-from e2rank_st.benchmarks.tasks import EXCLUSIONS_REPOSITORY, HUB_REPOSITORY, Task
-from e2rank_st.data.beir import JudgedCorpus
-from e2rank_st.data.files import DataError, Row, id_field, number_field, parse_rows
-from e2rank_st.data.formats import read_results
-from e2rank_st.data.slates import list_field
-from e2rank_st.data.trec import read_qrels, read_run
-from e2rank_st.model import E2Rank
-from e2rank_st.search.index import Index
-from e2rank_st.storage import file_sha256, folder_sha256, text_id
-
-__all__ = [
-    "Candidates",
-    "Case",
-    "Excluded",
-    "Files",
-    "locate",
-    "own_first_stage",
-    "read_excluded",
-    "read_files",
-    "read_over_collection",
-]
-
-Excluded: TypeAlias = Mapping[str, frozenset[str]]  # documents that are left out, by query
-NOTHING: Excluded = {}
-SAMPLE_SEED = 0  # of the queries that a task is a sample of: another one is another task
+__all__ = ["Candidates", "Case", "some"]
 
 
 @dataclass(frozen=True)
@@ -89,28 +56,13 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Files:
-    """Where the files of a task lie.
-
-    Attributes:
-        results: First-stage results with text.
-        qrels: Judgements in TREC's form.
-        local: Whether they are the user's own and not those of the public data set.
-    """
-
-    results: Path
-    qrels: Path
-    local: bool = True
-
-
-@dataclass(frozen=True)
 class Candidates:
     """Queries with candidates and judgements.
 
     Attributes:
         cases: The queries.
         judgements: Grades of documents by query, by id.
-        first_stage: Name of what found the candidates.
+        first_stage: Name of the first stage.
         local: Whether the data was read from files of the user's own.
         partial: Whether these are some of the queries only.
         sources: SHA-256 of each file, or the state of a folder, by its name.
@@ -121,7 +73,7 @@ class Candidates:
     first_stage: str
     local: bool = True
     partial: bool = False
-    sources: Mapping[str, str] | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def checked(self, *, judged_only: bool = False) -> Candidates:
         """Check that cases and judgements are of the same queries and the same documents.
@@ -139,26 +91,26 @@ class Candidates:
         cases = tuple(case for case in self.cases if case.query_id in judged)
         if not cases:
             raise ValueError(
-                f"None of {len(ids)} queries is judged: candidates have ids such as {_some(ids)}, "
-                f"judgements {_some(judged)}. Are they of the same test set?"
+                f"None of {len(ids)} queries is judged: candidates have ids such as {some(ids)}, "
+                f"judgements {some(judged)}. Are they of the same test set?"
             )
         if len(cases) < len(ids) and not judged_only:
             unjudged = [id_ for id_ in ids if id_ not in judged]
             raise ValueError(
-                f"{len(unjudged)} of {len(ids)} queries have no judgements: {_some(unjudged)}. "
+                f"{len(unjudged)} of {len(ids)} queries have no judgements: {some(unjudged)}. "
                 "Leave them out with --judged-only."
             )
         missing = judged.difference(ids)
         if missing:
             raise ValueError(
-                f"{len(missing)} of {len(judged)} judged queries have no candidates: {_some(missing)}. "
+                f"{len(missing)} of {len(judged)} judged queries have no candidates: {some(missing)}. "
                 "Give the first stage's results for all of them."
             )
         if not any(self.judgements[case.query_id].keys() & set(case.ids) for case in cases):
             grades = self.judgements[cases[0].query_id]
             raise ValueError(
-                f"No candidate of any query is judged: candidates have ids such as {_some(cases[0].ids)}, "
-                f"judgements {_some(grades)}. Are they of the same corpus?"
+                f"No candidate of any query is judged: candidates have ids such as {some(cases[0].ids)}, "
+                f"judgements {some(grades)}. Are they of the same corpus?"
             )
         return replace(self, cases=cases)
 
@@ -175,239 +127,6 @@ def _twice(ids: Sequence[str]) -> str | None:
     return next((id_ for id_ in ids if id_ in seen or seen.add(id_)), None)  # type: ignore[func-returns-value]
 
 
-def _some(ids: Iterable[str]) -> str:
+def some(ids: Iterable[str]) -> str:
+    """A few ids, for messages."""
     return ", ".join(map(repr, sorted(ids)[:3])) or "none"
-
-
-def locate(task: Task, first_stage: str, data_dir: Path | None) -> Files:
-    """Find a task's files in a folder, or fetch them from the Hub.
-
-    Args:
-        task: The task.
-        first_stage: What found the candidates, for example ``bm25``.
-        data_dir: Folder with ``rerank/``; None for the Hub.
-
-    Raises:
-        FileNotFoundError: The folder lacks a file; the message says which, and where it is public.
-        ValueError: The files are not on the Hub.
-        OSError: The Hub cannot be reached.
-    """
-    if data_dir is None:
-        return _from_hub(task, first_stage)
-    folder, stem = data_dir / "rerank", f"{task.name}_{first_stage}_top100.jsonl"
-    results = _existing(task, folder, stem, f"{stem}.gz")
-    return Files(results, _existing(task, folder, f"{task.name}_qrels.txt"))
-
-
-def read_excluded(task: Task, data_dir: Path | None) -> Excluded:
-    """Read which documents a task leaves out, whatever finds the candidates.
-
-    Args:
-        task: The task.
-        data_dir: Folder with ``rerank/``; None for the Hub.
-
-    Raises:
-        FileNotFoundError: The folder lacks the file.
-        DataError: A row of it is bad.
-        OSError: The Hub cannot be reached.
-    """
-    if task.exclusions is None:
-        return NOTHING
-    if data_dir is not None:
-        return dict(parse_rows(_existing(task, data_dir / "rerank", f"{task.name}_excluded.jsonl"), _exclusion))
-    rows = importlib.import_module("datasets").load_dataset(EXCLUSIONS_REPOSITORY, "examples", split=task.exclusions)
-    return dict(map(_exclusion, rows))
-
-
-def _existing(task: Task, folder: Path, *names: str) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    public = f"{HUB_REPOSITORY} on the Hub has what {task.name} needs; without --data-dir it is fetched."
-    raise FileNotFoundError(
-        f"{task.name}: no {' or '.join(names)} in {folder}. {public if task.hub_name else task.note}"
-    )
-
-
-def _from_hub(task: Task, first_stage: str) -> Files:
-    if task.hub_name is None or task.hub_qrels is None:
-        raise ValueError(f"{task.name} cannot be fetched: {task.note or 'it is no public task.'} Give --data-dir.")
-    names = (f"{first_stage}/{task.hub_name}_top100.jsonl", f"topics_and_qrels/qrels.{task.hub_qrels}.txt")
-    results, qrels = (Path(hf_hub_download(HUB_REPOSITORY, name, repo_type="dataset")) for name in names)
-    return Files(results, qrels, local=False)
-
-
-def _exclusion(row: Row) -> tuple[str, frozenset[str]]:
-    """A query and what is left out for it; ``N/A`` is BRIGHT's word for nothing."""
-    return id_field(row, "id"), frozenset(map(str, list_field("excluded_ids", row.get("excluded_ids")))) - {"N/A"}
-
-
-def read_files(files: Files, first_stage: str, top_n: int, excluded: Excluded = NOTHING) -> Candidates:
-    """Read first-stage results with text, and their judgements.
-
-    Args:
-        files: Where they are.
-        first_stage: Name of what found the candidates.
-        top_n: Most candidates of a query.
-        excluded: Documents that are left out, by query.
-
-    Raises:
-        DataError: A row of a file is bad.
-        ValueError: A query's candidates are not in the order of their scores, or one comes twice.
-        OSError: A file cannot be read.
-    """
-    slates, rows = read_results(files.results), parse_rows(files.results, _hits)
-    cases = [
-        Case(query_id, slate.query, ids, slate.documents, scores).limited(top_n, excluded.get(query_id, frozenset()))
-        for slate, (query_id, ids, scores) in zip(slates, rows, strict=True)
-    ]
-    judgements = _whole_grades(read_qrels(files.qrels))
-    return Candidates(tuple(cases), judgements, first_stage, files.local, sources=_hashes(files.results, files.qrels))
-
-
-def _hits(row: Row) -> tuple[str, tuple[str, ...], tuple[float, ...]]:
-    """Query id, document ids and scores; the texts are the reader's."""
-    hits = list_field("hits", row.get("hits"))
-    queries = {id_field(hit, "qid") for hit in hits}
-    if len(queries) != 1:
-        raise DataError("qid", "not one query", f"the hits name {_some(queries)}; give those of one query in a row.")
-    return (
-        queries.pop(),
-        tuple(id_field(hit, "docid") for hit in hits),
-        tuple(number_field(hit, "score") for hit in hits),
-    )
-
-
-def _whole_grades(judgements: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, int]]:
-    """Grades as trec_eval takes them: whole numbers."""
-    for query, grades in judgements.items():
-        for document, grade in grades.items():
-            if grade != int(grade):
-                raise ValueError(f"The grade of {document!r} for {query!r} is {grade}; give whole numbers.")
-    return {query: {id_: int(grade) for id_, grade in grades.items()} for query, grades in judgements.items()}
-
-
-def _hashes(*paths: Path) -> dict[str, str]:
-    return {path.name: file_sha256(path) for path in paths}
-
-
-def read_over_collection(folder: Path, split: str, run: Path, top_n: int, excluded: Excluded = NOTHING) -> Candidates:
-    """Read a TREC run whose texts and judgements are those of a folder in BEIR's layout.
-
-    Args:
-        folder: As :meth:`~e2rank_st.data.beir.Collection.load` takes it.
-        split: Whose judgements.
-        run: The run.
-        top_n: Most candidates of a query.
-        excluded: Documents that are left out, by query.
-
-    Raises:
-        ValueError: The run has a query or a document that the folder has not.
-        DataError: A row of a file is bad.
-        OSError: A file cannot be read.
-    """
-    collection = JudgedCorpus.load(folder, split)
-    cases = []
-    for query_id, scores in read_run(run).items():
-        if query_id not in collection.queries:
-            raise ValueError(f"{run.name} has the query {query_id!r}, which has no text in {folder.name}.")
-        left_out = excluded.get(query_id, frozenset())
-        best = dict(islice(((id_, score) for id_, score in scores.items() if id_ not in left_out), top_n))
-        missing = [id_ for id_ in best if id_ not in collection.corpus]
-        if missing:
-            raise ValueError(
-                f"{run.name}: {len(missing)} candidates of query {query_id!r} have no text in {folder.name}, "
-                f"for example {missing[0]!r}. Give the corpus that the run was made from."
-            )
-        texts = tuple(collection.corpus[id_] for id_ in best)
-        cases.append(Case(query_id, collection.queries[query_id], tuple(best), texts, tuple(best.values())))
-    return Candidates(
-        tuple(cases), _whole_grades(collection.judgements), run.stem, sources=_collection_sources(folder, run)
-    )
-
-
-def _collection_sources(folder: Path, *files: Path) -> dict[str, str]:
-    return {folder.resolve().name: f"sha256-{folder_sha256(folder)[:12]}", **_hashes(*files)}
-
-
-def own_first_stage(
-    model: E2Rank,
-    folder: Path,
-    split: str,
-    top_n: int,
-    excluded: Excluded = NOTHING,
-    *,
-    sample: int | None = None,
-    judged_groups: bool = False,
-    batch_size: int = 32,
-    show_progress_bar: bool = False,
-) -> tuple[Candidates, Vectors]:
-    """Retrieve the candidates of each judged query from a folder in BEIR's layout by the model itself.
-
-    Equally near documents come in the order of a hash: that of a corpus may show which ones are relevant.
-
-    Args:
-        model: The model.
-        folder: As :meth:`~e2rank_st.data.beir.Collection.load` takes it.
-        split: Whose judgements.
-        top_n: Candidates of a query.
-        excluded: Documents that are left out, by query.
-        sample: How many queries, drawn by a fixed seed; None for all.
-        judged_groups: Whether only documents of groups with a judged one are retrieved from: see ``Task``.
-        batch_size: Texts in a forward pass.
-        show_progress_bar: Whether to show one.
-
-    Returns:
-        The test set, and the vectors of the whole corpus.
-
-    Raises:
-        DataError: A row of a file is bad.
-        ValueError: A grade is no whole number, or there are fewer queries than the sample has.
-        OSError: A file cannot be read.
-    """
-    collection = JudgedCorpus.load(folder, split)
-    judgements = _sampled(_whole_grades(collection.judgements), sample)
-    corpus = _judged_groups(collection) if judged_groups else collection.corpus
-    ids = sorted(corpus, key=text_id)
-    index = _index(model, tuple(corpus[id_] for id_ in ids), batch_size, show_progress_bar)
-    queries = {query: collection.queries[query] for query in judgements}
-    vectors = model.encode_query(list(queries.values()), batch_size=batch_size, show_progress_bar=False)
-    left_out = {query: excluded.get(query, frozenset()) for query in queries}
-    deep_enough = top_n + max(map(len, left_out.values()), default=0)
-    cases = [
-        Case(
-            query,
-            queries[query],
-            ids=tuple(ids[row] for row in rows),
-            documents=tuple(index.texts[row] for row in rows),
-            scores=tuple(scores.tolist()),
-        ).limited(top_n, left_out[query])
-        for query, scores, rows in zip(queries, *index.retrieve(vectors, deep_enough), strict=True)
-    ]
-    found = Candidates(tuple(cases), judgements, "own", sources=_collection_sources(folder))
-    return found, Vectors(index.texts, index.embeddings)
-
-
-@lru_cache(maxsize=2)  # two models, whose corpus often serves several splits
-def _index(model: E2Rank, documents: tuple[str, ...], batch_size: int, show_progress_bar: bool) -> Index:
-    return Index.build(model, documents, batch_size, show_progress_bar)
-
-
-def _judged_groups(collection: JudgedCorpus) -> dict[str, str]:
-    """The documents of the groups, the id before ``#``, in which one is judged for some query."""
-    groups = {_group(id_) for grades in collection.judgements.values() for id_ in grades}
-    return {id_: text for id_, text in collection.corpus.items() if _group(id_) in groups}
-
-
-def _group(id_: str) -> str:
-    return id_.partition("#")[0]
-
-
-def _sampled(judgements: dict[str, dict[str, int]], sample: int | None) -> dict[str, dict[str, int]]:
-    """The judgements of some queries, the same ones whatever the order in the file."""
-    if sample is None:
-        return judgements
-    if sample > len(judgements):
-        raise ValueError(f"The task is a sample of {sample} queries, and only {len(judgements)} are judged.")
-    drawn = set(random.Random(SAMPLE_SEED).sample(sorted(judgements), sample))
-    return {query: grades for query, grades in judgements.items() if query in drawn}

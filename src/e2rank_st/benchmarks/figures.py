@@ -1,4 +1,4 @@
-"""Rows of results → figures that read in print, in black and white, and by the colour-blind.
+"""Results → figures that read in print, in black and white, and by the colour-blind.
 
 Colours are those of Okabe and Ito; a system's hatch, marker and line style tell it apart without them. A system looks
 the same in all figures of a benchmark, and tasks carry the marks that they have in tables.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from e2rank_st.benchmarks.results import Row, marked, titled
+from e2rank_st.benchmarks.results import Entry, marked, titled
 
 __all__ = ["FIGURES", "draw"]
 
@@ -45,10 +45,10 @@ def _figure(width: float, height: float) -> Any:
     return library.Figure(figsize=(width, height), layout="constrained")
 
 
-def _by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(titled(row, rows), []).append(row)
+def _by_label(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(titled(entry, entries), []).append(entry)
     return groups
 
 
@@ -61,19 +61,19 @@ def _axes(axes: Any, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def scores(rows: Sequence[Row]) -> Any:
+def scores(entries: Sequence[Entry]) -> Any:
     """The main score of each system on each task, with its confidence interval."""
-    groups, columns = _by_label(rows), list(dict.fromkeys(marked(row) for row in rows))
+    groups, columns = _by_label(entries), list(dict.fromkeys(marked(entry) for entry in entries))
     width = 0.8 / len(groups)
     figure = _figure(max(6.0, 1.5 + 0.28 * len(groups) * len(columns)), 4)
     axes = figure.subplots()
     for place, (label, part) in enumerate(groups.items()):
         style = _style(place)
-        for row in part:
-            height = 100 * row.scores["main"]
-            reach = [[abs(height - 100 * bound)] for bound in row.interval] if row.interval else None
+        for entry in part:
+            height = 100 * entry.main
+            reach = [[abs(height - 100 * bound)] for bound in entry.system.interval] if entry.system.interval else None
             axes.bar(
-                columns.index(marked(row)) + (place - (len(groups) - 1) / 2) * width,
+                columns.index(marked(entry)) + (place - (len(groups) - 1) / 2) * width,
                 height,
                 width,
                 yerr=reach,
@@ -82,27 +82,27 @@ def scores(rows: Sequence[Row]) -> Any:
                 edgecolor="black",
                 linewidth=0.6,
                 error_kw={"linewidth": 0.8, "capsize": 2},
-                label=label if row is part[0] else None,
+                label=label if entry is part[0] else None,
             )
     axes.set_xticks(range(len(columns)), columns, rotation=30 if len(columns) > 4 else 0)
-    _axes(axes, "", "", "nDCG@10" if rows[0].benchmark == "reranking" else "main score")
+    _axes(axes, "", "", "nDCG@10" if entries[0].result.benchmark == "reranking" else "main score")
     across = int(figure.get_figwidth() * LEGEND_LETTERS / (max(map(len, groups)) + LEGEND_MARK))
     columns_of_legend = min(len(groups), 4, max(across, 1))
     figure.legend(loc="outside upper center", ncols=columns_of_legend, fontsize="small", frameon=False)
     return figure
 
 
-def latency(rows: Sequence[Row]) -> Any:
+def latency(entries: Sequence[Entry]) -> Any:
     """The mean score over the milliseconds a query: with stored vectors filled, without them hollow."""
-    if not any(spread for row in rows for spread in row.latency.values()):
+    if not any(spread for entry in entries for spread in entry.system.latency.values()):
         return None
     figure = _figure(7, 4.2)
     axes = figure.subplots()
-    for place, (label, part) in enumerate(_by_label(rows).items()):
-        style, height = _style(place), 100 * fmean(row.scores["main"] for row in part)
+    for place, (label, part) in enumerate(_by_label(entries).items()):
+        style, height = _style(place), 100 * fmean(entry.main for entry in part)
         times = {}
         for kind in ("stored", "fresh"):
-            medians = [spread["median"] for row in part if (spread := row.latency.get(kind))]
+            medians = [spread["median"] for entry in part if (spread := entry.system.latency.get(kind))]
             if medians:
                 times[kind] = fmean(medians)
         axes.plot(list(times.values()), [height] * len(times), color=style.colour, linewidth=0.8, linestyle=":")
@@ -124,13 +124,13 @@ def latency(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def prompt_documents(rows: Sequence[Row]) -> Any:
+def prompt_documents(entries: Sequence[Entry]) -> Any:
     """The score over the number of documents in the prompt, with the plain embedding as a level."""
-    listwise = [row for row in rows if row.kind == "listwise" and row.num_prompt_documents is not None]
-    curves: dict[tuple[str, str], list[Row]] = {}
-    for row in listwise:
-        curves.setdefault((row.column, row.model), []).append(row)
-    curves = {key: part for key, part in curves.items() if len({row.num_prompt_documents for row in part}) > 1}
+    listwise = [entry for entry in entries if entry.system.kind == "listwise" and _count(entry) is not None]
+    curves: dict[tuple[str, str], list[Entry]] = {}
+    for entry in listwise:
+        curves.setdefault((entry.column, entry.model), []).append(entry)
+    curves = {key: part for key, part in curves.items() if len(set(map(_count, part))) > 1}
     if not curves:
         return None
     figure = _figure(6.5, 4)
@@ -138,7 +138,7 @@ def prompt_documents(rows: Sequence[Row]) -> Any:
     several = len({model for _, model in curves}) > 1
     for place, ((column, model), part) in enumerate(curves.items()):
         style = _style(place)
-        points = sorted((row.num_prompt_documents or 0, 100 * row.scores["main"]) for row in part)
+        points = sorted((_count(entry) or 0, 100 * entry.main) for entry in part)
         label = f"{marked(part[0])} ({model})" if several else marked(part[0])
         axes.plot(
             *zip(*points, strict=True),
@@ -148,21 +148,28 @@ def prompt_documents(rows: Sequence[Row]) -> Any:
             markeredgecolor="black",
             label=label,
         )
-        for row in rows:
-            if row.kind == "embedding" and (row.column, row.model) == (column, model):
-                axes.axhline(100 * row.scores["main"], color=style.colour, linewidth=0.9, linestyle=(0, (1, 3)))
-    axes.set_xticks(sorted({row.num_prompt_documents or 0 for part in curves.values() for row in part}))
+        for entry in entries:
+            if entry.system.kind == "embedding" and (entry.column, entry.model) == (column, model):
+                axes.axhline(100 * entry.main, color=style.colour, linewidth=0.9, linestyle=(0, (1, 3)))
+    axes.set_xticks(sorted({_count(entry) or 0 for part in curves.values() for entry in part}))
     _axes(axes, "dotted level: plain embedding", "documents in the prompt (K)", "nDCG@10")
     figure.legend(loc="outside lower center", fontsize="small", frameon=False)  # the curves fill the axes
     return figure
 
 
-def gains(rows: Sequence[Row]) -> Any:
-    """What listwise reranking gains on each query against what it is compared with, a panel a task and model."""
+def _count(entry: Entry) -> int | None:
+    """K of a listwise system."""
+    count: int | None = entry.system.parameters.get("num_prompt_documents")
+    return count
+
+
+def gains(entries: Sequence[Entry]) -> Any:
+    """The gain of listwise reranking on each query over the compared system, a panel for each task and model."""
     chosen = [
-        row
-        for row in rows
-        if row.kind == "listwise" and row.comparison and row.per_query and not row.system.startswith("baseline_")
+        entry
+        for entry in entries
+        if entry.system.kind == "listwise" and entry.system.comparison and entry.system.per_query
+        if not entry.name.startswith("baseline_")
     ]
     if not chosen:
         return None
@@ -171,15 +178,16 @@ def gains(rows: Sequence[Row]) -> Any:
     down = math.ceil(len(panels) / across)
     figure = _figure(max(5.0, 3.6 * across), 3.2 * down)
     grid = figure.subplots(down, across, squeeze=False, sharey=True)
-    for axes, row in zip(grid.flat, panels, strict=False):
-        against = _compared_with(row, rows)
-        differences = sorted((100 * (score - against.per_query[query]) for query, score in row.per_query.items()))[::-1]
+    for axes, entry in zip(grid.flat, panels, strict=False):
+        against = _compared_with(entry, entries)
+        own, others = entry.system.per_query, against.system.per_query
+        differences = sorted((100 * (score - others[query]) for query, score in own.items()), reverse=True)
         edges = range(len(differences) + 1)  # an area, since the edges of a thousand bars would hide their colours
         for value, colour, hatch in ((max, COLOURS[0], ""), (min, COLOURS[1], "////")):
             heights = [value(difference, 0) for difference in differences]
             axes.stairs(heights, edges, fill=True, facecolor=colour, edgecolor="black", linewidth=0.5, hatch=hatch)
         axes.axhline(0, color="black", linewidth=0.8)
-        _axes(axes, f"{marked(row)}\n{titled(row, rows)} − {against.system}", "queries, by gain", "nDCG@10 gained")
+        _axes(axes, f"{marked(entry)}\n{titled(entry, entries)} − {against.name}", "queries, by gain", "nDCG@10 gained")
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     if len(chosen) > PANELS:
@@ -187,17 +195,17 @@ def gains(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def _compared_with(row: Row, rows: Sequence[Row]) -> Row:
-    """The row that a row's comparison names: of its own model if that has such a system."""
+def _compared_with(entry: Entry, entries: Sequence[Entry]) -> Entry:
+    """The entry that an entry's comparison names: of its own model if that has such a system."""
     named = [
         other
-        for other in rows
-        if row.comparison and (other.column, other.system) == (row.column, row.comparison["against"])
+        for other in entries
+        if entry.system.comparison and (other.column, other.name) == (entry.column, entry.system.comparison["against"])
     ]
-    return next((other for other in named if other.model == row.model), named[0])
+    return next((other for other in named if other.model == entry.model), named[0])
 
 
-FIGURES: Mapping[str, Callable[[Sequence[Row]], Any]] = {
+FIGURES: Mapping[str, Callable[[Sequence[Entry]], Any]] = {
     "scores": scores,
     "latency": latency,
     "prompt-documents": prompt_documents,
@@ -205,11 +213,11 @@ FIGURES: Mapping[str, Callable[[Sequence[Row]], Any]] = {
 }
 
 
-def draw(rows: Sequence[Row], only: Container[str] = FIGURES) -> dict[str, Any]:
+def draw(entries: Sequence[Entry], only: Container[str] = FIGURES) -> dict[str, Any]:
     """Draw the figures that there is data for.
 
     Args:
-        rows: What they show.
+        entries: The data.
         only: Names of those to draw.
 
     Returns:
@@ -219,8 +227,8 @@ def draw(rows: Sequence[Row], only: Container[str] = FIGURES) -> dict[str, Any]:
         ImportError: matplotlib is missing.
     """
     found = {}
-    for benchmark in dict.fromkeys(row.benchmark for row in rows):
-        part = [row for row in rows if row.benchmark == benchmark]
+    for benchmark in dict.fromkeys(entry.result.benchmark for entry in entries):
+        part = [entry for entry in entries if entry.result.benchmark == benchmark]
         for name, make in FIGURES.items():
             if name in only and (figure := make(part)) is not None:
                 found[f"{benchmark}-{name}"] = figure

@@ -1,31 +1,50 @@
-"""Systems and a test set → rankings, metrics, times, tokens and comparisons: what a result file holds."""
+"""Systems and a test set → rankings, times and tokens, and from these the result of each system."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers.utils.logging import tqdm
 
-from e2rank_st.benchmarks.systems import Pointwise, System, Vectors, best_first, counted_tokens, settings
-from e2rank_st.evaluation.metrics import DIGITS, MAIN, evaluate, mean, separated
+from e2rank_st.benchmarks.candidates import Case
+from e2rank_st.benchmarks.results import SystemResult
+from e2rank_st.benchmarks.systems import Pointwise, System, best_first, parameters
+from e2rank_st.evaluation.metrics import DIGITS, MAIN, Judgements, evaluate, mean, separated
 from e2rank_st.evaluation.significance import bootstrap_interval, compare
+from e2rank_st.provenance import Cost, counted
+from e2rank_st.search.index import Index
 
-if TYPE_CHECKING:
-    from e2rank_st.benchmarks.candidates import Candidates, Case
+__all__ = ["Entrant", "Measured", "measure", "results_of"]
 
 
-__all__ = ["Measured", "measure", "record"]
+@dataclass(frozen=True)
+class Entrant:
+    """A model with its systems, and the candidates that they rank.
+
+    Attributes:
+        role: Its key in the result's ``models``; empty for the first stage.
+        model: The model; None for the first stage.
+        systems: Its systems by name.
+        cases: Queries with candidates, the same queries for all.
+        index: Stored vectors of the candidates; None where there are none.
+    """
+
+    role: str
+    model: Any
+    systems: Mapping[str, System]
+    cases: Sequence[Case]
+    index: Index | None = None
 
 
 @dataclass
 class Measured:
-    """What a system did, query by query.
+    """The rankings of a system and their cost, query by query.
 
     Attributes:
         run: Query id → document id → score, the best first.
@@ -41,11 +60,8 @@ class Measured:
 
 
 def measure(
-    systems: Mapping[str, System],
-    cases: Sequence[Case],
-    vectors: Mapping[int, Vectors],
+    entrants: Sequence[Entrant],
     *,
-    own: Mapping[int, Sequence[Case]] | None = None,
     embedding_queries: int = 10,
     batch_size: int = 32,
     show_progress_bar: bool = False,
@@ -55,79 +71,71 @@ def measure(
     The systems take turns, so that a machine whose speed drifts treats all alike. A first call of each is not counted.
 
     Args:
-        systems: By name.
-        cases: Queries with candidates.
-        vectors: Document vectors by the ``id`` of the model that made them.
-        own: The same queries with other candidates, by the ``id`` of the model that retrieved them.
-        embedding_queries: For how many queries it is timed what embedding their candidates takes.
+        entrants: Who ranks what.
+        embedding_queries: For how many queries the time to embed their candidates is taken.
         batch_size: Texts in a forward pass there.
         show_progress_bar: Whether to show one.
+
+    Returns:
+        Rankings and cost of each system, by its name.
     """
-    measured = {name: Measured() for name in systems}
-    cases_of = {id(system.model): (own or {}).get(id(system.model), cases) for system in systems.values()}
+    measured = {name: Measured() for entrant in entrants for name in entrant.systems}
     with ExitStack() as stack:
-        models = {id(system.model): system.model for system in systems.values()}
-        counters = {key: stack.enter_context(counted_tokens(model)) for key, model in models.items()}
-        for system in systems.values():
-            _timed(system, cases_of[id(system.model)][0], vectors, counters)
-        for place in tqdm(range(len(cases)), desc="queries", unit="query", disable=not show_progress_bar):
-            for name, system in systems.items():
-                case = cases_of[id(system.model)][place]
-                scores, seconds, tokens = _timed(system, case, vectors, counters)
-                order = best_first(scores)
-                apart = separated([scores[row] for row in order])
-                found = measured[name]
-                found.run[case.query_id] = dict(zip((case.ids[row] for row in order), apart, strict=True))
-                if system.model is not None:
-                    found.seconds[case.query_id], found.tokens[case.query_id] = seconds, tokens
-    times = {
-        key: _embedding_seconds(model, cases_of[key][:embedding_queries], batch_size)
-        for key, model in models.items()
-        if key in vectors
-    }
-    for name, system in systems.items():
-        measured[name].embedding_seconds = times.get(id(system.model), {})
+        counters = [stack.enter_context(counted(entrant.model)) for entrant in entrants]
+        for entrant, counter in zip(entrants, counters, strict=True):
+            for system in entrant.systems.values():
+                _rank(Measured(), entrant, system, 0, counter)
+        for place in tqdm(range(len(entrants[0].cases)), desc="queries", unit="query", disable=not show_progress_bar):
+            for entrant, counter in zip(entrants, counters, strict=True):
+                for name, system in entrant.systems.items():
+                    _rank(measured[name], entrant, system, place, counter)
+    for entrant in entrants:
+        seconds = _embedding_seconds(entrant, embedding_queries, batch_size)
+        for name in entrant.systems:
+            measured[name].embedding_seconds = seconds
     return measured
 
 
-def _timed(
-    system: System, case: Case, vectors: Mapping[int, Vectors], counters: Mapping[int, Callable[[], int]]
-) -> tuple[list[float], float, int]:
-    """Scores, seconds and tokens."""
-    key = id(system.model)
-    stored = vectors[key].of(case) if key in vectors else None
-    counters[key]()
-    start = time.perf_counter()
-    scores = system.scores(case, stored)
-    return scores, time.perf_counter() - start, counters[key]()
+def _rank(measured: Measured, entrant: Entrant, system: System, place: int, counter: Cost) -> None:
+    """Rank the candidates of a query, and note scores, time and tokens."""
+    case = entrant.cases[place]
+    vectors = entrant.index.vectors(case.documents) if entrant.index is not None else None
+    tokens, start = counter.tokens, time.perf_counter()
+    scores = system.scores(case, vectors)
+    seconds = time.perf_counter() - start
+    order = best_first(scores)
+    apart = separated([scores[row] for row in order])
+    measured.run[case.query_id] = dict(zip((case.ids[row] for row in order), apart, strict=True))
+    if entrant.model is not None:
+        measured.seconds[case.query_id], measured.tokens[case.query_id] = seconds, counter.tokens - tokens
 
 
-def _embedding_seconds(model: Any, cases: Sequence[Case], batch_size: int) -> dict[str, float]:
+def _embedding_seconds(entrant: Entrant, queries: int, batch_size: int) -> dict[str, float]:
     """Seconds to embed all candidates of each query, as a system without stored vectors has to."""
     seconds = {}
-    for case in cases:
+    for case in entrant.cases[:queries] if entrant.index is not None else ():
         start = time.perf_counter()
-        model.encode_document(list(case.documents), batch_size=batch_size, show_progress_bar=False)
+        entrant.model.encode_document(list(case.documents), batch_size=batch_size, show_progress_bar=False)
         seconds[case.query_id] = time.perf_counter() - start
     return seconds
 
 
-def record(
-    systems: Mapping[str, System],
+def results_of(
+    entrants: Sequence[Entrant],
     measured: Mapping[str, Measured],
-    candidates: Candidates,
+    judgements: Judgements,
     *,
     relevant_from: int,
     compare_with: str,
     samples: int = 10_000,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Compute what a result file says of each system.
+) -> dict[str, SystemResult]:
+    """Compute the result of each system.
 
     Args:
-        systems: By name.
-        measured: What they did.
-        candidates: With the judgements.
+        entrants: Who ranked what.
+        measured: The return value of :func:`measure`.
+        judgements: Of all queries.
         relevant_from: Least grade that MAP, MRR and recall count as relevant.
         compare_with: The system that the others are compared with.
         samples: Of the bootstrap.
@@ -136,36 +144,33 @@ def record(
     Raises:
         ValueError: A query has no judgements.
     """
-    scores = {name: evaluate(found.run, candidates.judgements, relevant_from) for name, found in measured.items()}
-    rows: dict[str, Any] = {}
-    for name, system in systems.items():
-        per_query = scores[name]
-        main = list(per_query[MAIN].values())
-        rows[name] = {
-            "settings": settings(system),
-            "scores": {metric: round(mean(values), DIGITS) for metric, values in per_query.items()},
-            "interval": _rounded(bootstrap_interval(main, samples=samples, seed=seed)),
-            "latency": _latency(measured[name], system),
-            "tokens": _spread(list(measured[name].tokens.values())),
-            "per_query": {MAIN: {query: round(score, DIGITS) for query, score in per_query[MAIN].items()}},
-        }
+    scores = {name: evaluate(found.run, judgements, relevant_from) for name, found in measured.items()}
+    results: dict[str, SystemResult] = {}
+    for role, name, system in ((entrant.role, *item) for entrant in entrants for item in entrant.systems.items()):
+        main, comparison = scores[name][MAIN], None
         if name != compare_with:
-            others = scores[compare_with][MAIN]
-            found = compare(compare_with, per_query[MAIN], others, samples=samples, seed=seed)
-            rows[name]["comparison"] = {
-                **found._asdict(),
-                "difference": round(found.difference, DIGITS),
-                "interval": _rounded(found.interval),
-                "p": round(found.p, DIGITS),
-            }
-    return rows
+            found = compare(compare_with, main, scores[compare_with][MAIN], samples=samples, seed=seed)
+            rounded = {"difference": round(found.difference, DIGITS), "p": round(found.p, DIGITS)}
+            comparison = found._asdict() | rounded | {"interval": _rounded(found.interval)}
+        results[name] = SystemResult(
+            kind=system.kind,
+            model=role,
+            parameters=parameters(system),
+            scores={metric: round(mean(values), DIGITS) for metric, values in scores[name].items()},
+            per_query={query: round(score, DIGITS) for query, score in main.items()},
+            interval=_rounded(bootstrap_interval(list(main.values()), samples=samples, seed=seed)),
+            latency=_latency(measured[name], system),
+            tokens=_spread(list(measured[name].tokens.values())),
+            comparison=comparison,
+        )
+    return results
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
     return [round(value, DIGITS) for value in values]
 
 
-def _latency(measured: Measured, system: System) -> dict[str, Any]:
+def _latency(measured: Measured, system: System) -> dict[str, dict[str, float] | None]:
     """Milliseconds a query, with stored document vectors and with all candidates embedded for the query."""
     stored = {query: 1000 * seconds for query, seconds in measured.seconds.items()}
     fresh = [stored[query] + 1000 * seconds for query, seconds in measured.embedding_seconds.items()]

@@ -9,28 +9,26 @@
 
 Stage 1 sorts a corpus, or the candidates that a task gives, by the cosine of stored vectors; it is exact and holds one
 chunk of scores at a time. Stage 2 reranks the best of them listwise with the same vectors. The order in which a task
-lists its documents and candidates, which may show its labels, has no influence: stage 1 sorts them first, and what it
-cannot tell apart is ordered by a hash.
+lists its documents and candidates may show its labels, so it has no influence: stage 1 sorts them first, and a hash
+orders equal scores.
 
 Axes: B queries, N documents of the corpus, D dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers.utils.logging import tqdm
 
 from e2rank_st.benchmarks.corpus import Corpus, Layout
 from e2rank_st.benchmarks.instructions import instruction_template, listwise_instruction
+from e2rank_st.benchmarks.mteb_search import MODES, Mode, SearchCost, candidate_rows, head_and_tail, named, rerank
+from e2rank_st.model import E2Rank
 from e2rank_st.provenance import Cost, counted
 from e2rank_st.search.exact import Rules, nearest
-from e2rank_st.search.reranking import rerank_rows
-from e2rank_st.search.vectors import Matrix, Rows, unit_rows
+from e2rank_st.search.vectors import Matrix, unit_rows
 
 try:
     from mteb._create_dataloaders import create_dataloader
@@ -46,43 +44,9 @@ if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
     from torch.utils.data import DataLoader
 
-    from e2rank_st.model import E2Rank
+__all__ = ["MODES", "E2RankMTEB", "Mode", "load_e2rank"]
 
-__all__ = ["MODES", "E2RankMTEB", "Mode", "SearchCost", "load_e2rank"]
-
-Mode: TypeAlias = Literal["embedding", "two-stage"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-# A cosine of stage 1 is not comparable with one of stage 2. Shifted by this, it is below all of those: in [-4, -2].
-TAIL_SHIFT = 3.0
-QUERIES_AT_ONCE = 64  # in one call of rerank, between two steps of the progress bar
 QUERY, DOCUMENT = PromptType("query"), PromptType("document")
-
-
-@dataclass(frozen=True)
-class SearchCost:
-    """What searching one corpus took.
-
-    Attributes:
-        task: Name of the task.
-        subset: Its subset.
-        split: Its split.
-        mode: How it was searched.
-        queries: B.
-        documents: N.
-        index: Embedding of the distinct documents; nothing where their vectors were there already.
-        retrieval: Embedding of the queries, and stage 1.
-        reranking: Stage 2: the listwise prompts.
-    """
-
-    task: str
-    subset: str
-    split: str
-    mode: Mode
-    queries: int
-    documents: int
-    index: Cost
-    retrieval: Cost
-    reranking: Cost
 
 
 class E2RankMTEB(AbsEncoder):
@@ -94,19 +58,19 @@ class E2RankMTEB(AbsEncoder):
 
     Args:
         model: The model.
-        name: What results call it: ``organisation/name``.
-        revision: Which state of it.
-        mode: ``"embedding"`` searches by plain embeddings, ``"two-stage"`` reranks what they find. Tasks without search
+        name: Its name in results: ``organisation/name``.
+        revision: Its state.
+        mode: ``"embedding"`` searches by plain embeddings, ``"two-stage"`` reranks the results. Tasks without search
             are the same in both. Results of the modes are told apart by ``experiment_kwargs``, so that a cached one is
             not taken for the other.
         rerank_depth: How many documents of a query to rerank.
         num_prompt_documents: K, instead of the configured one.
-        chunk_size: How many documents to embed and score at a time.
-        keep_vectors: Take the vectors of the last corpus where the same one comes again, as it does in the other mode.
-            Only right as long as the weights do not change.
+        chunk_size: How many documents to embed at a time.
+        keep_vectors: Whether to take the vectors of the last corpus if the same one comes again, as it does for the
+            second mode. This is right only as long as the weights do not change.
 
     Attributes:
-        costs: A :class:`SearchCost` for each search, in their order.
+        costs: A :class:`~e2rank_st.benchmarks.mteb_search.SearchCost` for each search, in their order.
 
     Raises:
         ValueError: A value is not allowed.
@@ -188,7 +152,7 @@ class E2RankMTEB(AbsEncoder):
 
         Args:
             inputs: MTEB's batches.
-            task_metadata: What the instruction comes from.
+            task_metadata: Where the instruction comes from.
             hf_split: Not used.
             hf_subset: Not used.
             prompt_type: Whether they are queries or documents; None for neither.
@@ -288,76 +252,45 @@ class E2RankMTEB(AbsEncoder):
 
         Returns:
             For each query, scores of documents: cosines of stage 1, or of stage 2 for those that were reranked and
-            cosines of stage 1 less :data:`TAIL_SHIFT` for the others. A query without candidates has no document.
+            cosines of stage 1, shifted below all of those, for the others. A query without candidates has no document.
 
         Raises:
             RuntimeError: Nothing was indexed.
             ValueError: A candidate is not in the corpus.
         """
-        corpus = self._indexed()
+        if (corpus := self._corpus) is None:
+            raise RuntimeError("There is no corpus to search; call index first.")
         # The loader puts instructions and dialogues into the text.
         prepared: Any = create_dataloader(queries, task_metadata=task_metadata, prompt_type=QUERY).dataset
         texts, ids = list(prepared["text"]), list(queries["id"])
         depth = self.rerank_depth if self.mode == "two-stage" else 0
         with counted(self.model) as retrieval:
             vectors = unit_rows(self._embed(texts, task_metadata, QUERY, **encode_kwargs))  # (B, D)
-            listed = _listed(corpus.layout, ids, top_ranked, task_metadata.name)
+            itself = _leaves_out_itself(task_metadata.name)
+            listed = candidate_rows(corpus.layout, ids, top_ranked, leave_out_itself=itself)
             rules = None if listed is None else Rules(listed, only=top_ranked is not None)
             found = nearest(vectors, corpus.vectors, max(top_k, depth), rules=rules, device=self.model.device)
-            results = [self._named(near.rows, near.scores.tolist()) for near in found]
+            results = [named(corpus, near.rows, near.scores.tolist()) for near in found]
         with counted(self.model) as reranking:
             if depth:
-                heads = self._rerank(texts, [near.rows[:depth] for near in found], task_metadata, encode_kwargs)
-                results = [_head_and_tail(*parts) for parts in zip(heads, results, strict=True)]
+                heads = [near.rows[:depth] for near in found]
+                reranked = rerank(self.model, corpus, texts, heads, **self._reranking(task_metadata, encode_kwargs))
+                results = [head_and_tail(*parts) for parts in zip(reranked, results, strict=True)]
         place = (task_metadata.name, hf_subset, hf_split, self.mode, len(ids), len(corpus.layout.ids))
         self.costs.append(SearchCost(*place, self._index_cost, retrieval, reranking))
         return {id_: dict(islice(scores.items(), top_k)) for id_, scores in zip(ids, results, strict=True)}
 
-    def _indexed(self) -> Corpus:
-        if self._corpus is None:
-            raise RuntimeError("There is no corpus to search; call index first.")
-        return self._corpus
-
-    def _named(self, rows: Iterable[int], scores: Iterable[float]) -> dict[str, float]:
-        ids = self._indexed().layout.ids
-        return {ids[row]: score for row, score in zip(rows, scores, strict=True)}
-
-    def _rerank(
-        self, queries: list[str], heads: list[Rows], task_metadata: TaskMetadata, options: Any
-    ) -> list[dict[str, float]]:
-        """Stage 2: the score of each row of the heads, best first; a progress bar for all, since each call is short."""
+    def _reranking(self, task_metadata: TaskMetadata, encode_kwargs: Any) -> dict[str, Any]:
+        """Options of stage 2."""
         instruction = None
         if "{instruction}" in self.model.listwise.format.template:
             instruction = listwise_instruction(self._instruction(task_metadata, QUERY))
-        settings = {"instruction": instruction, "batch_size": options.get("batch_size", 32)}
-        results: list[dict[str, float]] = []
-        with tqdm(total=len(queries), desc="rerank", disable=not options.get("show_progress_bar", True)) as progress:
-            for start in range(0, len(queries), QUERIES_AT_ONCE):
-                part = slice(start, start + QUERIES_AT_ONCE)
-                results += self._listwise(queries[part], heads[part], settings)
-                progress.update(len(heads[part]))
-        return results
-
-    def _listwise(self, queries: list[str], heads: list[Rows], settings: dict[str, Any]) -> list[dict[str, float]]:
-        """Rerank documents, in the order that stage 1 gave them, with their stored vectors."""
-        corpus = self._indexed()
-        documents = corpus.layout.read(np.concatenate(heads))
-        bounds = pairwise(accumulate(map(len, heads), initial=0))
-        rankings = rerank_rows(
-            self.model,
-            queries,
-            heads,
-            [documents[start:stop] for start, stop in bounds],
-            [corpus.vectors[rows] for rows in heads],
-            num_prompt_documents=self.num_prompt_documents,
-            candidate_order="given",
-            show_progress_bar=False,
-            **settings,
-        )
-        return [
-            self._named([hit["corpus_id"] for hit in ranking], [hit["score"] for hit in ranking])
-            for ranking in rankings
-        ]
+        return {
+            "instruction": instruction,
+            "num_prompt_documents": self.num_prompt_documents,
+            "batch_size": encode_kwargs.get("batch_size", 32),
+            "bar": encode_kwargs.get("show_progress_bar", True),
+        }
 
 
 def load_e2rank(
@@ -371,7 +304,7 @@ def load_e2rank(
     dtype: str = "float32",
     prompts: dict[str, str] | None = None,
 ) -> E2RankMTEB:
-    """Load a model as MTEB's registry does: what a result's ``experiment_kwargs`` say are arguments here.
+    """Load a model as MTEB's registry does: the ``experiment_kwargs`` of a result are arguments here.
 
     Args:
         name: Its Hub id.
@@ -387,30 +320,9 @@ def load_e2rank(
         ValueError: A value is not allowed.
         OSError: The model cannot be loaded.
     """
-    from e2rank_st.model import E2Rank
-
     model = E2Rank(name, revision=revision, device=device, prompts=prompts, model_kwargs={"dtype": dtype})
     options: Any = {"rerank_depth": rerank_depth, "num_prompt_documents": prompt_documents}
     return E2RankMTEB(model, name=name, revision=revision or "main", mode=mode, **options)
-
-
-def _listed(layout: Layout, queries: list[str], top_ranked: Any, task: str) -> list[Rows] | None:
-    """Rows of each query's candidates; without candidates, the row that is the query itself where that is no answer."""
-    not_itself = _leaves_out_itself(task)
-    if top_ranked is None:
-        return [_rows(layout, {query} & layout.row_of.keys(), query) for query in queries] if not_itself else None
-    left_out = [{query} if not_itself else set() for query in queries]
-    return [
-        _rows(layout, set(top_ranked.get(query) or ()) - itself, query)
-        for query, itself in zip(queries, left_out, strict=True)
-    ]
-
-
-def _rows(layout: Layout, candidates: set[str], query: str) -> Rows:
-    missing = sorted(candidates - layout.row_of.keys())
-    if missing:
-        raise ValueError(f"Query {query!r} has {len(missing)} candidates that the corpus lacks, as {missing[0]!r}.")
-    return np.sort(np.fromiter((layout.row_of[id_] for id_ in candidates), np.int64, len(candidates)))
 
 
 def _leaves_out_itself(task: str) -> bool:
@@ -422,8 +334,3 @@ def _leaves_out_itself(task: str) -> bool:
         if getattr(getattr(cls, "metadata", None), "name", None) == task:
             return bool(cls.ignore_identical_ids)  # type: ignore[attr-defined]
     return False
-
-
-def _head_and_tail(head: dict[str, float], scores: dict[str, float]) -> dict[str, float]:
-    """What was reranked, then the rest of stage 1, strictly below."""
-    return head | {id_: score - TAIL_SHIFT for id_, score in scores.items() if id_ not in head}

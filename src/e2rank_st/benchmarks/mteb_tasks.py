@@ -1,6 +1,6 @@
-"""Names of tasks and benchmarks → MTEB's own tasks, perhaps over local folders or with a few queries, that tell more.
+"""Names of tasks and benchmarks → MTEB's own tasks, perhaps over local folders or with a few queries.
 
-MTEB's result holds means. Significance tests need the score of each query, which a task's own hook is handed.
+MTEB's result holds means. Significance tests need the score of each query; a hook of the task itself is handed those.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from e2rank_st.storage import folder_sha256
 
 __all__ = [
     "PerQuery",
-    "datasets_of",
     "find_tasks",
     "leaves",
     "limit_queries",
@@ -30,6 +29,7 @@ __all__ = [
     "private_cache",
     "record_queries",
     "searches",
+    "sources_of",
     "use_folder",
 ]
 
@@ -78,13 +78,12 @@ def searches(task: AbsTask) -> bool:
     return all(isinstance(leaf, AbsTaskRetrieval) for leaf in leaves(task))
 
 
-def datasets_of(task: AbsTask) -> list[dict[str, str]]:
-    """Which data a task is evaluated on: the public name and the revision for each of its leaves."""
-    return [
-        {"task": leaf.metadata.name, "path": public, "revision": str(leaf.metadata.dataset["revision"])}
+def sources_of(task: AbsTask) -> dict[str, str]:
+    """The data that a task is evaluated on: for each of its leaves, the public name and the revision."""
+    return {
+        leaf.metadata.name: f"{type(leaf).metadata.dataset['path']}@{leaf.metadata.dataset['revision']}"
         for leaf in leaves(task)
-        for public in [str(type(leaf).metadata.dataset["path"])]
-    ]
+    }
 
 
 def use_folder(task: AbsTask, data_dir: Path) -> None:
@@ -114,10 +113,10 @@ def use_folder(task: AbsTask, data_dir: Path) -> None:
 
 @contextmanager
 def private_cache() -> Iterator[None]:
-    """Let ``datasets`` keep what it reads in a folder that goes away with the block.
+    """Let ``datasets`` use a cache folder that goes away with the block.
 
     Its own cache tells local folders apart by name and card, not by their data: a changed folder, or another one of the
-    same name, would silently be taken for what was read before.
+    same name, would silently be taken for the earlier one.
     """
     before = datasets.config.HF_DATASETS_CACHE
     with TemporaryDirectory(prefix="e2rank-datasets-") as folder:
@@ -161,13 +160,13 @@ def _limit_split(data: Any, limit: int) -> None:
 
 
 def record_queries(task: AbsTask) -> PerQuery:
-    """Make a task tell the nDCG@10 of each query.
+    """Make a task note the nDCG@10 of each query.
 
     Args:
         task: Changed in place.
 
     Returns:
-        What is filled while the task is evaluated; empty for tasks that do not search.
+        A table that fills while the task is evaluated; it stays empty for tasks that do not search.
     """
     recorded: PerQuery = {}
     for leaf in leaves(task):

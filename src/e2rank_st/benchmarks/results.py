@@ -1,221 +1,261 @@
-"""Result files of the evaluations → rows that tables and figures are made of.
+"""Results: the one form that both runners write, and that tables, figures, cards and submissions read.
 
-A file of ``run_reranking.py`` holds several systems on one task, a file of ``run_mteb.py`` one mode on one task. Here
-both become a row for each system and task.
+A file holds a :class:`Result`: some systems on one task. Tables and figures show :class:`Entry` values: one for each
+system on each task.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from e2rank_st.evaluation.significance import compare
+from e2rank_st.storage import read_json, write_json
 
-__all__ = ["LOCAL", "MTEB_REFERENCE", "PARTIAL", "Row", "check_complete", "marked", "read_rows", "titled"]
+__all__ = [
+    "LOCAL",
+    "MTEB_REFERENCE",
+    "PARTIAL",
+    "Entry",
+    "Result",
+    "SystemResult",
+    "check_complete",
+    "marked",
+    "read_entries",
+    "titled",
+]
 
+FORMAT = 2
 LOCAL, PARTIAL = "†", "‡"  # behind the name of a task
-MTEB_REFERENCE = "embedding"  # the mode that the others are compared with
+MTEB_REFERENCE = "embedding"  # the mode that the other one is compared with
 
 
 @dataclass(frozen=True)
-class Row:
-    """A system on a task.
+class SystemResult:
+    """How a system did on a task.
 
     Attributes:
-        benchmark: ``reranking`` or ``mteb``: what can stand in one table.
+        kind: ``first_stage``, ``embedding``, ``rocchio``, ``listwise`` or ``cross_encoder``.
+        model: Its key in :attr:`Result.models`; empty for the first stage.
+        parameters: Its settings, those that the model decides among them.
+        scores: Means over queries by metric, from 0 to 1.
+        per_query: nDCG@10 by query; empty for a task that does not search.
+        interval: Confidence interval of the main score, if it was computed.
+        latency: ``stored`` and ``fresh``, with and without stored vectors: median and 95th percentile in milliseconds.
+        tokens: Median and 95th percentile of the tokens that a query sent through the model.
+        comparison: The fields of :class:`~e2rank_st.evaluation.significance.Comparison`.
+    """
+
+    kind: str
+    model: str
+    parameters: Mapping[str, Any]
+    scores: Mapping[str, float]
+    per_query: Mapping[str, float] = field(default_factory=dict)
+    interval: Sequence[float] | None = None
+    latency: Mapping[str, Mapping[str, float] | None] = field(default_factory=dict)
+    tokens: Mapping[str, float] | None = None
+    comparison: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Systems on a task, and everything that their scores depend on.
+
+    Attributes:
+        benchmark: ``reranking`` or ``mteb``; entries of one benchmark can stand in one table.
         task: Name of the task.
-        column: What tables call it, with its first stage.
-        model: Name of the model; empty for the first stage.
-        system: Name of the system.
-        scores: Metrics from 0 to 1; ``main`` is the task's main one.
-        kind: What the system does.
-        num_prompt_documents: K, for a listwise system.
-        interval: Confidence interval of the main score, if there is one.
-        per_query: nDCG@10 by query, if it was recorded; by MTEB it is for all tasks that search, and for no others.
-        latency: ``stored`` and ``fresh``: median and 95th percentile in milliseconds, if they were measured.
-        tokens: Median that went through the model for a query.
-        comparison: Against another system, see :class:`metrics.Comparison`.
-        queries: How many there are; 0 if that is not known.
-        local: Whether the data was local.
-        partial: Whether some queries were left out.
-        result: All that its file says.
+        title: Its name in tables.
+        main_metric: The metric that tables show first.
+        models: By role (``model``, ``baseline``, ``cross_encoder``): ``name``, ``revision``, ``prompts`` and more.
+        sources: The state of each file, folder or data set that was read.
+        systems: The systems by name.
+        settings: The options that the scores depend on.
+        environment: Versions and hardware.
+        first_stage: Name of the first stage; empty where the model searches the corpus of the task.
+        local: Whether the data was read from local files.
+        partial: Whether some of the queries were left out.
+        queries: How many queries there are; 0 where no scores by query are known.
+        candidates: Most candidates of a query; 0 where the corpus is searched.
+        seconds: Wall-clock time.
+        mteb: ``result``, as MTEB writes it, and the ``cost`` of each search.
     """
 
     benchmark: str
     task: str
-    column: str
-    model: str
-    system: str
-    scores: Mapping[str, float]
-    kind: str = ""
-    num_prompt_documents: int | None = None
-    interval: tuple[float, float] | None = None
-    per_query: Mapping[str, float] = field(default_factory=dict)
-    latency: Mapping[str, Mapping[str, float] | None] = field(default_factory=dict)
-    tokens: float | None = None
-    comparison: Mapping[str, Any] | None = None
-    queries: int = 0
+    title: str
+    main_metric: str
+    models: Mapping[str, Mapping[str, Any]]
+    sources: Mapping[str, str]
+    systems: Mapping[str, SystemResult]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    first_stage: str = ""
     local: bool = False
     partial: bool = False
-    result: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    queries: int = 0
+    candidates: int = 0
+    seconds: float = 0.0
+    mteb: Mapping[str, Any] | None = None
+
+    @property
+    def column(self) -> str:
+        """Task and first stage, as tables call them."""
+        return f"{self.title} {self.first_stage}".strip()
+
+    def write(self, path: Path) -> None:
+        """Write a result file, whole or not at all.
+
+        Raises:
+            ValueError: A number is NaN or infinite.
+            OSError: The file cannot be written.
+        """
+        write_json(path, {"format": FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read a result file.
+
+        Raises:
+            ValueError: The file is not a result, or of another format.
+            OSError: The file cannot be read.
+        """
+        content = read_json(path)
+        if not isinstance(content, dict) or "format" not in content:
+            raise ValueError(f"{path} is not a result of e2rank eval. Move it away, or name the result files.")
+        if (found := content.pop("format")) != FORMAT:
+            raise ValueError(f"{path} has the format {found}; this version reads format {FORMAT}. Evaluate again.")
+        try:
+            systems = {name: SystemResult(**system) for name, system in content.pop("systems").items()}
+            return cls(systems=systems, **content)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is a damaged result ({error}). Evaluate again.") from error
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A system on a task: a line of a table.
+
+    Attributes:
+        result: Where it is from.
+        name: Name of the system.
+        system: How it did.
+    """
+
+    result: Result
+    name: str
+    system: SystemResult
+
+    @property
+    def column(self) -> str:
+        """Task and first stage, as tables call them."""
+        return self.result.column
+
+    @property
+    def model(self) -> str:
+        """Name of the model; empty for the first stage."""
+        return self._of_model("name")
 
     @property
     def revision(self) -> str:
-        """Which state of the model this is; empty for the first stage."""
-        if not self.model:
-            return ""
-        described = [self.result["model"]] if self.benchmark == "mteb" else self.result["models"].values()
-        return str({model["name"]: model["revision"] for model in described}[self.model])
+        """State of the model; empty for the first stage."""
+        return self._of_model("revision")
+
+    @property
+    def main(self) -> float:
+        """The main score."""
+        return self.system.scores[self.result.main_metric]
+
+    def _of_model(self, name: str) -> str:
+        return str(self.result.models[self.system.model][name]) if self.system.model else ""
 
 
-def read_rows(paths: Iterable[str | os.PathLike[str]]) -> list[Row]:
+def read_entries(paths: Iterable[str | os.PathLike[str]]) -> list[Entry]:
     """Read result files, or all of a folder and the folders in it.
 
-    Rows come in the order of the paths, those of a folder in the order of the file names.
+    Entries come in the order of the paths, those of a folder in the order of the file names. MTEB's two modes are in
+    two files, so they are compared here.
 
     Raises:
         FileNotFoundError: A path is not there, or a folder holds no results.
-        ValueError: A file is no result, or two files hold the same system on the same task.
+        ValueError: A file is not a result, or two files hold the same system on the same task.
     """
-    rows: list[Row] = []
+    entries: list[Entry] = []
     for path in map(Path, paths):
         files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
         if not files:
             raise FileNotFoundError(f"{path} holds no result files (*.json); run an evaluation into it first.")
-        for file in files:
-            rows.extend(_read(file))
+        for result in map(Result.read, files):
+            entries += [Entry(result, name, system) for name, system in result.systems.items()]
     seen: set[tuple[str, ...]] = set()
-    for row in rows:
-        key = (row.benchmark, row.column, row.model, row.system)
+    for entry in entries:
+        key = (entry.result.benchmark, entry.column, entry.model, entry.name)
         if key in seen:
             raise ValueError(
-                f"Two files hold {row.system} of {row.model or 'no model'} on {row.column}; leave one of them out."
+                f"Two files hold {entry.name} of {entry.model or 'no model'} on {entry.column}; leave one of them out."
             )
         seen.add(key)
-    return _compared(rows)
-
-
-def _read(path: Path) -> list[Row]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        return _from_reranking(result) if result.get("benchmark") == "reranking" else _from_mteb(result)
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is no result of run_reranking.py or run_mteb.py ({error!r}); move it away."
-        ) from error
-
-
-def _from_reranking(result: Mapping[str, Any]) -> list[Row]:
-    """The rows of a file of ``run_reranking.py``."""
-    models = {role: model["name"] for role, model in result["models"].items()}
-    rows = []
-    for name, system in result["systems"].items():
-        role = "baseline" if name.startswith("baseline_") else "cross_encoder" if name == "cross_encoder" else "model"
-        rows.append(
-            Row(
-                benchmark="reranking",
-                task=result["task"],
-                column=f"{result['title']} {result['first_stage']}",
-                model="" if name == "first_stage" else models[role],
-                system=name,
-                scores={**system["scores"], "main": system["scores"][result["main_metric"]]},
-                kind=system["settings"]["kind"],
-                num_prompt_documents=system["settings"].get("num_prompt_documents"),
-                interval=tuple(system["interval"]),
-                per_query=system["per_query"][result["main_metric"]],
-                latency=system["latency"],
-                tokens=(system["tokens"] or {}).get("median"),
-                comparison=system.get("comparison"),
-                queries=result["queries"],
-                local=result["local"],
-                partial=result["partial"],
-                result=result,
-            )
-        )
-    return rows
-
-
-def _from_mteb(result: Mapping[str, Any]) -> list[Row]:
-    """The row of a file of ``run_mteb.py``: one task in one mode; one metric is there by query, where any is."""
-    per_query: dict[str, float] = next(iter(result["per_query"].values()), {})
-    return [
-        Row(
-            benchmark="mteb",
-            task=result["task"],
-            column=result["task"],
-            model=result["model"]["name"],
-            system=result["mode"],
-            scores={**result["scores"], "main": result["main_score"]},
-            kind="listwise" if result["mode"] == "two-stage" else result["mode"],
-            per_query=per_query,
-            queries=len(per_query),
-            local=result["local"],
-            partial=result["partial"],
-            result=result,
-        )
-    ]
-
-
-def _compared(rows: Sequence[Row]) -> list[Row]:
-    """Compare modes of MTEB that have scores by query; reranking results have their comparisons."""
     references = {
-        (row.task, row.model): row for row in rows if row.benchmark == "mteb" and row.system == MTEB_REFERENCE
+        (entry.result.task, entry.model): entry
+        for entry in entries
+        if entry.result.benchmark == "mteb" and entry.name == MTEB_REFERENCE
     }
-    found = []
-    for row in rows:
-        reference = references.get((row.task, row.model)) if row.benchmark == "mteb" else None
-        if reference is None or reference is row or not row.per_query or not reference.per_query:
-            found.append(row)
-            continue
-        found.append(replace(row, comparison=compare(reference.system, row.per_query, reference.per_query)._asdict()))
-    return found
+    return [_compared(entry, references.get((entry.result.task, entry.model))) for entry in entries]
 
 
-def marked(*rows: Row) -> str:
-    """Name of the task of rows, with the marks that any of them has."""
-    flags = ((LOCAL, any(row.local for row in rows)), (PARTIAL, any(row.partial for row in rows)))
-    return " ".join([rows[0].column, *(mark for mark, there in flags if there)])
+def _compared(entry: Entry, reference: Entry | None) -> Entry:
+    """Compare a mode of MTEB with the reference, where both have scores by query."""
+    if entry.result.benchmark != "mteb" or reference is None or reference is entry:
+        return entry
+    if not entry.system.per_query or not reference.system.per_query:
+        return entry
+    found = compare(reference.name, entry.system.per_query, reference.system.per_query)
+    return replace(entry, system=replace(entry.system, comparison=found._asdict()))
 
 
-def titled(row: Row, rows: Sequence[Row]) -> str:
+def marked(*entries: Entry) -> str:
+    """Name of the task of some entries, with the marks that any of them has."""
+    local, partial = (any(getattr(entry.result, flag) for entry in entries) for flag in ("local", "partial"))
+    return " ".join([entries[0].column, *([LOCAL] if local else []), *([PARTIAL] if partial else [])])
+
+
+def titled(entry: Entry, entries: Sequence[Entry]) -> str:
     """A system's name; with its model's where several models have such a system."""
-    models = {other.model for other in rows if other.system == row.system}
+    models = {other.model for other in entries if other.name == entry.name}
     if len(models) == 1:
-        return row.system
+        return entry.name
     short = {model: model.rpartition("/")[2] for model in models}
-    return f"{row.system} ({short[row.model] if len(set(short.values())) == len(models) else row.model})"
+    return f"{entry.name} ({short[entry.model] if len(set(short.values())) == len(models) else entry.model})"
 
 
-def check_complete(rows: Sequence[Row], tasks: Iterable[str] = ()) -> None:
+def check_complete(entries: Sequence[Entry], tasks: Iterable[str] = ()) -> None:
     """Check that no task, and no system on a task, is missing.
 
     Args:
-        rows: All rows.
+        entries: All of them.
         tasks: Names of tasks that have to be there.
 
     Raises:
         ValueError: Something is missing; the message names it.
     """
-    missing = [task for task in tasks if task not in {row.task for row in rows}]
+    missing = [task for task in tasks if task not in {entry.result.task for entry in entries}]
     if missing:
         raise ValueError(f"No results for {', '.join(missing)}; run the evaluation on them, or leave them out.")
-    for benchmark in dict.fromkeys(row.benchmark for row in rows):
-        part = [row for row in rows if row.benchmark == benchmark]
-        there = {(row.column, row.model, row.system) for row in part}
+    for benchmark in dict.fromkeys(entry.result.benchmark for entry in entries):
+        part = [entry for entry in entries if entry.result.benchmark == benchmark]
+        there = {(entry.column, entry.model, entry.name) for entry in part}
         gaps = [
-            f"{system} of {model or 'the first stage'} on {column}"
-            for column in dict.fromkeys(row.column for row in part)
-            for model, system in dict.fromkeys((row.model, row.system) for row in part)
-            if (column, model, system) not in there and not (benchmark == "mteb" and _alike(part, column, system))
+            f"{name} of {model or 'the first stage'} on {column}"
+            for column in dict.fromkeys(entry.column for entry in part)
+            for model, name in dict.fromkeys((entry.model, entry.name) for entry in part)
+            if (column, model, name) not in there and not (benchmark == "mteb" and _alike(part, column, name))
         ]
         if gaps:
             raise ValueError(f"No results for {'; '.join(gaps)}. Run them, or report these files apart.")
 
 
-def _alike(rows: Sequence[Row], column: str, system: str) -> bool:
-    """Whether a mode of MTEB makes no difference to a task: it does not search, so it was run in one mode only."""
-    return system != MTEB_REFERENCE and not any(row.per_query for row in rows if row.column == column)
+def _alike(entries: Sequence[Entry], column: str, name: str) -> bool:
+    """Whether a mode of MTEB makes no difference to a task: one that does not search is run in one mode only."""
+    return name != MTEB_REFERENCE and not any(entry.system.per_query for entry in entries if entry.column == column)

@@ -3,20 +3,15 @@
 The recipe is one padded batch of the listwise prompt and all documents through the transformer, pooled and compared.
 Candidates are the 100 nearest docstrings of Python's standard library to each of the demo's queries, so no data file
 is needed. Variants take turns, so that a machine whose speed drifts treats all alike; a ratio is the median over turns.
-
-    python eval/benchmark_rerank.py
-    python eval/benchmark_rerank.py --turns 10 --json > benchmark.json
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,7 +23,22 @@ from e2rank_st.data.docstrings import QUERIES, collect
 from e2rank_st.provenance import environment
 from e2rank_st.search.index import Index
 
+__all__ = ["Speeds", "time_reranking"]
+
 NUM_CANDIDATES = 100
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """The figures of a benchmark.
+
+    Attributes:
+        title: Sizes of the benchmark, and the device.
+        rows: Figures of each variant, by name; the first is the name of the variant.
+    """
+
+    title: str
+    rows: list[dict[str, Any]]
 
 
 def plain_recipe(model: E2Rank, query: str, documents: list[str]) -> list[int]:
@@ -49,7 +59,7 @@ def plain_recipe(model: E2Rank, query: str, documents: list[str]) -> list[int]:
 
 
 def variants(model: E2Rank) -> dict[str, Callable[[str, list[str], np.ndarray], object]]:
-    """What is compared: name → function of query, documents and their stored vectors (N, D)."""
+    """The variants: name → function of query, documents and their stored vectors (N, D)."""
     half = copy.deepcopy(model).bfloat16()
     return {
         "plain recipe, float32": lambda query, documents, _: plain_recipe(model, query, documents),
@@ -63,7 +73,7 @@ def variants(model: E2Rank) -> dict[str, Callable[[str, list[str], np.ndarray], 
 
 def candidates(model: E2Rank) -> list[tuple[str, list[str], np.ndarray]]:
     """Each of the demo's queries with its nearest documents, nearest first, and their vectors."""
-    index = Index.build(model, [docstring.document for docstring in collect()], show_progress_bar=sys.stderr.isatty())
+    index = Index.build(model, [docstring.document for docstring in collect()], show_progress_bar=False)
     _, rows = index.retrieve(model.encode_query(list(QUERIES)), NUM_CANDIDATES)
     return [
         (query, [index.texts[row] for row in found], index.embeddings[found])
@@ -85,39 +95,21 @@ def measure(model: E2Rank, turns: int) -> dict[str, list[float]]:
     return seconds
 
 
-def main() -> None:
-    """Measure and print a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5, help="counted runs of each variant (default: 5)")
-    parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
-    arguments = parser.parse_args()
-    if arguments.turns < 1:
-        parser.error(f"--turns must be at least 1, got {arguments.turns}")
-    seconds = measure(E2Rank.from_bundled(device="cpu"), arguments.turns)
-    baseline, device = next(iter(seconds.values())), environment()["hardware"]["device"]
+def time_reranking(turns: int = 5) -> Speeds:
+    """Time the variants with the bundled model on the CPU.
+
+    Args:
+        turns: Counted runs of each, at least 1.
+    """
+    seconds = measure(E2Rank.from_bundled(device="cpu"), turns)
+    baseline = next(iter(seconds.values()))
     rows = [
         {
             "variant": name,
-            "milliseconds": round(1000 * statistics.median(times), 1),
+            "milliseconds a query": round(1000 * statistics.median(times), 1),
             "speedup": round(statistics.median(a / b for a, b in zip(baseline, times, strict=True)), 2),
         }
         for name, times in seconds.items()
     ]
-    if arguments.json:
-        report = {
-            "processor": device,
-            "torch": torch.__version__,
-            "candidates": NUM_CANDIDATES,
-            "rows": rows,
-        }
-        print(json.dumps(report, indent=2))
-        return
-    print(
-        f"{NUM_CANDIDATES} candidates, {len(QUERIES)} queries, {arguments.turns} turns; {environment()['hardware']['device']}"
-    )
-    for row in rows:
-        print(f"{row['variant']:32} {row['milliseconds']:9.1f} ms a query {row['speedup']:7.2f} x")
-
-
-if __name__ == "__main__":
-    main()
+    size = f"{NUM_CANDIDATES} candidates, {len(QUERIES)} queries, {turns} turns"
+    return Speeds(f"{size}; {environment(torch.device('cpu'))['hardware']['device']}", rows)

@@ -1,67 +1,31 @@
 """A query, its candidates and their vectors → a score for each candidate: the systems that are compared.
 
-All of them rank the same candidates with the same document vectors, which are embedded once, so that differences are
-those of the method. A system's call is what a user with stored vectors would pay for, and it is what gets timed.
+The systems of a model rank the same candidates with the same document vectors, which are embedded once, so that their
+differences are those of the method. Only the call that a user with stored vectors would pay for is timed.
 
 Axes: N candidates of a query, D dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from sentence_transformers import CrossEncoder
-from torch import Tensor, nn
+from torch import Tensor
 
+from e2rank_st.benchmarks.candidates import Case
 from e2rank_st.labelling.teachers import CrossEncoderTeacher
 from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS, cosine
+from e2rank_st.search.reranking import rerank_rows
+from e2rank_st.search.vectors import Matrix
 
-if TYPE_CHECKING:
-    from e2rank_st.benchmarks.candidates import Case
-
-__all__ = [
-    "Embedding",
-    "FirstStage",
-    "Listwise",
-    "Pointwise",
-    "Rocchio",
-    "System",
-    "Vectors",
-    "best_first",
-    "counted_tokens",
-    "settings",
-]
+__all__ = ["Embedding", "FirstStage", "Listwise", "Pointwise", "Rocchio", "System", "best_first", "parameters"]
 
 CONFIGURED = ("num_prompt_documents", "candidate_order", "query_weight")  # what a model decides unless told
-
-
-class Vectors:
-    """Document vectors by text.
-
-    Args:
-        texts: M documents.
-        matrix: Their vectors, NumPy or torch, of shape (M, D).
-    """
-
-    def __init__(self, texts: Sequence[str], matrix: Any) -> None:
-        self._rows = {text: row for row, text in enumerate(texts)}
-        self._matrix = torch.as_tensor(matrix)
-
-    @classmethod
-    def embed(cls, model: E2Rank, cases: Sequence[Case], *, batch_size: int, show_progress_bar: bool) -> Vectors:
-        """Embed each distinct candidate of all queries once."""
-        texts = list(dict.fromkeys(text for case in cases for text in case.documents))
-        options: Any = {"batch_size": batch_size, "show_progress_bar": show_progress_bar, "convert_to_tensor": True}
-        return cls(texts, model.encode_document(texts, **options))
-
-    def of(self, case: Case) -> Tensor:
-        """The vectors of a query's candidates, of shape (N, D)."""
-        return self._matrix[[self._rows[text] for text in case.documents]]
 
 
 @dataclass(frozen=True)
@@ -69,9 +33,8 @@ class FirstStage:
     """The candidates as they came."""
 
     kind: ClassVar[str] = "first_stage"
-    model: None = None
 
-    def scores(self, case: Case, vectors: Tensor | None) -> list[float]:
+    def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
         """The first stage's own scores."""
         return list(case.scores)
 
@@ -83,9 +46,9 @@ class Embedding:
     kind: ClassVar[str] = "embedding"
     model: E2Rank
 
-    def scores(self, case: Case, vectors: Tensor | None) -> list[float]:
+    def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
         """N cosines; costs one forward pass."""
-        return _cosines(_embedded_query(self.model, case), vectors).tolist()
+        return cosine(_given(vectors), _embedded_query(self.model, case)).tolist()
 
 
 @dataclass(frozen=True)
@@ -103,10 +66,11 @@ class Rocchio:
     num_documents: int = 3
     weight: float = 0.3
 
-    def scores(self, case: Case, vectors: Tensor | None) -> list[float]:
+    def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
         """N cosines to ``query + weight * mean(nearest documents)``; costs one forward pass."""
-        query = _embedded_query(self.model, case)
-        return _cosines(feedback(query, _given(vectors), self.num_documents, self.weight), vectors).tolist()
+        documents = _given(vectors)
+        query = feedback(_embedded_query(self.model, case), documents, self.num_documents, self.weight)
+        return cosine(documents, query).tolist()
 
 
 def feedback(query: Tensor, documents: Tensor, num_documents: int, weight: float) -> Tensor:
@@ -134,7 +98,7 @@ class Listwise:
         num_prompt_documents: K; None for the model's.
         candidate_order: ``given`` or ``similarity``; None for the model's.
         passes: How often the candidates are reranked; a later pass shows the best of the one before.
-        query_weight: Share of the query's own vector in the one that ranks; None for the model's.
+        query_weight: Share of the query's own vector in the final query vector; None for the model's.
         instruction: Of the prompt; None for the model's.
 
     Raises:
@@ -158,26 +122,28 @@ class Listwise:
         if self.candidate_order not in (None, *CANDIDATE_ORDERS):
             raise ValueError(f"Got the order {self.candidate_order!r}; give one of {', '.join(CANDIDATE_ORDERS)}.")
 
-    def scores(self, case: Case, vectors: Tensor | None) -> list[float]:
-        """N cosines; costs a forward pass of the prompt for each pass, and one of the query where that is used."""
+    def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
+        """N cosines; a pass costs a forward pass of the prompt, and one of the query where that has a share."""
         scores = self._pass(case, vectors, list(range(len(case.documents))), self.candidate_order)
         for _ in range(1, self.passes):
             scores = self._pass(case, vectors, best_first(scores), "given")
         return scores
 
-    def _pass(self, case: Case, vectors: Tensor | None, order: list[int], candidate_order: str | None) -> list[float]:
+    def _pass(self, case: Case, vectors: Matrix | None, order: list[int], candidate_order: str | None) -> list[float]:
         """Rerank the candidates in an order; the scores are in the order of the case."""
-        ranking = self.model.rerank(
-            case.query,
-            [case.documents[place] for place in order],
-            document_embeddings=_given(vectors)[order],
+        (ranking,) = rerank_rows(
+            self.model,
+            [case.query],
+            [order],
+            [[case.documents[place] for place in order]],
+            [_given(vectors)[order]],
             num_prompt_documents=self.num_prompt_documents,
             candidate_order=candidate_order,
             query_weight=self.query_weight,
             instruction=self.instruction,
             show_progress_bar=False,
         )
-        scores = {order[hit["corpus_id"]]: float(hit["score"]) for hit in ranking}
+        scores = {hit["corpus_id"]: float(hit["score"]) for hit in ranking}
         return [scores[place] for place in range(len(order))]
 
 
@@ -194,23 +160,23 @@ class Pointwise:
     model: CrossEncoder
     batch_size: int = 32
 
-    def scores(self, case: Case, vectors: Tensor | None) -> list[float]:
+    def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
         """N raw outputs, before any sigmoid; stored vectors are of no use here."""
         return CrossEncoderTeacher(self.model, batch_size=self.batch_size).label(case.query, case.documents)
 
 
-# Each has a kind, a model, and ``scores(case, vectors)``: a score for each of N candidates, greater is better.
+# Each has a kind, and ``scores(case, vectors)``: a score for each of N candidates, greater is better.
 System: TypeAlias = FirstStage | Embedding | Rocchio | Listwise | Pointwise
 
 
-def settings(system: System) -> dict[str, Any]:
-    """Kind and parameters of a system, as JSON has them; what a model decides is its value there."""
+def parameters(system: System) -> dict[str, Any]:
+    """Parameters of a system, as JSON has them; where the model decides one, its value there."""
     values = {field.name: getattr(system, field.name) for field in fields(system) if field.name != "model"}
     if isinstance(system, Listwise):
-        configured = system.model.listwise
-        defaults = {name: getattr(configured, name) for name in CONFIGURED}
-        values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
-    return {"kind": system.kind, **values}
+        for name in CONFIGURED:
+            if values[name] is None:
+                values[name] = getattr(system.model.listwise, name)
+    return values
 
 
 def best_first(scores: Sequence[float]) -> list[int]:
@@ -223,41 +189,7 @@ def _embedded_query(model: E2Rank, case: Case) -> Tensor:
     return vector.float()
 
 
-def _cosines(query: Tensor, vectors: Tensor | None) -> Tensor:
-    return cosine(_given(vectors), query)
-
-
-def _given(vectors: Tensor | None) -> Tensor:
+def _given(vectors: Matrix | None) -> Tensor:
     if vectors is None:
         raise ValueError("Got no document vectors; embed the candidates first.")
-    return vectors
-
-
-@contextmanager
-def counted_tokens(model: nn.Module | None) -> Iterator[Callable[[], int]]:
-    """Count the tokens that go through a model, padding not among them.
-
-    Args:
-        model: A Sentence-Transformers model, or None, which counts nothing.
-
-    Yields:
-        A function that tells how many there were since it was last called.
-    """
-    total = 0
-
-    def count(_: nn.Module, inputs: tuple[Mapping[str, Tensor], ...]) -> None:
-        nonlocal total
-        mask = inputs[0].get("attention_mask")
-        total += int(mask.sum()) if mask is not None and mask.ndim == 2 else inputs[0]["input_ids"].numel()
-
-    def taken() -> int:
-        nonlocal total
-        tokens, total = total, 0
-        return tokens
-
-    hook = None if model is None else next(model.children()).register_forward_pre_hook(count)
-    try:
-        yield taken
-    finally:
-        if hook is not None:
-            hook.remove()
+    return torch.as_tensor(vectors)

@@ -1,36 +1,36 @@
-"""Names of data sets → their licences, and what a model that was trained on some of them has seen of a task.
+"""A model's training sets → their licences, and how much of a task the model has seen.
 
-What a model was trained on and chosen by is read from its ``training.json``; only what that file cannot know is a row
-here: titles, licences and public names. A data set without a row is refused, since nobody could say its licence.
+The names of the training sets are in a model's ``training.json``. Titles, licences and public names are rows here. A
+data set without a row is refused, since nobody could say its licence.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from e2rank_st.storage import read_json
 from e2rank_st.training.record import JSON_NAME, stages
 
-__all__ = ["SEEN_BY_BASE", "SOURCES", "Source", "TrainingData", "by_name"]
+__all__ = ["SEEN_BY_BASE", "TRAINING_SETS", "TrainingData", "TrainingSet", "by_name"]
 
 MS_MARCO = "MS MARCO terms, non-commercial research"
-DEV, DEV_TASK = "_dev", "-dev"  # behind the name of a data set: its dev split, as training and as tasks.py call it
+DEV, DEV_TASK = "_dev", "-dev"  # behind the name of a data set: its dev split, in training and in tasks.py
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingSet:
     """A data set.
 
     Attributes:
-        name: What training calls it.
-        title: What its authors call it.
+        name: Its name in training.
+        title: Its authors' name for it.
         licence: Terms of use of its texts and judgements.
         labels: Where its labels come from, apart from a teacher model.
         hub: Its authors' data set on the Hub, if there is one.
-        mteb: What MTEB's lists of training data call it.
+        mteb: Its name in MTEB's lists of training data.
         tasks: Evaluation tasks on it.
     """
 
@@ -43,8 +43,8 @@ class Source:
     tasks: tuple[str, ...] = ()
 
 
-SOURCES = (
-    Source(
+TRAINING_SETS = (
+    TrainingSet(
         "squad",
         "SQuAD 1.1",
         "CC BY-SA 4.0",
@@ -53,8 +53,8 @@ SOURCES = (
         "SQuAD",
         ("squad-dev",),
     ),
-    Source("medquad", "MedQuAD", "CC BY 4.0", "the answer to a question", mteb="MedQuAD"),
-    Source(
+    TrainingSet("medquad", "MedQuAD", "CC BY 4.0", "the answer to a question", mteb="MedQuAD"),
+    TrainingSet(
         "wikiqa",
         "WikiQA",
         "Microsoft Research data licence",
@@ -62,7 +62,7 @@ SOURCES = (
         "microsoft/wiki_qa",
         "WikiQA",
     ),
-    Source(
+    TrainingSet(
         "mediqa",
         "MEDIQA 2019, task 3",
         "research use",
@@ -71,7 +71,7 @@ SOURCES = (
         tasks=("mediqa-dev",),
     ),
     *(
-        Source(
+        TrainingSet(
             f"dl{year}",
             f"TREC Deep Learning 20{year}, passages",
             MS_MARCO,
@@ -81,7 +81,7 @@ SOURCES = (
         )
         for year in range(19, 24)
     ),
-    Source(
+    TrainingSet(
         "nfcorpus",
         "NFCorpus",
         "academic use",
@@ -90,7 +90,7 @@ SOURCES = (
         "NFCorpus",
         ("NFCorpus", "nfc", "nfcorpus-dev", "NanoNFCorpusRetrieval"),
     ),
-    Source(
+    TrainingSet(
         "scifact",
         "SciFact",
         "CC BY 4.0, ODC-By 1.0",
@@ -108,13 +108,12 @@ SEEN_BY_BASE = frozenset(
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model was trained on and chosen by.
+    """The data that a model was trained on and chosen by.
 
     Attributes:
-        train: A record for each training set, by its name: see
-            :meth:`e2rank_st.training.datasets.DataEntry.describe`. Of several
-            stages' records it is that with the most documents.
-        dev: The same for what the settings were chosen by.
+        train: A record for each training set, by its name, as ``training.json`` has it. Where several stages have one,
+            it is the record with the most documents.
+        dev: The same for the data that settings were chosen by.
     """
 
     train: Mapping[str, Mapping[str, Any]]
@@ -126,31 +125,31 @@ class TrainingData:
 
         Raises:
             OSError: There is none.
-            ValueError: It names a training set that is none of :data:`SOURCES`.
+            ValueError: It names a training set that is not in :data:`TRAINING_SETS`.
         """
-        runs = stages(json.loads((folder / JSON_NAME).read_text(encoding="utf-8")))
+        runs = stages(read_json(folder / JSON_NAME))
         train, dev = ([record for run in runs for record in run["data"][part]] for part in ("train", "dev"))
         found = cls(by_name(sorted(train, key=lambda record: record["documents"])), by_name(dev))
-        unknown = found.train.keys() - {row.name for row in SOURCES}
+        unknown = found.train.keys() - {row.name for row in TRAINING_SETS}
         if unknown:
             raise ValueError(
                 f"{JSON_NAME} names the training data {', '.join(sorted(unknown))}, whose licence nobody wrote down; "
-                "add rows to SOURCES in eval/sources.py."
+                "add rows to TRAINING_SETS in e2rank_st/benchmarks/training_data.py."
             )
         return found
 
     @property
-    def sources(self) -> list[Source]:
+    def sets(self) -> list[TrainingSet]:
         """The rows of the training sets, in the order of the table."""
-        return [row for row in SOURCES if row.name in self.train]
+        return [row for row in TRAINING_SETS if row.name in self.train]
 
     def seen(self, task: str) -> str:
-        """Say what of a task the model has seen.
+        """Say how much of a task the model has seen.
 
         Args:
-            task: What MTEB or ``tasks.py`` calls it.
+            task: Its name, for MTEB or in ``tasks.py``.
         """
-        row = next((row for row in SOURCES if task in row.tasks), None)
+        row = next((row for row in TRAINING_SETS if task in row.tasks), None)
         if row is None:
             return "no: the base was trained on it" if task in SEEN_BY_BASE else "yes"
         is_dev = task == row.name + DEV_TASK

@@ -3,15 +3,10 @@
 The trainer's time is that of its loop: collating, embedding, loss, gradients, clipping, optimizer. The bare passes get
 the batches collated. Slates are docstrings of Python's standard library, their first lines the queries, so no data file
 is needed. Both take turns, so that a machine whose speed drifts treats them alike; the share is the median over turns.
-
-    python eval/benchmark_training.py
-    python eval/benchmark_training.py --turns 5 --steps 20 --json > benchmark.json
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -25,10 +20,13 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from e2rank_st import E2Rank
+from e2rank_st.benchmarks.speed import Speeds
 from e2rank_st.data.docstrings import collect
 from e2rank_st.provenance import environment
 from e2rank_st.training.losses import COLUMNS
 from e2rank_st.training.trainer import E2RankTrainer, E2RankTrainingArguments
+
+__all__ = ["time_training"]
 
 DOCUMENTS = 8  # a slate's
 Batch = Mapping[str, Tensor]
@@ -107,39 +105,19 @@ def measure(model: E2Rank, turns: int, steps: int, batch_size: int) -> tuple[int
     return tokens, trained, passes
 
 
-def main() -> None:
-    """Measure and print a line for each, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=3, help="counted runs of each (default: 3)")
-    parser.add_argument("--steps", type=int, default=8, help="steps of a run (default: 8)")
-    parser.add_argument("--batch-size", type=int, default=4, help="slates of a step (default: 4)")
-    parser.add_argument("--json", action="store_true", help="write JSON instead of text")
-    options = parser.parse_args()
-    for name in ("turns", "steps", "batch_size"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    tokens, trained, passes = measure(
-        E2Rank.from_bundled(trained=False), options.turns, options.steps, options.batch_size
-    )
-    device = environment()["hardware"]["device"]
-    report = {
-        "processor": device,
-        "torch": torch.__version__,
-        "tokens": tokens,
-        "trainer_tokens_per_second": round(tokens / statistics.median(trained)),
-        "bare_tokens_per_second": round(tokens / statistics.median(passes)),
-        "share": round(statistics.median(b / a for a, b in zip(trained, passes, strict=True)), 3),
-    }
-    if options.json:
-        print(json.dumps(report, indent=2))
-        return
-    print(
-        f"{options.steps} steps of {options.batch_size} slates, {tokens:,} tokens, {options.turns} turns; {environment()['hardware']['device']}"
-    )
-    print(f"trainer                  {report['trainer_tokens_per_second']:>8,} tokens/s")
-    print(f"bare forward + backward  {report['bare_tokens_per_second']:>8,} tokens/s")
-    print(f"share                    {report['share']:>8.1%}")
+def time_training(turns: int = 3, steps: int = 8, batch_size: int = 4) -> Speeds:
+    """Time the training of the bundled model's base.
 
-
-if __name__ == "__main__":
-    main()
+    Args:
+        turns: Counted runs of each, at least 1.
+        steps: Steps of a run, at least 1.
+        batch_size: Slates of a step, at least 1.
+    """
+    tokens, trained, passes = measure(E2Rank.from_bundled(trained=False), turns, steps, batch_size)
+    share = round(statistics.median(b / a for a, b in zip(trained, passes, strict=True)), 3)
+    rows = [
+        {"variant": name, "tokens per second": round(tokens / statistics.median(times)), "share": part}
+        for name, times, part in (("bare forward and backward pass", passes, 1.0), ("trainer", trained, share))
+    ]
+    size = f"{steps} steps of {batch_size} slates, {tokens:,} tokens, {turns} turns"
+    return Speeds(f"{size}; {environment()['hardware']['device']}", rows)

@@ -21,6 +21,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from e2rank_st import __version__
+from e2rank_st.cli import evaluate
+from e2rank_st.cli.options import BatchSize, Device, Verbose, examples
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, check_text, read_documents
 from e2rank_st.storage import replacing
@@ -59,17 +61,6 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-def _set_verbosity(verbosity: int) -> int:
-    """Show the package's warnings; -v adds progress, and -vv adds the traceback of an error."""
-    log_to_stderr(verbosity)
-    return verbosity
-
-
-def _examples(*commands: str) -> str:
-    """Format examples for the end of a help text; the mark at the start keeps the line ends."""
-    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
-
-
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"e2rank {__version__}")
@@ -82,35 +73,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help and usage errors: a line stays a line
-    epilog=_examples(
-        "e2rank demo",
-        'e2rank rerank "how long do fleas live" passages.txt',
-        "e2rank embed passages.txt --output vectors.npy",
+    epilog=examples(
+        "demo",
+        'rerank "how long do fleas live" passages.txt',
+        "embed passages.txt --output vectors.npy",
     ),
 )
+
+app.add_typer(evaluate.app, name="eval")
 
 ModelName = Annotated[
     str,
     typer.Option("--model", metavar="NAME", help="Hub id or folder; 'bundled' is the small model in the package."),
 ]
-Device = Annotated[
-    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; by default the best device.")
-]
 DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Dtype = Annotated[
     DtypeName, typer.Option(metavar="TYPE", help="auto, float32 or bfloat16; auto is bfloat16 on a GPU that has it.")
-]
-BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Texts in a forward pass.")]
-Verbose = Annotated[
-    int,
-    typer.Option(
-        "--verbose",
-        "-v",
-        count=True,
-        show_default=False,
-        callback=_set_verbosity,
-        help="Show progress; -vv also shows tracebacks.",
-    ),
 ]
 Source = Annotated[
     str, typer.Argument(metavar="FILE", help="One document a line, or JSON lines with 'text'; - is stdin.")
@@ -176,7 +154,7 @@ def _placement(device: str | None, dtype: DtypeName) -> dict[str, Any]:
     return {"device": device, "model_kwargs": {"dtype": dtype}}
 
 
-@app.command(epilog=_examples("e2rank demo", 'e2rank demo "compress a file with gzip" --top-k 3'))
+@app.command(epilog=examples("demo", 'demo "compress a file with gzip" --top-k 3'))
 def demo(
     queries: Annotated[
         list[str] | None, typer.Argument(metavar="QUERY", help="Default: three built-in queries.")
@@ -232,10 +210,10 @@ def _demo_index(model: E2Rank, texts: list[str], cache_name: str | None, batch_s
 
 
 @app.command(
-    epilog=_examples(
-        'e2rank rerank "how long do fleas live" passages.txt',
-        'e2rank rerank "how long do fleas live" passages.txt --embeddings vectors.npy',
-        'zcat hits.jsonl.gz | e2rank rerank "how long do fleas live" --json --top-k 5',
+    epilog=examples(
+        'rerank "how long do fleas live" passages.txt',
+        'rerank "how long do fleas live" passages.txt --embeddings vectors.npy',
+        'rerank "how long do fleas live" hits.jsonl --json --top-k 5',
     )
 )
 def rerank(
@@ -285,8 +263,8 @@ def rerank(
 
 
 @app.command(
-    epilog=_examples(
-        "e2rank embed passages.txt --output vectors.npy",
+    epilog=examples(
+        "embed passages.txt --output vectors.npy",
         'echo "how long do fleas live" | e2rank embed --task query',
     )
 )
@@ -326,7 +304,7 @@ def train(context: typer.Context) -> None:
     """Train a model on slates. Settings come from a YAML file and flags; 'e2rank train --help' lists them."""
     from e2rank_st.training.run import main as run_training
 
-    _set_verbosity(1)
+    log_to_stderr(1)
     run_training(context.args)
 
 

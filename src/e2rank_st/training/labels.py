@@ -29,7 +29,8 @@ class SlateLabels(NamedTuple):
         labels: ``(B, N)`` float32. Higher is better; equal labels are not a preference. NaN: unjudged, a candidate but
             not in any pair. ``-inf``: padding, not a candidate (its row of documents still has to hold some text).
         gold: ``(B, N)`` bool, whether the document is a known positive of the query.
-        text_ids: ``(B, N)`` int64, equal for equal texts in all slates and all processes: see :func:`~e2rank_st.storage.text_id`.
+        text_ids: ``(B, N)`` int64, equal for equal texts in all slates and all processes: see
+            :func:`~e2rank_st.storage.text_id`.
     """
 
     labels: Tensor

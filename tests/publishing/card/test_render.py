@@ -1,46 +1,59 @@
 """The card: whole and the same each time, honest about where its numbers come from, and with code that runs."""
 
 import copy
+import importlib.util
 import os
 import re
+import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from typer.testing import CliRunner
 
 from e2rank_st import E2Rank
-from e2rank_st.benchmarks.results import read_rows
+from e2rank_st.adapters import bundled_folder
+from e2rank_st.benchmarks.results import Result
 from e2rank_st.publishing.card import render
 from tests import ROOT
-from tests.publishing.card.data import (
+from tests.benchmarks.toy_results import (
     BASE,
     ENVIRONMENT,
     REVISION,
     mteb,
+    of_another,
     official,
     reranking,
-    toy_results,
-    write_model,
     write_results,
 )
+from tests.publishing.card.data import toy_results, write_model
 
 GOLDEN = ROOT / "tests/golden/card.md"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 NFCORPUS = "ec0fa4fe99da2ff19ca1214b7966684033a58814"
 
 
-def card(folder: Path, *results: dict[str, Any], **changes: Any) -> str:
+def card(folder: Path, *results: Result, **changes: Any) -> str:
     """The card of a toy model with a figure."""
     (folder / "report").mkdir(exist_ok=True)
     (folder / "report/reranking-scores.png").write_bytes(b"a picture")
+    shutil.rmtree(folder / "results", ignore_errors=True)
     model, paths = write_model(folder, **changes), [write_results(folder / "results", *results)]
     return render.render(model, paths, folder / "report", folder / "README.md")
+
+
+@pytest.fixture(scope="module")
+def toy_card(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The card of all toy results; many tests look at it."""
+    return card(tmp_path_factory.mktemp("toy"), *toy_results())
 
 
 def index(text: str) -> list[dict[str, Any]]:
@@ -48,17 +61,16 @@ def index(text: str) -> list[dict[str, Any]]:
     return yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"]
 
 
-def test_whole_card(tmp_path: Path):
+def test_whole_card(toy_card: str):
     """Guards against any change of a card that nobody looked at; E2RANK_UPDATE_GOLDEN=1 takes the new one over."""
-    text = card(tmp_path, *toy_results())
     if os.environ.get("E2RANK_UPDATE_GOLDEN"):
-        GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8")
+        GOLDEN.write_text(toy_card, encoding="utf-8")
+    assert toy_card == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_metadata_is_what_the_hub_reads(tmp_path: Path):
+def test_metadata_is_what_the_hub_reads(toy_card: str):
     """Guards against metadata that the Hub's own client reads otherwise, or refuses."""
-    data = ModelCard(card(tmp_path, *toy_results())).data
+    data = ModelCard(toy_card).data
     assert (data.library_name, data.pipeline_tag, data.license) == (
         "sentence-transformers",
         "text-ranking",
@@ -69,38 +81,49 @@ def test_metadata_is_what_the_hub_reads(tmp_path: Path):
     values = {(result.dataset_name, result.metric_name): result.metric_value for result in data.eval_results}
     assert len(values) == len(data.eval_results) == 8  # two systems on four sets, none of the baseline's
     assert values["DL21 bm25 (local copy)", "ndcg@10, listwise"] == 0.62
-    assert values["NFCorpus (local copy)", "ndcg_at_10, two-stage"] == 0.33
+    assert values["NFCorpus (local copy)", "ndcg@10, two-stage"] == 0.33
 
 
-def test_rendering_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_rendering_again_changes_nothing(toy_card: str, tmp_path: Path):
     """Guards against results that pile up in the card, and against a check that passes or fails for no reason."""
+    output = tmp_path / "README.md"
+    with pytest.raises(ValueError, match=r"README\.md is not there; render it anew"):
+        render.check(toy_card, output)
+    for _ in range(2):
+        output.write_text(card(tmp_path, *toy_results()), encoding="utf-8")
+        render.check(toy_card, output)
+    stale = card(tmp_path, *toy_results()[::-1])  # the same files by other names
+    with pytest.raises(ValueError, match="is stale: model, results or template have changed"):
+        render.check(stale, output)
+
+
+def test_the_script_writes_and_checks(toy_card: str, tmp_path: Path):
+    """Guards against a script that nobody ran: its options, its exit status, and what it writes."""
+    spec = importlib.util.spec_from_file_location("script", ROOT / "model_card/render.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    app = typer.Typer()
+    app.command()(script.main)
     model, results = write_model(tmp_path), write_results(tmp_path / "results", *toy_results())
     output = tmp_path / "card/README.md"
-    arguments = ["--model", str(model), "--results", str(results), "--output", str(output)]
-    assert render.main([*arguments, "--check"]) == 1
-    assert "README.md is not there; render it anew" in capsys.readouterr().err
-    assert render.main(arguments) == 0
-    first = output.read_text(encoding="utf-8")
-    assert render.main(arguments) == 0
-    assert output.read_text(encoding="utf-8") == first
-    assert render.main([*arguments, "--check"]) == 0
-    write_results(results, *toy_results()[::-1])  # the same files by other names
-    assert render.main([*arguments, "--check"]) == 1
-    assert "differs from what the model, the results and the template make" in capsys.readouterr().err
-    assert output.read_text(encoding="utf-8") == first
+    arguments = [str(results), "--model", str(model), "--output", str(output), "--report", str(tmp_path)]
+    checked, written, again = (
+        CliRunner().invoke(app, [*arguments, *extra]) for extra in (["--check"], [], ["--check"])
+    )
+    assert (checked.exit_code, written.exit_code, again.exit_code) == (1, 0, 0)
+    assert "README.md is not there; render it anew, without --check." in str(checked.exception)
+    assert output.read_text(encoding="utf-8").splitlines()[:3] == toy_card.splitlines()[:3]
 
 
-def test_local_results_are_no_official_ones(tmp_path: Path):
+def test_local_results_are_no_official_ones(toy_card: str):
     """Guards against a score on a local copy under the name, or beside a revision, of the public data."""
-    text = card(tmp_path, *toy_results())
-    for entry in index(text):
+    for entry in index(toy_card):
         assert entry["dataset"]["name"].endswith("(local copy)")
         assert set(entry["dataset"]) == {"name", "type"}
         assert "/" not in entry["dataset"]["type"]
         assert "source" not in entry
-    tables = text.count("| NFCorpus † |")
-    assert tables and "| NFCorpus |" not in text
-    assert text.count("† on local copies of the data, no official result.") >= 4
+    assert "| NFCorpus † |" in toy_card and "| NFCorpus |" not in toy_card
+    assert toy_card.count("† on local copies of the data, not an official result.") >= 4
 
 
 def test_official_results_are_told_as_mteb_tells_them(tmp_path: Path):
@@ -127,7 +150,7 @@ def test_official_results_are_told_as_mteb_tells_them(tmp_path: Path):
 def test_tasks_of_all_kinds(tmp_path: Path):
     """Guards against a benchmark such as MTEB(eng, v2), run in both modes, that no card can show."""
     searched = [mteb("NFCorpus", mode, level) for mode, level in (("embedding", 0.3), ("two-stage", 0.4))]
-    text = card(tmp_path, *searched, mteb("STS12", "embedding", 0.8, per_query={}))
+    text = card(tmp_path, *searched, mteb("STS12", "embedding", 0.8, searched=False))
     assert "| two-stage | e2rank-st/e2rank-toy | 40.00 |  |  |" in text
     assert "| embedding | e2rank-st/e2rank-toy | 30.00 | 80.00 | 55.00 |" in text
 
@@ -135,36 +158,34 @@ def test_tasks_of_all_kinds(tmp_path: Path):
 def test_a_run_of_our_own_on_public_data(tmp_path: Path):
     """Guards against the paper's setting taken for a leaderboard's."""
     levels = {"first_stage": 0.4, "embedding": 0.5, "baseline_embedding": 0.5}
-    text = card(tmp_path, reranking("bm25", levels, local=False))
+    text = card(tmp_path, reranking(levels, local=False))
     assert [entry["dataset"] for entry in index(text)] == [{"name": "DL21 bm25 (own run)", "type": "dl21-bm25-own-run"}]
 
 
 def test_partial_results_are_refused(tmp_path: Path):
     """Guards against a smoke run on a card."""
     for place, message in ((-1, r"SciFact \(two-stage\)"), (2, r"NFCorpus \(embedding\)")):  # the base's, too
-        results = copy.deepcopy(toy_results())
-        results[place]["partial"] = True
-        with pytest.raises(ValueError, match=rf"no results for a card: {message}\. Run them in full"):
+        results = toy_results()
+        results[place] = replace(results[place], partial=True)
+        with pytest.raises(ValueError, match=rf"no results on a part of the queries: {message}\. Run them in full"):
             card(tmp_path, *results)
 
 
 def test_results_of_other_weights_are_refused(tmp_path: Path):
     """Guards against old scores beside new ones after training."""
     results = toy_results()
-    results[-1]["model"]["revision"] = "weights-of-yesterday"
+    stale = [*results[:-1], of_another(results[-1], "weights-of-yesterday")]
     with pytest.raises(ValueError, match=f"several states of it: {REVISION}, weights-of-yesterday"):
-        card(tmp_path, *results)
-    results = toy_results()
-    results[2]["model"]["revision"] = "weights-of-another-base"
+        card(tmp_path, *stale)
+    stale = [*results[:2], of_another(results[2], "weights-of-another-base"), *results[3:]]
     with pytest.raises(ValueError, match=f"{BASE} are of several states of it: weights-ba9876543210, weights-of-an"):
-        card(tmp_path, *results)
-    base_alone = [row for row in toy_results() if row.get("mode") and row["model"]["name"] == BASE]
-    (tmp_path / "other").mkdir()
+        card(tmp_path, *stale)
+    base_alone = [result for result in results if [model["name"] for model in result.models.values()] == [BASE]]
     with pytest.raises(ValueError, match=f"No results of e2rank-toy, but of {BASE}; evaluate it first"):
-        card(tmp_path / "other", *base_alone)
+        card(tmp_path, *base_alone)
 
 
-def test_earlier_stages_are_told(tmp_path: Path):
+def test_earlier_stages_are_told(toy_card: str, tmp_path: Path):
     """Guards against a card that passes over the first stage: its steps, its loss, its data."""
     slates = {"path": "build/slates/wikiqa.parquet", "slates": 873, "documents": 9000}
     scores = {"before": {"dl21_embedding_ndcg@10": 0.5}, "after": {"dl21_embedding_ndcg@10": 0.5125}, "p_values": {}}
@@ -184,7 +205,7 @@ def test_earlier_stages_are_told(tmp_path: Path):
     assert text.index("stage 1: 70") < text.index("stage 2: 600 steps of 16 slates, of which")
     assert "| 873 | 9,000 |" in text
     assert "| training | a GPU, 1 threads |" in text
-    assert "Training stage" not in card(tmp_path, *toy_results())
+    assert "Training stage" not in toy_card
 
 
 def test_data_of_unknown_licence_is_refused(tmp_path: Path):
@@ -242,15 +263,8 @@ def test_every_code_block_runs(published: dict[str, str]):
     assert printed[2].startswith("tensor([[")
 
 
-def test_the_committed_card_is_up_to_date(capsys: pytest.CaptureFixture[str]):
+def test_the_committed_card_is_up_to_date():
     """Guards against a card that is older than the model, its results or the template."""
-    if not (ROOT / "model_card" / "README.md").is_file():
-        pytest.skip("no card has been rendered yet: make eval")
-    assert render.main(["--check"]) == 0, capsys.readouterr().err
-
-
-def test_the_curve_over_k_is_of_the_model_that_the_results_are_of():
-    """Guards against a figure of a former model beside the results of a new one."""
-    folders = [ROOT / "eval/results", ROOT / "eval/prompt_size"]
-    revisions = [{(row.model, row.revision) for row in read_rows([folder]) if row.model} for folder in folders]
-    assert revisions[0] == revisions[1]
+    output = ROOT / "model_card" / "README.md"
+    text = render.render(bundled_folder(), [ROOT / "eval" / "results"], output.parent / "report", output)
+    render.check(text, output)

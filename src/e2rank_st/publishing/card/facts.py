@@ -1,8 +1,7 @@
-"""The folder of a trained adapter → what its card says of the model; nothing is loaded but small files."""
+"""The folder of a trained adapter → the facts on its card; only small files are read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -15,6 +14,7 @@ from e2rank_st.adapters import WEIGHTS, adapter_name, read_adapter_config
 from e2rank_st.benchmarks.training_data import TrainingData
 from e2rank_st.checkpoints import find_checkpoint
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+from e2rank_st.storage import read_json
 from e2rank_st.training.record import JSON_NAME
 
 __all__ = ["Facts"]
@@ -34,7 +34,7 @@ class Facts:
         prompts: Texts before queries and documents.
         listwise: The reranking configuration.
         training: ``training.json``.
-        data: What it was trained on and chosen by.
+        data: The data that it was trained on and chosen by.
     """
 
     name: str
@@ -63,10 +63,10 @@ class Facts:
             trained_parameters=_numbers(folder / WEIGHTS),
             dimension=pooling["word_embedding_dimension"],
             pooling=next(mode for mode, key in E2RankPooling.STOCK_KEYS if pooling[key]),
-            max_tokens=_read(folder / "tokenizer_config.json")["model_max_length"],
-            prompts=_read(folder / "config_sentence_transformers.json")["prompts"],
+            max_tokens=read_json(folder / "tokenizer_config.json")["model_max_length"],
+            prompts=read_json(folder / "config_sentence_transformers.json")["prompts"],
             listwise=ListwiseRerank(**_module_config(folder, ListwiseRerank)),
-            training=_read(folder / JSON_NAME),
+            training=read_json(folder / JSON_NAME),
             data=TrainingData.read(folder),
         )
 
@@ -80,23 +80,19 @@ class Facts:
         """Most tokens that the base takes at a time.
 
         Raises:
-            ValueError: The base is no known one.
+            ValueError: The base is not a known checkpoint.
         """
         return ListwiseRerank(**find_checkpoint(repository=self.base).listwise).max_prompt_tokens
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _module_config(folder: Path, cls: type) -> dict[str, Any]:
     """The configuration of a module of the model, where ``modules.json`` says that it is."""
-    paths = [row["path"] for row in _read(folder / "modules.json") if row["type"].endswith(f".{cls.__name__}")]
+    paths = [row["path"] for row in read_json(folder / "modules.json") if row["type"].endswith(f".{cls.__name__}")]
     if len(paths) != 1:
         raise ValueError(
             f"modules.json in {folder} names {len(paths)} modules {cls.__name__}; an E2Rank model has one."
         )
-    return dict(_read(folder / paths[0] / "config.json"))
+    return dict(read_json(folder / paths[0] / "config.json"))
 
 
 def _numbers(path: Path) -> int:

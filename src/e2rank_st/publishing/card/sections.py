@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from e2rank_st.benchmarks.figures import FIGURES
-from e2rank_st.benchmarks.report import Table, comparison_table, latency_table, main_table, markdown
-from e2rank_st.benchmarks.results import Row, marked
+from e2rank_st.benchmarks.report import Table, comparison_table, latency_table, main_table
+from e2rank_st.benchmarks.results import Entry, marked
 from e2rank_st.benchmarks.training_data import by_name
+from e2rank_st.console import markdown_table
 from e2rank_st.evaluation.evaluator import SYSTEMS
 from e2rank_st.publishing.card.facts import Facts
 from e2rank_st.training.record import stages
@@ -33,23 +34,23 @@ MEANINGS = {  # of the figures that a report may hold
     "scores": "Main score of each system on each task, with confidence intervals where there are any",
     "latency": "Quality against the time a query takes",
     "prompt-documents": "Quality against the number of documents in the prompt",
-    "gains": "What listwise reranking gains and loses, query by query",
+    "gains": "Gains and losses of listwise reranking, query by query",
 }
 
 
 def overview(facts: Facts) -> str:
-    """What the model is, a row a property."""
+    """The model, a row a property."""
     listwise = facts.listwise
     rows = {
         "base": f"[{facts.base}](https://huggingface.co/{facts.base})",
         "trained": f"LoRA of rank {facts.adapter['r']}, {facts.trained_parameters:,} parameters, merged",
         "vectors": f"{facts.dimension} dimensions, {facts.pooling} pooling, unit length, compared by cosine",
-        "longest text": f"{facts.max_tokens} tokens of a query or document, the rest is cut",
+        "longest text": f"{facts.max_tokens} tokens of a query or document; the rest is cut",
         "longest prompt": f"{listwise.max_prompt_tokens} tokens, the query's at most {listwise.max_query_tokens}",
         "documents in a prompt": f"{listwise.num_prompt_documents}, {_order(facts)}",
-        "vector that ranks": _weights(listwise.query_weight),
+        "final query vector": _weights(listwise.query_weight),
     }
-    return _table(("", ""), rows.items())
+    return markdown_table(("", ""), rows.items())
 
 
 def _order(facts: Facts) -> str:
@@ -62,7 +63,7 @@ def _weights(query: float) -> str:
 
 
 def formats(facts: Facts) -> str:
-    """What the model is given, as its configuration writes it."""
+    """The texts that the model gets, as its configuration writes them."""
     prompts = facts.prompts
     prompt = facts.listwise.format.render(facts.listwise.instruction, "{query}", ["{document 1}", "{document 2}", "…"])
     rows = {
@@ -71,38 +72,38 @@ def formats(facts: Facts) -> str:
         "listwise prompt": prompt,
     }
     lines = [(name, f"`{json.dumps(text, ensure_ascii=False)}`") for name, text in rows.items()]
-    return _table(("for", "text"), lines)
+    return markdown_table(("for", "text"), lines)
 
 
-def results(rows: Sequence[Row], own: Sequence[Row]) -> str:
+def results(entries: Sequence[Entry], own: Sequence[Entry]) -> str:
     """For each benchmark the scores of all models, and how this one's systems differ."""
     tables = []
-    for benchmark in dict.fromkeys(row.benchmark for row in rows):
-        for make, source in ((main_table, rows), (comparison_table, own)):
-            tables.append(make([row for row in source if row.benchmark == benchmark], benchmark))
+    for benchmark in dict.fromkeys(entry.result.benchmark for entry in entries):
+        for make, source in ((main_table, entries), (comparison_table, own)):
+            tables.append(make([entry for entry in source if entry.result.benchmark == benchmark], benchmark))
     return _tables(table for table in tables if table.rows)
 
 
-def speed(rows: Sequence[Row]) -> str:
+def speed(entries: Sequence[Entry]) -> str:
     """Times a query."""
-    timed = [row for row in rows if any(row.latency.values())]
-    return _tables([latency_table(timed, timed[0].benchmark)]) if timed else "Times were not measured."
+    timed = [entry for entry in entries if any(entry.system.latency.values())]
+    return _tables([latency_table(timed, timed[0].result.benchmark)]) if timed else "Times were not measured."
 
 
 def _tables(tables: Iterable[Table]) -> str:
-    return "\n".join(map(markdown, tables)).rstrip("\n")
+    return "\n".join(table.markdown for table in tables).rstrip("\n")
 
 
-def figures(rows: Sequence[Row], report: Path, card: Path) -> str:
+def figures(entries: Sequence[Entry], report: Path, card: Path) -> str:
     """Links to the figures that lie in the report's folder.
 
     Args:
-        rows: What the figures show.
+        entries: The data of the figures.
         report: Folder of the report.
         card: The card that links to them.
     """
-    names = [(f"{part}-{name}", name) for part in dict.fromkeys(row.benchmark for row in rows) for name in FIGURES]
-    paths = [(report / f"{stem}.png", name) for stem, name in names]
+    benchmarks = dict.fromkeys(entry.result.benchmark for entry in entries)
+    paths = [(report / f"{benchmark}-{name}.png", name) for benchmark in benchmarks for name in FIGURES]
     links = [
         f"![{MEANINGS[name]}]({Path(os.path.relpath(path, card.parent)).as_posix()})"
         for path, name in paths
@@ -111,50 +112,48 @@ def figures(rows: Sequence[Row], report: Path, card: Path) -> str:
     return "\n\n".join(links)
 
 
-def zero_shot(facts: Facts, own: Sequence[Row]) -> str:
-    """For each task, what of it the model has seen."""
-    tasks = {marked(row): facts.data.seen(row.task) for row in own}
-    return _table(("task", "zero-shot"), tasks.items())
+def zero_shot(facts: Facts, own: Sequence[Entry]) -> str:
+    """For each task, how much of it the model has seen."""
+    tasks = {marked(entry): facts.data.seen(entry.result.task) for entry in own}
+    return markdown_table(("task", "zero-shot"), list(tasks.items()))
 
 
-def where_it_hurts(rows: Sequence[Row], own: Sequence[Row]) -> str:
-    """The tasks on which listwise reranking is below what it started from."""
+def where_it_hurts(entries: Sequence[Entry], own: Sequence[Entry]) -> str:
+    """The tasks on which listwise reranking is below the ranking that it started from."""
     lines = []
-    for row in own:
-        if row.kind != "listwise":
+    for entry in own:
+        if entry.system.kind != "listwise":
             continue
-        rivals = [
-            other
-            for other in rows
-            if (other.column, other.benchmark) == (row.column, row.benchmark)
-            and (other.kind == "first_stage" or (other.kind == "embedding" and other.model == row.model))
-            and other.scores["main"] > row.scores["main"]
-        ]
-        if row.column.endswith(" own"):  # its first stage is its embedding: the same score by another name
-            rivals = [other for other in rivals if other.kind != "first_stage"]
+        # An own first stage is the model's embedding: the same score by another name.
+        started = ("embedding",) if entry.result.first_stage == "own" else ("embedding", "first_stage")
         lines += [
-            f"* {marked(row)}: {row.system} {100 * row.scores['main']:.2f}, "
-            f"{rival.system} {100 * rival.scores['main']:.2f}"
-            for rival in rivals
+            f"* {marked(entry)}: {entry.name} {100 * entry.main:.2f}, {rival.name} {100 * rival.main:.2f}"
+            for rival in entries
+            if (rival.column, rival.result.benchmark) == (entry.column, entry.result.benchmark)
+            and rival.system.kind in started
+            and rival.model in ("", entry.model)
+            and rival.main > entry.main
         ]
     if not lines:
         return "In the mean over queries it made none of the tasks above worse; single queries lose all the same."
-    return "\n".join(["In the mean over queries it made these tasks worse than what it started from:", "", *lines])
+    return "\n".join(
+        ["In the mean over queries it made these tasks worse than the ranking it started from:", "", *lines]
+    )
 
 
 def training_data(facts: Facts) -> str:
     """The training sets with their licences."""
     rows = []
-    for source in facts.data.sources:
+    for source in facts.data.sets:
         record = facts.data.train[source.name]
         taught = record.get("manifest", {}).get("settings", {}).get("teacher")
         labels = f"{source.labels}, then the order of {taught['model']}" if taught else source.labels
         rows.append((source.title, f"{record['slates']:,}", f"{record['documents']:,}", labels, source.licence))
-    return _table(("data", "slates", "documents", "labels", "licence"), rows)
+    return markdown_table(("data", "slates", "documents", "labels", "licence"), rows)
 
 
 def tuning(facts: Facts) -> str:
-    """How it was trained, stage by stage, and what that changed on the dev data."""
+    """The training, stage by stage, and the change on the dev data."""
     runs = stages(facts.training)
     titles = [f"Training stage {number}: " for number in range(1, len(runs) + 1)] if len(runs) > 1 else [""]
     return "\n\n".join(title + _stage(run) for title, run in zip(titles, runs, strict=True))
@@ -166,7 +165,7 @@ def _stage(run: Mapping[str, Any]) -> str:
         loss.pop("query_weight", None)  # its share in a vector that this stage does not train
     parts = ", ".join(f"{name.removesuffix('_weight')} {value:g}" for name, value in loss.items())
     frozen = "document vectors stayed as they were" if run["loss"].get("freeze_documents") else "all vectors trained"
-    batch = run["settings"].get("per_device_train_batch_size")  # what was told; a default is not there
+    batch = run["settings"].get("per_device_train_batch_size")  # a default is not there
     steps = f"{run['steps']:,} steps" + (f" of {batch} slates" if batch else "")
     kept = f", of which the checkpoint of step {run['best_step']} was kept" if run["best_step"] is not None else ""
     head = f"{steps}{kept}; weights of the loss: {parts}; {frozen}."
@@ -177,7 +176,7 @@ def _stage(run: Mapping[str, Any]) -> str:
     ]
     if not rows:
         return head
-    table = _table(("nDCG@10", "queries", "system", "before", "after", "p"), rows)
+    table = markdown_table(("nDCG@10", "queries", "system", "before", "after", "p"), rows)
     return f"{head} On the dev data, in points, before and after it:\n\n{table}"
 
 
@@ -190,29 +189,15 @@ def _of_systems(run: Mapping[str, Any], data: str) -> Iterator[tuple[str, str, s
             yield system, name, "" if value is None else f"{value:.4f}"
 
 
-def environment(facts: Facts, rows: Sequence[Row]) -> str:
-    """What training and evaluation ran on."""
-    trained = [("training", *_described(run["environment"])) for run in stages(facts.training)]
-    lines = dict.fromkeys([*trained, *map(_measured_on, rows)])
-    return _table(("step", "hardware", "versions"), lines)
-
-
-def _measured_on(row: Row) -> tuple[str, str, str]:
-    result = row.result
-    if row.benchmark == "mteb":
-        return "evaluation, mteb", result["hardware"], _versions(result["versions"])
-    return f"evaluation, {row.benchmark}", *_described(result["environment"])
+def environment(facts: Facts, entries: Sequence[Entry]) -> str:
+    """The machines and versions of training and evaluation."""
+    runs = [("training", run["environment"]) for run in stages(facts.training)]
+    runs += [(f"evaluation, {entry.result.benchmark}", entry.result.environment) for entry in entries]
+    lines = dict.fromkeys((step, *_described(found)) for step, found in runs)
+    return markdown_table(("step", "hardware", "versions"), list(lines))
 
 
 def _described(found: Any) -> tuple[str, str]:
     hardware = found["hardware"]
-    return f"{hardware['device']}, {hardware['threads']} threads", _versions(found["versions"])
-
-
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [[cell.replace("|", r"\|") for cell in line] for line in (header, ["---"] * len(header), *rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    return f"{hardware['device']}, {hardware['threads']} threads", versions

@@ -1,0 +1,166 @@
+"""Options of an evaluation of reranking, checked, and the tasks that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from e2rank_st.benchmarks.models import BUNDLED
+from e2rank_st.benchmarks.tasks import Task, find_tasks
+from e2rank_st.model import check_name
+from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS
+
+__all__ = ["VECTOR_SYSTEMS", "Options", "chosen_tasks"]
+
+VECTOR_SYSTEMS = ("embedding", "rocchio", "listwise")
+CHOICES: Mapping[str, Sequence[Any]] = {
+    "systems": VECTOR_SYSTEMS,
+    "candidate_order": (None, *CANDIDATE_ORDERS),
+    "dtype": ("float32", "bfloat16"),
+    "instructions": ("task", "model"),
+}
+LEAST = {
+    "top_n": 1, "limit": 1, "batch_size": 1, "num_prompt_documents": 1, "passes": 1, "rocchio_documents": 1,
+    "embedding_queries": 0,
+}  # fmt: skip
+# No number depends on these, or the result has them elsewhere.
+NOT_SETTINGS = {
+    "tasks", "model", "baseline", "cross_encoder", "data_dir", "output_dir", "runs_dir", "show_progress_bar",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of an evaluation of reranking.
+
+    Attributes:
+        tasks: Names of tasks, or of benchmarks for all of their tasks.
+        first_stage: Whose candidates.
+        data_dir: Folder with ``rerank/``, and with a folder in BEIR's layout for each corpus; None for the Hub.
+        results: First-stage results with text, JSON lines.
+        qrels: Their judgements in TREC's form.
+        beir: Corpus, queries and judgements in BEIR's layout.
+        split: Whose judgements there; None for the task's, or else ``test``.
+        run: A TREC run over ``beir``.
+        own_first_stage: Whether each model retrieves its own candidates.
+        top_n: Candidates of a query.
+        limit: How many queries to take; the result is then marked partial.
+        judged_only: Whether to leave out queries without judgements.
+        model: Name of the model: see :func:`~e2rank_st.benchmarks.models.load`.
+        baseline: Name of a second model.
+        cross_encoder: Name of a Sentence-Transformers cross-encoder.
+        device: Where they run; None for the best there is.
+        dtype: Of the weights.
+        batch_size: Texts in a forward pass.
+        systems: Names of the systems of each model.
+        num_prompt_documents: A listwise system for each of these K; empty for one with the model's K.
+        candidate_order: Order of the prompt's documents; None for the model's.
+        passes: Listwise passes.
+        query_weight: Share of the query's own vector in listwise reranking; None for the model's.
+        rocchio_documents: Documents that Rocchio feedback takes to be relevant.
+        rocchio_weight: Weight of their mean.
+        instructions: ``task`` for the task's, ``model`` for the model's own.
+        compare_with: The system that the others are compared with; None for the baseline's embedding, or else the
+            model's, or else the first stage.
+        embedding_queries: Queries that are also timed without stored vectors.
+        seed: Of bootstrap and randomisation test.
+        output_dir: Where results go.
+        runs_dir: Where a TREC run of each system goes, with real scores; None for nowhere.
+        show_progress_bar: Whether to show one.
+
+    Raises:
+        ValueError: A value is not allowed, or the options do not name exactly one source of candidates.
+    """
+
+    tasks: Sequence[str] = ()
+    first_stage: str = "bm25"
+    data_dir: Path | None = None
+    results: Path | None = None
+    qrels: Path | None = None
+    beir: Path | None = None
+    split: str | None = None
+    run: Path | None = None
+    own_first_stage: bool = False
+    top_n: int = 100
+    limit: int | None = None
+    judged_only: bool = False
+    model: str = BUNDLED
+    baseline: str | None = None
+    cross_encoder: str | None = None
+    device: str | None = None
+    dtype: str = "float32"
+    batch_size: int = 32
+    systems: Sequence[str] = VECTOR_SYSTEMS
+    num_prompt_documents: Sequence[int] = ()
+    candidate_order: str | None = None
+    passes: int = 1
+    query_weight: float | None = None
+    rocchio_documents: int = 3
+    rocchio_weight: float = 0.3
+    instructions: str = "task"
+    compare_with: str | None = None
+    embedding_queries: int = 10
+    seed: int = 0
+    output_dir: Path = Path("results")
+    runs_dir: Path | None = None
+    show_progress_bar: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail later, or mean something else."""
+        for name, least in LEAST.items():
+            if any(value is not None and value < least for value in _each(getattr(self, name))):
+                raise ValueError(f"Got {name}={getattr(self, name)}; give at least {least}.")
+        for name, allowed in CHOICES.items():
+            if unknown := [value for value in _each(getattr(self, name)) if value not in allowed]:
+                raise ValueError(f"Got {name}={unknown[0]!r}; give one of {', '.join(map(str, allowed))}.")
+        for model in (self.model, self.baseline, self.cross_encoder):
+            if model is not None:
+                check_name(model)
+        chosen_tasks(self)
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the numbers; files by their names only."""
+        values = {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
+        if self.own_first_stage or self.results or self.beir:
+            del values["first_stage"]  # a default that nothing read
+        return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def chosen_tasks(options: Options) -> list[Task]:
+    """The tasks that the options name; files of the user's own are a task, too.
+
+    Raises:
+        ValueError: A task is unknown, or the options do not name exactly one source of candidates.
+    """
+    tasks = find_tasks(options.tasks)
+    own = options.results or options.beir
+    if options.results and options.beir:
+        raise ValueError("Got results and a folder in BEIR's layout; give one source of candidates.")
+    if bool(options.results) != bool(options.qrels):
+        raise ValueError("Results and qrels belong together; give both.")
+    if options.run and (not options.beir or options.own_first_stage):
+        raise ValueError("A run needs texts from a folder in BEIR's layout, and no own first stage.")
+    if options.beir and not options.run and not options.own_first_stage:
+        raise ValueError("A folder in BEIR's layout has no candidates; give a run, or ask for an own first stage.")
+    if options.own_first_stage and not options.beir and not options.data_dir:
+        raise ValueError("An own first stage needs a corpus; give a folder in BEIR's layout, or a data folder.")
+    if own and len(tasks) > 1:
+        raise ValueError(f"Got files of one test set for {len(tasks)} tasks; name at most one.")
+    if not own and not tasks:
+        raise ValueError("Got nothing to evaluate on; name tasks, results or a folder in BEIR's layout.")
+    name = own.resolve().name.split(".")[0] if own else ""
+    return [_of_split(task, options.split) for task in tasks or [Task(name=name, title=name)]]
+
+
+def _each(value: Any) -> Sequence[Any]:
+    """The values of an option that takes several, or the only one."""
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _of_split(task: Task, split: str | None) -> Task:
+    """The task on another split: under another name, since it is another task."""
+    if split in (None, task.split):
+        return task
+    return replace(task, name=f"{task.name}-{split}", title=f"{task.title} {split}", split=split, sample=None)

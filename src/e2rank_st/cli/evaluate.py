@@ -1,0 +1,373 @@
+"""The commands ``e2rank eval``: measure a model, report results, hand them in.
+
+Tables go to standard output; everything else (progress, warnings, errors) goes to standard error. The scripts in
+``eval/`` run the same commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer import Argument, Option
+
+from e2rank_st.cli.options import BatchSize, Device, Verbose, examples
+from e2rank_st.console import Column, reported_errors, show
+
+if TYPE_CHECKING:
+    from e2rank_st.benchmarks.reranking import Failure
+    from e2rank_st.benchmarks.results import Result
+    from e2rank_st.benchmarks.speed import Speeds
+
+__all__ = ["app", "mteb", "report", "rerank", "run_script", "show_speeds", "submit", "table"]
+
+MTEB_COLUMNS = (
+    Column("task", share=1),
+    Column("mode"),
+    Column("metric"),
+    Column("score", ".2f", style="green"),
+    Column("seconds", ".0f"),
+    Column("state"),
+)
+RERANK_COLUMNS = (  # of texts, since some systems have no value in some of them
+    Column("system", share=1),
+    Column("nDCG@10", ">", style="green"),
+    Column("95 %", ">"),
+    Column("difference", ">"),
+    Column("p", ">"),
+    Column("wins/ties/losses", ">"),
+    Column("ms", ">"),
+    Column("p95", ">"),
+    Column("ms, no store", ">"),
+    Column("tokens", ">"),
+)
+NEXT_STEPS = """
+Next, open two pull requests:
+1. {module} goes to mteb/models/model_implementations of https://github.com/embeddings-benchmark/mteb.
+2. {results} goes to a fork of https://github.com/embeddings-benchmark/results."""
+
+
+_examples = partial(examples, program="e2rank eval")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help and usage errors: a line stays a line
+    help="Measure models on MTEB and on reranking, and report the results.",
+    epilog=_examples(
+        "rerank --tasks dl19,dl20",
+        "mteb --benchmark NanoBEIR --model org/name --output-dir results",
+        "report results",
+    ),
+)
+
+ModelName = Annotated[
+    str,
+    Option("--model", metavar="NAME", help="Folder, Hub id, 'bundled', or 'bundled-base' for its base."),
+]
+DataDir = Annotated[
+    Path | None, Option(metavar="DIR", help="Local folders in the place of the Hub; marks results local.")
+]
+Limit = Annotated[
+    int | None, Option(min=1, metavar="N", help="First N queries only, for a try; marks results partial.")
+]
+Results = Annotated[list[Path], Argument(metavar="RESULTS...", help="Result files, or folders of them.")]
+
+
+def run_script(command: Callable[..., None]) -> None:
+    """Run a command as a script, with one line for an error that the user can put right.
+
+    Args:
+        command: A function that typer can read.
+    """
+    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    script.command()(command)
+    with reported_errors(Path(sys.argv[0]).name):
+        script()
+
+
+def show_speeds(speeds: Speeds) -> None:
+    """Show the figures of a benchmark of speed."""
+    first, *others = speeds.rows[0]
+    columns = (Column(first, share=1), *(Column(name, ",") for name in others))
+    show(columns, [tuple(row.values()) for row in speeds.rows], title=speeds.title)
+
+
+def _library(name: str) -> Any:
+    """Import a module of the library, by then with calm threads: torch reads the variable when it is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        return importlib.import_module(f"e2rank_st.benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        advice = "pip install 'e2rank-st[eval]'; MTEB needs Python 3.11 or newer."
+        raise ImportError(f"Evaluation needs the package {error.name}: {advice}") from error
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """Tell of a bad option as typer does."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _listed(text: str) -> list[str]:
+    """The names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    """The whole numbers between commas."""
+    names = _listed(text)
+    if odd := [name for name in names if not name.isdecimal()]:
+        raise ValueError(f"got {odd[0]!r}; give whole numbers, with commas between them")
+    return [int(name) for name in names]
+
+
+@app.command(
+    epilog=_examples(
+        'mteb --benchmark "MTEB(eng, v2)" --mode embedding --output-dir results',
+        'mteb --model org/e2rank --benchmark NanoBEIR --benchmark "BRIGHT(v1.1)" --output-dir results',
+        "mteb --model bundled-base --tasks NFCorpus,SciFact --data-dir data --output-dir results",
+        "mteb --model models/mine --tasks NFCorpus --limit 20 --output-dir smoke",
+    )
+)
+def mteb(
+    tasks: Annotated[str, Option(metavar="NAME,...", help="Tasks.")] = "",
+    benchmark: Annotated[list[str] | None, Option(metavar="NAME", help="Set of tasks; may be given again.")] = None,
+    mode: Annotated[str, Option(metavar="NAME,...", help="Both, where they differ.")] = "embedding,two-stage",
+    name: Annotated[str | None, Option(metavar="ORG/NAME", help="In results; by default the Hub id.")] = None,
+    revision: Annotated[str | None, Option(metavar="COMMIT", help="On the Hub; else the state's name.")] = None,
+    model: ModelName = "bundled",
+    data_dir: DataDir = None,
+    limit: Limit = None,
+    prompt_documents: Annotated[int | None, Option(min=1, metavar="K", help="By default the model's.")] = None,
+    rerank_depth: Annotated[int, Option(min=1, metavar="N", help="Documents of a query to rerank.")] = 100,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Option(help="Of the weights.")] = "float32",
+    output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go and are kept.")] = Path("results"),
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace results, whatever they are of.")] = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Run tasks of MTEB. Finished ones are kept; the exit status is 1 if a task failed."""
+    given = dict(locals())  # the options by name, as the library has them
+    library = _library("mteb_run")
+    with _usage():
+        del given["benchmark"], given["mode"]
+        lists = {"tasks": _listed(tasks), "benchmarks": benchmark or (), "modes": _listed(mode)}
+        options = _options(library, given | lists)
+    outcomes = []
+    for outcome in library.run(options):
+        outcomes.append(outcome)
+        said = outcome.error or f"{outcome.score:.2f}"
+        typer.echo(f"{outcome.task} {outcome.mode}: {outcome.state}: {said}", err=True)
+    show(MTEB_COLUMNS, [outcome[: len(MTEB_COLUMNS)] for outcome in outcomes], title=name or model)
+    if any(outcome.error for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=_examples(
+        "rerank --tasks dl19,dl20",
+        "rerank --tasks dl21 --first-stage splade --data-dir data --output-dir results",
+        "rerank --tasks scifact,dev --own-first-stage --data-dir data --baseline bundled-base",
+        "rerank --results hits.jsonl.gz --qrels qrels.txt --model my-model --baseline bundled-base",
+        "rerank --beir my-corpus --run bm25.trec --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2",
+        "rerank --tasks dl21 --data-dir data --num-prompt-documents 1,3,6,10,20",
+    )
+)
+def rerank(
+    tasks: Annotated[str, Option(metavar="NAME,...", help="Tasks; dl, beir, bright or dev are sets.")] = "",
+    first_stage: Annotated[str, Option(metavar="NAME", help="Whose candidates.")] = "bm25",
+    data_dir: DataDir = None,
+    results: Annotated[Path | None, Option(metavar="FILE", help="First-stage results with text, JSON lines.")] = None,
+    qrels: Annotated[Path | None, Option(metavar="FILE", help="Their judgements in TREC's form.")] = None,
+    beir: Annotated[Path | None, Option(metavar="DIR", help="Texts and judgements in BEIR's layout.")] = None,
+    split: Annotated[str | None, Option(metavar="NAME", help="Whose judgements there; by default the task's.")] = None,
+    run: Annotated[Path | None, Option(metavar="FILE", help="TREC run over --beir.")] = None,
+    own_first_stage: Annotated[bool, Option("--own-first-stage", help="Each model retrieves its candidates.")] = False,
+    top_n: Annotated[int, Option(min=1, metavar="N", help="Candidates a query.")] = 100,
+    limit: Limit = None,
+    judged_only: Annotated[bool, Option("--judged-only", help="Leave out queries without judgements.")] = False,
+    model: ModelName = "bundled",
+    baseline: Annotated[str | None, Option(metavar="NAME", help="A second model, side by side.")] = None,
+    cross_encoder: Annotated[str | None, Option(metavar="NAME", help="A cross-encoder, side by side.")] = None,
+    device: Device = None,
+    dtype: Annotated[Literal["float32", "bfloat16"], Option(help="Of the weights.")] = "float32",
+    batch_size: BatchSize = 32,
+    systems: Annotated[str, Option(metavar="NAME,...", help="Systems of each model.")] = "embedding,rocchio,listwise",
+    num_prompt_documents: Annotated[
+        str, Option("--num-prompt-documents", "-k", metavar="K,...", help="A listwise system for each K.")
+    ] = "",
+    candidate_order: Annotated[
+        Literal["given", "similarity"] | None, Option(help="Of the documents in the prompt; by default the model's.")
+    ] = None,
+    passes: Annotated[int, Option(min=1, metavar="N", help="Listwise passes.")] = 1,
+    query_weight: Annotated[
+        float | None, Option(min=0, max=1, metavar="W", help="Share of the query's own vector; by default the model's.")
+    ] = None,
+    rocchio_documents: Annotated[int, Option(min=1, metavar="N", help="Documents of Rocchio feedback.")] = 3,
+    rocchio_weight: Annotated[float, Option(metavar="W", help="Weight of Rocchio feedback.")] = 0.3,
+    instructions: Annotated[
+        Literal["task", "model"], Option(help="The task's or the model's own; published scores are with the model's.")
+    ] = "task",
+    compare_with: Annotated[str | None, Option(metavar="SYSTEM", help="By default a plain embedding.")] = None,
+    embedding_queries: Annotated[int, Option(min=0, metavar="N", help="Queries timed without stored vectors.")] = 10,
+    seed: Annotated[int, Option(metavar="N", help="Of bootstrap and randomisation test.")] = 0,
+    output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go.")] = Path("results"),
+    runs: Annotated[Path | None, Option(metavar="DIR", help="Write a TREC run of each system there.")] = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Rerank a first stage's candidates by several systems side by side. The exit status is 1 if a task failed."""
+    given = dict(locals())  # the options by name, as the library has them
+    library = _library("reranking")
+    with _usage():
+        counts = _numbers(num_prompt_documents)
+        lists = {"tasks": _listed(tasks), "systems": _listed(systems), "num_prompt_documents": counts}
+        options = _options(library, {**given, **lists, "runs_dir": runs})
+    outcomes = list(map(_shown, library.run(options)))
+    if failed := outcomes.count(False):
+        typer.echo(f"{failed} of {len(outcomes)} tasks failed.", err=True)
+        raise typer.Exit(1)
+
+
+def _options(library: Any, given: dict[str, Any]) -> Any:
+    """Options of the library, and no progress bars of other packages where nobody looks at them."""
+    given = {name: value for name, value in given.items() if name not in ("runs", "verbose")}
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+        if "datasets" in sys.modules:  # as MTEB loads them
+            sys.modules["datasets"].disable_progress_bars()
+    return library.Options(**given, show_progress_bar=on_terminal)
+
+
+def _shown(outcome: Result | Failure) -> bool:
+    """Show the table of a task, or tell why there is none."""
+    if isinstance(outcome, tuple):
+        typer.echo(f"{outcome.task}: error: {outcome.error}", err=True)
+        return False
+    _show_result(outcome)
+    return True
+
+
+def _show_result(result: Result) -> None:
+    """Show a table of the systems."""
+    marks = [mark for mark in ("local", "partial") if getattr(result, mark)]
+    title = f"{result.title}, {result.first_stage} top {result.candidates}, {result.queries} queries"
+    title += f", compared with {result.settings['compare_with']}"
+    rows = []
+    for name, system in result.systems.items():
+        low, high = (f"{100 * bound:.1f}" for bound in system.interval or (0, 0))
+        found, tokens = system.comparison, system.tokens
+        stored, fresh = (system.latency[kind] for kind in ("stored", "fresh"))
+        test = [f"{100 * found['difference']:+.2f}", f"{found['p']:.4f}"] if found else ["", ""]
+        counts = f"{found['wins']}/{found['ties']}/{found['losses']}" if found else ""
+        times = [f"{stored['median']:.1f}", f"{stored['p95']:.1f}"] if stored else ["", ""]
+        cells = [*test, counts, *times, f"{fresh['median']:.0f}" if fresh else ""]
+        score = f"{100 * system.scores[result.main_metric]:.2f}"
+        rows.append((name, score, f"{low} to {high}", *cells, f"{tokens['median']:.0f}" if tokens else ""))
+    show(RERANK_COLUMNS, rows, title=" · ".join([title, *marks]))
+
+
+@app.command(
+    epilog=_examples(
+        "report results",
+        "report results --output-dir report --figure-format png,pdf",
+        "report results --tasks dl19,dl20,covid --only scores,comparisons",
+    )
+)
+def report(
+    results: Results,
+    output_dir: Annotated[
+        Path | None, Option(metavar="DIR", help="Write tables (.md, .csv) and figures there, and print nothing.")
+    ] = None,
+    figures: Annotated[
+        Path | None, Option(metavar="DIR", help="Draw the figures there; by default in --output-dir.")
+    ] = None,
+    figure_format: Annotated[str, Option(metavar="NAME,...", help="png, pdf or svg.")] = "png",
+    tasks: Annotated[str, Option(metavar="NAME,...", help="Tasks that have to be there.")] = "",
+    only: Annotated[
+        str,
+        Option(metavar="NAME,...", help="scores, metrics, comparisons, latency, prompt-documents, gains."),
+    ] = "",
+) -> None:
+    """Make tables, in Markdown, and figures of all results."""
+    library, reader = _library("report"), _library("results")
+    parts, formats = _listed(only) or library.PARTS, _listed(figure_format)
+    with _usage():
+        for found, allowed in ((parts, library.PARTS), (formats, ("png", "pdf", "svg"))):
+            if unknown := [part for part in found if part not in allowed]:
+                raise ValueError(f"got {unknown[0]!r}; give some of {', '.join(allowed)}")
+    entries = reader.read_entries(results)
+    reader.check_complete(entries, _listed(tasks))
+    tables = library.make_tables(entries, parts)
+    if output_dir is None:
+        typer.echo("\n".join(made.markdown for made in tables), nl=False)
+    else:
+        typer.echo("\n".join(map(str, library.write_tables(tables, output_dir))), err=True)
+    if (folder := figures or output_dir) is not None:
+        written = library.write_figures(entries, folder, formats, parts)
+        typer.echo("\n".join(map(str, written)) or "no data for these figures", err=True)
+
+
+@app.command(epilog=_examples("table eval/results", "table eval/results --readme README.md --docs docs/evaluation.md"))
+def table(
+    results: Results,
+    readme: Annotated[
+        Path | None, Option(metavar="FILE", help="Put the short table between the marks of this file.")
+    ] = None,
+    docs: Annotated[
+        Path | None, Option(metavar="FILE", help="Put the full tables between the marks of this file.")
+    ] = None,
+) -> None:
+    """Print the tables that compare a model with its baseline, and put them into README and docs."""
+    library = _library("summary")
+    entries = _library("results").read_entries(results)
+    full = library.summary(entries)
+    if readme is not None:
+        library.put_into(readme, library.short_summary(entries))
+    if docs is not None:
+        library.put_into(docs, full)
+    typer.echo(full, nl=False)
+
+
+@app.command(
+    epilog=_examples(
+        "submit results --model models/mine --name org/mine --revision COMMIT --release-date 2026-01-31 "
+        "--benchmark NanoBEIR"
+    )
+)
+def submit(
+    results: Results,
+    model: Annotated[Path, Option(metavar="DIR", help="Folder of the trained adapter, with its training.json.")],
+    name: Annotated[str, Option(metavar="ORG/NAME", help="Hub id of the model, as results have it.")],
+    revision: Annotated[str, Option(metavar="COMMIT", help="The commit there that was evaluated.")],
+    release_date: Annotated[str, Option(metavar="YYYY-MM-DD", help="When that was published.")],
+    benchmark: Annotated[
+        list[str] | None,
+        Option(metavar="NAME", help="A set of tasks that has to be complete; may be given more than once."),
+    ] = None,
+    training_code: Annotated[str | None, Option(metavar="URL", help="Where the training code is public.")] = None,
+    output_dir: Annotated[Path, Option(metavar="DIR", help="Where the submission goes.")] = Path("submission"),
+) -> None:
+    """Check results of MTEB and build a submission to its leaderboard."""
+    library = _library("submission")
+    options = library.Options(results, model, name, revision, release_date, benchmark or (), training_code, output_dir)
+    try:
+        submitted = library.submit(options)
+    except library.Refused as error:  # a line for each reason
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    typer.echo(f"{output_dir}: {len(submitted)} results of {name} at {revision}, and {library.MODULE}")
+    typer.echo(NEXT_STEPS.format(module=output_dir / library.MODULE, results=output_dir / "results"))

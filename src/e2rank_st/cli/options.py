@@ -1,0 +1,36 @@
+"""Options that several commands have, and the form of their examples."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Option
+
+from e2rank_st.console import log_to_stderr
+
+__all__ = ["BatchSize", "Device", "Verbose", "examples"]
+
+
+def examples(*commands: str, program: str = "e2rank") -> str:
+    """Format examples for the end of a help text; the mark at the start keeps the line ends."""
+    return "\b\nExamples:\n" + "\n".join(f"  {program} {command}" for command in commands)
+
+
+def _set_verbosity(verbosity: int) -> int:
+    log_to_stderr(verbosity)
+    return verbosity
+
+
+Device = Annotated[str | None, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; by default the best device.")]
+BatchSize = Annotated[int, Option(min=1, metavar="N", help="Texts in a forward pass.")]
+Verbose = Annotated[
+    int,
+    Option(
+        "--verbose",
+        "-v",
+        count=True,
+        show_default=False,
+        callback=_set_verbosity,
+        help="Show progress; -vv also shows tracebacks.",
+    ),
+]
