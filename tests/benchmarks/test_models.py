@@ -39,7 +39,7 @@ def test_bundled_and_its_base():
     assert base.revision.startswith("state-")
 
 
-@pytest.mark.parametrize("source", ["nowhere", "no/such/folder", ""])
+@pytest.mark.parametrize("source", ["./nowhere", "no/such/folder", ""])
 def test_neither_folder_nor_hub_id(source: str):
     """Guards against a misspelt folder that is looked for on the Hub."""
     with pytest.raises(ValueError, match="neither a folder here nor a Hub id"):

@@ -90,7 +90,7 @@ def test_mteb_shows_and_writes(data: Path, checkpoint: Path, tmp_path: Path):
     [
         ("rerank", "Got nothing to evaluate on"),
         ("rerank --tasks covd", "did you mean 'covid'"),
-        ("rerank --tasks dl19 --model nowhere", "neither a folder here nor a Hub id"),
+        ("rerank --tasks dl19 --model ./nowhere", "neither a folder here nor a Hub id"),
         ("rerank --tasks dl19 --limit 0", "Invalid value for '--limit'"),
         ("rerank --tasks dl19 --num-prompt-documents 3,many", "got 'many'; give whole numbers"),
         ("rerank --tasks dl19 --systems bm25", "give one of embedding, rocchio, listwise"),

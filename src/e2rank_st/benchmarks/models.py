@@ -83,7 +83,8 @@ def load(
     elif folder.is_dir():
         default = f"local/{folder.resolve().name}"
     else:
-        default, options["revision"] = source, revision
+        # Sentence-Transformers adds its own organisation to a bare name.
+        default, options["revision"] = source if "/" in source else f"sentence-transformers/{source}", revision
     model = load_model(source, **options)
     # Not for a folder: it may have been trained further since it came from there.
     commit = None if folder.is_dir() else getattr(model.config, "_commit_hash", None)
