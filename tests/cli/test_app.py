@@ -134,7 +134,7 @@ def test_demo_searches_and_keeps_the_vectors(run, facts: list[str], monkeypatch:
     assert [hit[0] for hit in hits] == ["1", "2", "3"]
     assert all(library[int(hit[4].removeprefix("module.f"))].summary == hit[5] for hit in hits)
     assert rows(first)[4] == ["# melting metal"]
-    assert "embedding 10 texts" in first.stderr
+    assert "vectors of 10 texts" in first.stderr
     monkeypatch.setattr(Index, "build", None)
     second = run("demo", QUERY, "melting metal", "--top-k", "3")
     assert rows(second) == rows(first)
@@ -154,16 +154,16 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
         (["rerank", QUERY, "nothing.txt"], "nothing.txt: No such file"),
         (["rerank", QUERY, "."], ".: Is a directory"),
         (["rerank", QUERY], "<stdin> holds no documents"),
-        (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: not JSON"),
+        (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: line: not JSON"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "nothing.npy"], "nothing.npy: No such file"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "facts.txt"], "facts.txt is not a matrix"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "short.npy"], "(10, 384)"),
         (["rerank", QUERY, "facts.txt", "--device", "abacus"], "--device abacus"),
         (["rerank", QUERY, "facts.txt", "--model", "./nothing"], "the model './nothing'"),
         (["embed", "facts.txt", "--output", "."], "Is a directory"),
-        (["demo", " "], "empty query"),
-        (["rerank", " ", "facts.txt"], "empty query"),
-        (["rerank", "\udcff", "facts.txt"], "not valid Unicode"),
+        (["demo", " "], "QUERY: empty"),
+        (["rerank", " ", "facts.txt"], "QUERY: empty"),
+        (["rerank", "\udcff", "facts.txt"], "QUERY: half a character"),
     ],
 )
 def test_errors_are_one_line(run, facts_file: str, tmp_path: Path, arguments: list[str], message: str):

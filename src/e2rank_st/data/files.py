@@ -14,7 +14,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
@@ -24,8 +24,11 @@ __all__ = [
     "DataError",
     "Row",
     "column_names",
+    "decoded",
     "id_field",
+    "json_row",
     "number_field",
+    "numbered_lines",
     "parse_rows",
     "pyarrow_parquet",
     "text_field",
@@ -95,7 +98,7 @@ def parse_rows(
         for place, raw in _opened(Path(path)):
             total += 1
             try:
-                value = parse(_record(raw))
+                value = parse(json_row(raw))
             except DataError as error:
                 if not skip_bad_rows:
                     raise error.at(place) from error.__cause__
@@ -124,7 +127,7 @@ def column_names(path: str | os.PathLike[str]) -> frozenset[str]:
             return frozenset(pyarrow_parquet().read_schema(path).names)
     for place, raw in _opened(path):
         try:
-            return frozenset(_record(raw))
+            return frozenset(json_row(raw))
         except DataError as error:
             raise error.at(place) from error.__cause__
     raise DataError("file", "empty", "give one with at least one row.", str(path))
@@ -189,7 +192,7 @@ def pyarrow_parquet() -> Any:
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _damage(name: str | Path) -> Iterator[None]:
     """Turn a library's error about the content of a file into one that names the file."""
     try:
         yield
@@ -197,7 +200,7 @@ def _damage(path: Path) -> Iterator[None]:
         raise
     # pyarrow's ArrowInvalid is a ValueError. The error for a missing or unreadable file is clear already.
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
-        raise DataError("file", "damaged", f"{error}; fetch or write it again.", str(path)) from error
+        raise DataError("file", "damaged", f"{error}; fetch or write it again.", str(name)) from error
 
 
 def _opened(path: Path) -> Iterator[tuple[str, bytes | Row]]:
@@ -208,27 +211,30 @@ def _opened(path: Path) -> Iterator[tuple[str, bytes | Row]]:
     raise ValueError(f"The form of {path} is unknown; its name must end in {', '.join(ROW_FILES)}.")
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+def numbered_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[str, bytes]]:
     """Yield place and content of each line that is not blank."""
-    opener = gzip.open if path.name.endswith(".gz") else open
-    with cast("BinaryIO", opener(path, "rb")) as file:
-        lines, line = iter(file), 0
-        while True:
-            with _damage(path):
-                raw = next(lines, None)
-            if raw is None:
-                return
-            line += 1
-            raw = raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw
-            if raw.strip():
-                yield f"{path}:{line}", raw
+    lines, line = iter(file), 0
+    while True:
+        with _damage(name):
+            raw = next(lines, None)
+        if raw is None:
+            return
+        line += 1
+        raw = raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw
+        if raw.strip():
+            yield f"{name}:{line}", raw
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    with cast("BinaryIO", (gzip.open if path.name.endswith(".gz") else open)(path, "rb")) as file:
+        yield from numbered_lines(file, str(path))
 
 
 def _separated(path: Path) -> Iterator[tuple[str, Row]]:
     """Yield place and fields of each line under a header; a short line lacks its last fields."""
     header: list[str] = []
     for place, raw in _lines(path):
-        fields = _decoded(raw).rstrip("\r\n").split("\t")
+        fields = decoded(raw).rstrip("\r\n").split("\t")
         if header:
             yield place, dict(zip(header, fields, strict=False))
         else:
@@ -253,12 +259,16 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
                 yield f"{path}:row {row}", fields
 
 
-def _record(raw: bytes | Row) -> Row:
-    """Return the fields of a row."""
+def json_row(raw: bytes | Row) -> Row:
+    """Return the fields of a JSON line; a row that is parsed already stays as it is.
+
+    Raises:
+        DataError: The line is not UTF-8, not JSON, or not an object.
+    """
     if not isinstance(raw, bytes):
         return raw
     try:
-        value = json.loads(_decoded(raw))
+        value = json.loads(decoded(raw))
     except json.JSONDecodeError as error:
         raise DataError("line", "not JSON", f"{error.msg} at column {error.colno}; write an object a line.") from error
     if not isinstance(value, dict):
@@ -266,7 +276,12 @@ def _record(raw: bytes | Row) -> Row:
     return value
 
 
-def _decoded(raw: bytes) -> str:
+def decoded(raw: bytes) -> str:
+    """Return the text of a line.
+
+    Raises:
+        DataError: The line is not UTF-8.
+    """
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
