@@ -23,7 +23,8 @@ def write_collection(folder: Path, number: int = 6, seed: int = 0) -> Path:
     """Queries with their judged documents; relevant documents come first, as they often do."""
     folder.mkdir(parents=True)
     rows = toy_rows(number, seed=seed)
-    documents = [(f"q{query}-{place}", text) for query, row in enumerate(rows) for place, text in _placed(row)]
+    texts = [list(enumerate(row["documents"])) for row in rows]
+    documents = [(f"q{query}-{place}", text) for query, placed in enumerate(texts) for place, text in placed]
     documents.sort(key=lambda document: not document[0].endswith("-0"))
     tables = {
         "corpus": {
@@ -42,7 +43,3 @@ def write_collection(folder: Path, number: int = 6, seed: int = 0) -> Path:
         pq.write_table(pa.table(columns), folder / f"{name}.parquet")
     (folder / "README.md").write_text(CARD, encoding="utf-8")
     return folder
-
-
-def _placed(row: dict) -> list[tuple[int, str]]:
-    return list(enumerate(row["documents"]))

@@ -264,7 +264,9 @@ def test_open_slates_refuses_other_files(tmp_path: Path):
 def test_texts_are_a_mapping_on_disk():
     """Guards against a corpus that loses its order, its odd texts, or takes an id twice."""
     pairs = {str(number): f"text {number} \x00 é 🇬🇷" for number in range(50, 0, -1)}
-    texts = TextStore(pairs.items())
+    texts = TextStore()
+    for pair in pairs.items():
+        texts.add(*pair)
     assert dict(texts) == pairs
     assert list(texts) == list(pairs)
     assert "7" in texts and "x" not in texts and len(texts) == 50

@@ -15,7 +15,7 @@ def test_bootstrap_interval(monkeypatch: pytest.MonkeyPatch):
     scores = [0.0, 0.2, 0.4, 0.9, 1.0, 0.3, 0.5]
     first = bootstrap_interval(scores, seed=1)
     assert first == bootstrap_interval(scores, seed=1)
-    assert first.low < sum(scores) / 7 < first.high
+    assert first[0] < sum(scores) / 7 < first[1]
     # Of a mean of B values, the interval is about 1.96 standard errors on either side.
     many = [float(value) for value in np.random.default_rng(0).normal(0.5, 0.1, 400)]
     low, high = bootstrap_interval(many)

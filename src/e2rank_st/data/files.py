@@ -89,7 +89,6 @@ def parse_rows(
     Raises:
         DataError: A row is bad, or the file is damaged; lines and rows are counted from 1.
         ValueError: The form of the file is unknown.
-        OSError: The file cannot be read.
         ImportError: The file is parquet and pyarrow is missing.
     """
     skipped: Counter[str] = Counter()
@@ -117,8 +116,6 @@ def column_names(path: str | os.PathLike[str]) -> frozenset[str]:
     Raises:
         DataError: The first line is not a JSON object, or the file is damaged or empty.
         ValueError: The form of the file is unknown.
-        OSError: The file cannot be read.
-        ImportError: The file is parquet and pyarrow is missing.
     """
     path = Path(path)
     if path.name.endswith(".parquet"):

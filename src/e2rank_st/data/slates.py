@@ -133,16 +133,14 @@ def write_slates(path: str | os.PathLike[str], slates: Iterable[Slate], manifest
     Args:
         path: A file name that ends in ``.parquet``.
         slates: At least one slate.
-        manifest: Their origin; ``counts`` and ``sha256`` are filled in.
+        manifest: Their origin.
 
     Returns:
-        The manifest as written.
+        The manifest as written, with ``counts`` and ``sha256``.
 
     Raises:
         ValueError: The name has a different ending, or slates are missing. After any error, nothing is written.
         TypeError: The manifest's settings cannot be written as JSON.
-        ImportError: pyarrow is missing.
-        OSError: The file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".parquet":
@@ -159,9 +157,6 @@ def write_slates(path: str | os.PathLike[str], slates: Iterable[Slate], manifest
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of a file of slates.
-
-    Args:
-        path: The file of slates.
 
     Raises:
         FileNotFoundError: The manifest is missing.
@@ -184,12 +179,8 @@ def read_slates(
         source: A name for all slates instead of their own.
         skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
 
-    Yields:
-        Slates in the order of the file, one by one.
-
     Raises:
         DataError: A row is bad; the message names file, row, field and reason.
-        ImportError: The file is parquet and pyarrow is missing.
     """
 
     def parse(row: Row) -> Slate:
@@ -254,15 +245,9 @@ def _manifest_path(path: Path) -> Path:
 def _write(path: Path, slates: Iterable[Slate]) -> dict[str, Any]:
     """Write a parquet file by row groups, and count its contents."""
     parquet, arrow = pyarrow_parquet(), importlib.import_module("pyarrow")
-    schema = arrow.schema(
-        {
-            "query": arrow.string(),
-            "documents": arrow.list_(arrow.string()),
-            "labels": arrow.list_(arrow.float64()),
-            "gold": arrow.list_(arrow.bool_()),
-            "source": arrow.string(),
-        }
-    )
+    text, texts = arrow.string(), arrow.list_(arrow.string())
+    labels, gold = arrow.list_(arrow.float64()), arrow.list_(arrow.bool_())
+    schema = arrow.schema({"query": text, "documents": texts, "labels": labels, "gold": gold, "source": text})
     counts, sources = Counter({"slates": 0, "documents": 0, "judged": 0, "gold": 0}), Counter[str]()
     with parquet.ParquetWriter(path, schema) as writer:
         for group in _groups(slates):

@@ -54,14 +54,12 @@ class RerankingEvaluator(BaseEvaluator):
         ideal: Grades of all judged documents of each query, for the ideal ranking; by default ``grades``. They include
             documents that are not candidates.
         name: Prefix of the metrics.
-        at_k: Number of ranks that count.
         own_first_stage: Sort the candidates by the model's own cosine before a prompt is built, instead of trusting the
             given order. Use it whenever that order might show the labels. A hash of the text breaks ties.
         num_prompt_documents: K; by default the model's K.
         candidate_order: ``"given"`` or ``"similarity"``; by default the model's order.
         batch_size: Texts in a forward pass.
         show_progress_bar: Whether to show progress bars.
-        write_csv: Whether to add a line to ``RerankingEvaluator_{name}_results.csv`` in the output folder.
 
     Attributes:
         per_query: nDCG of each query, for each system, after a call. It is the input of
@@ -79,27 +77,23 @@ class RerankingEvaluator(BaseEvaluator):
         *,
         ideal: Sequence[Iterable[Grade]] | None = None,
         name: str = "",
-        at_k: int = 10,
         own_first_stage: bool = False,
         num_prompt_documents: int | None = None,
         candidate_order: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool = False,
-        write_csv: bool = True,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.queries, self.documents, self.grades = list(queries), list(documents), list(grades)
         self.ideal = list(grades if ideal is None else ideal)
         self._check()
         self.name = name
-        self.at_k = at_k
         self.own_first_stage = own_first_stage
         self.num_prompt_documents = num_prompt_documents
         self.candidate_order = candidate_order
         self.batch_size = batch_size
         self.show_progress_bar = show_progress_bar
-        self.write_csv = write_csv
-        self.metrics = tuple(f"{system}_ndcg@{at_k}" for system in SYSTEMS)
+        self.metrics = tuple(f"{system}_ndcg@10" for system in SYSTEMS)
         self.primary_metric = f"{name}_{self.metrics[-1]}" if name else self.metrics[-1]
         self.csv_file = "_".join(filter(None, ("RerankingEvaluator", name, "results.csv")))
         self.per_query: dict[str, list[float]] = {}
@@ -162,8 +156,8 @@ class RerankingEvaluator(BaseEvaluator):
 
         Args:
             model: A model with ``rerank``.
-            output_path: Folder for the CSV file.
-            epoch: Epoch of the training, for the CSV file; -1 outside a training.
+            output_path: Folder with ``RerankingEvaluator_{name}_results.csv``, which gets a line; by default none.
+            epoch: Epoch of the training, for that file; -1 outside a training.
             steps: Step of the training, in the same way.
 
         Returns:
@@ -174,7 +168,7 @@ class RerankingEvaluator(BaseEvaluator):
         logger.debug(
             "%s: %s", self.name or "nDCG", ", ".join(f"{k} {v:.4f}" for k, v in zip(SYSTEMS, means, strict=True))
         )
-        if output_path is not None and self.write_csv:
+        if output_path is not None:
             self._write(Path(output_path, self.csv_file), [epoch, steps, *means])
         metrics = self.prefix_name_to_metrics(dict(zip(self.metrics, means, strict=True)), self.name)
         self.store_metrics_in_model_card_data(model, metrics, int(epoch), steps)
@@ -229,7 +223,7 @@ class RerankingEvaluator(BaseEvaluator):
         return [[hit["corpus_id"] for hit in ranking] for ranking in rankings]
 
     def _ndcg(self, query: int, order: Sequence[int]) -> float:
-        return ndcg([self.grades[query][place] for place in order], self.ideal[query], self.at_k)
+        return ndcg([self.grades[query][place] for place in order], self.ideal[query])
 
     def _write(self, path: Path, values: list[float]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,4 +236,4 @@ class RerankingEvaluator(BaseEvaluator):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
-        return {"at_k": self.at_k, "own_first_stage": self.own_first_stage}
+        return {"own_first_stage": self.own_first_stage}

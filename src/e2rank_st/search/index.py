@@ -37,7 +37,7 @@ MANIFEST, VECTORS, TEXTS = "index.json", "embeddings.safetensors", "texts.jsonl"
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Texts and their vectors, row by row.
+    """Texts and their vectors, row by row, in the order of the texts.
 
     Attributes:
         texts: The N documents.
@@ -83,9 +83,6 @@ class Index:
             texts: The N documents, at least one.
             batch_size: Texts in a forward pass.
             show_progress_bar: Whether to show a bar on stderr; by default, the level of the library's logger decides.
-
-        Returns:
-            The index; its rows have the order of ``texts``.
 
         Raises:
             ValueError: ``texts`` is empty, or an entry is not a string.
@@ -170,9 +167,6 @@ class Index:
         Args:
             model: The model that will embed the queries.
             tolerance: Largest difference of a cosine from 1 by rounding, as with bfloat16 or different batches.
-
-        Returns:
-            Whether the vectors agree.
         """
         longest = max(range(len(self)), key=lambda row: len(self.texts[row]))
         rows = [0, longest, len(self) - 1]
@@ -207,12 +201,6 @@ class Index:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Index:
         """Read an index that ``save`` wrote.
-
-        Args:
-            folder: The folder given to ``save``.
-
-        Returns:
-            The index.
 
         Raises:
             FileNotFoundError: A file of the index is missing.
