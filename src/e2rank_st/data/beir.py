@@ -31,11 +31,7 @@ class TextStore(Mapping[str, str]):
         self._database.execute("CREATE TABLE texts (place INTEGER PRIMARY KEY, id TEXT UNIQUE, text TEXT)")
 
     def add(self, id_: str, content: str) -> None:
-        """Add a text.
-
-        Raises:
-            DataError: The store has the id already.
-        """
+        """Add a text; an id that the store has already is a DataError."""
         try:
             self._database.execute("INSERT INTO texts (id, text) VALUES (?, ?)", (id_, content))
         except sqlite3.IntegrityError as error:

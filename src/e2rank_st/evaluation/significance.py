@@ -64,14 +64,11 @@ def _drawn_signs(number: int, permutations: int, seed: int) -> Iterator[Signs]:
         yield generator.choice((-1.0, 1.0), size=(min(SIGNS_AT_ONCE, permutations - start), number))
 
 
-def bootstrap_interval(
-    scores: Sequence[float], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Compute the confidence interval of a mean over queries, by percentiles of resampled means (Efron 1979).
+def bootstrap_interval(scores: Sequence[float], *, samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Compute the 95 % confidence interval of a mean over queries, by percentiles of resampled means (Efron 1979).
 
     Args:
         scores: A score for each of B queries.
-        confidence: Share of the resampled means inside the interval.
         samples: Number of samples; each draws B queries with replacement.
         seed: Seed of the draws.
 
@@ -85,8 +82,7 @@ def bootstrap_interval(
     for start in range(0, samples, RESAMPLES_AT_ONCE):
         shape = (min(RESAMPLES_AT_ONCE, samples - start), len(values))
         means.extend(values[generator.integers(len(values), size=shape)].mean(axis=1))
-    outside = (1 - confidence) / 2
-    low, high = np.quantile(means, (outside, 1 - outside))
+    low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Index"]
 
 FORMAT = 1
+ROUNDING = 1e-3  # of a cosine of equal texts, as with bfloat16 or different batches
 MANIFEST, VECTORS, TEXTS = "index.json", "embeddings.safetensors", "texts.jsonl"
 
 
@@ -158,15 +159,11 @@ class Index:
                 hit |= {"retrieval_rank": place + 1, "retrieval_score": similar[place]}
         return rankings
 
-    def agrees_with(self, model: SentenceTransformer, tolerance: float = 1e-3) -> bool:
+    def agrees_with(self, model: SentenceTransformer) -> bool:
         """Test whether ``model`` gives the stored vectors, by embedding three texts again.
 
         A name or path is not enough: the model in a folder may have been trained further. The longest text is one of
         the three, because it shows a different length limit.
-
-        Args:
-            model: The model that will embed the queries.
-            tolerance: Largest difference of a cosine from 1 by rounding, as with bfloat16 or different batches.
         """
         longest = max(range(len(self)), key=lambda row: len(self.texts[row]))
         rows = [0, longest, len(self) - 1]
@@ -174,7 +171,7 @@ class Index:
         if vectors.shape[1] != self.dimension:
             return False
         cosines = np.einsum("nd,nd->n", vectors, self.embeddings[rows])
-        return bool((cosines > 1 - tolerance).all())
+        return bool((cosines > 1 - ROUNDING).all())
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the index to a folder, whole or not at all: a manifest, the vectors, and the texts as JSON lines.
