@@ -1,10 +1,8 @@
 """The command e2rank: its input, output, pipes and errors."""
 
-import io
 import json
 import logging
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -208,22 +206,3 @@ def test_interrupt_ends_quietly(tmp_path: Path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors.strip()) == (130, "")
-
-
-def test_terminal_gets_a_table(facts_file: str, run, tmp_path: Path):
-    """Guards against tab-separated lines, or an escape sequence from a document, on a real terminal."""
-    (tmp_path / "facts.txt").open("a").write("\x1b]0;title\x07 Fleas live and live.\n")
-    controller, terminal = pty.openpty()
-    process = subprocess.Popen([*COMMAND, "rerank", QUERY, facts_file], stdout=terminal, stderr=subprocess.DEVNULL)
-    os.close(terminal)
-    output = io.BytesIO()
-    try:
-        while chunk := os.read(controller, 4096):
-            output.write(chunk)
-    except OSError:  # the other end is closed: that is how a terminal says so
-        pass
-    os.close(controller)
-    assert process.wait(timeout=120) == 0
-    shown = output.getvalue().decode()
-    assert all(part in shown for part in ("rank", "Fleas live and live."))
-    assert not any(part in shown for part in ("\t", "\x1b]"))

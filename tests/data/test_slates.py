@@ -137,10 +137,7 @@ def test_write_refuses_at_the_door(tmp_path: Path):
     with pytest.raises(ValueError, match="Got no slates"):
         write_slates(tmp_path / "train.parquet", [], MANIFEST)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_manifest_that_is_not_there_or_damaged(tmp_path: Path):
-    """Guards against a data set of unknown origin that passes for a known one."""
+    # A data set of unknown origin does not pass for a known one.
     path = tmp_path / "train.parquet"
     with pytest.raises(FileNotFoundError):
         read_manifest(path)

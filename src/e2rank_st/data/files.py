@@ -1,7 +1,8 @@
 """A data file → its rows, one at a time; a bad row is refused with its place, or counted.
 
 Memory does not grow with the file: JSON lines and tab-separated values are read by line, parquet in small batches.
-The parser of a row reports the problem, and the reading loop here adds the place.
+The parser of a row reports the problem, and the reading loop here adds the place. The functions for a field or line
+raise DataError unless it holds what they return.
 """
 
 from __future__ import annotations
@@ -111,18 +112,13 @@ def parse_rows(
 
 
 def column_names(path: str | os.PathLike[str]) -> frozenset[str]:
-    """Return the names of a file's columns; JSON lines have the names of their first line.
+    """Return the names of the columns of a file's first row.
 
     Raises:
         DataError: The first line is not a JSON object, or the file is damaged or empty.
         ValueError: The form of the file is unknown.
     """
-    path = Path(path)
-    if path.name.endswith(".parquet"):
-        path.stat()  # as below
-        with _damage(path):
-            return frozenset(pyarrow_parquet().read_schema(path).names)
-    for place, raw in _opened(path):
+    for place, raw in _opened(Path(path)):
         try:
             return frozenset(json_row(raw))
         except DataError as error:
@@ -131,11 +127,7 @@ def column_names(path: str | os.PathLike[str]) -> frozenset[str]:
 
 
 def text_field(row: Row, field: str) -> str:
-    """Return the text in a field.
-
-    Raises:
-        DataError: It is missing, not a string or blank, or holds half of a surrogate pair, which tokenizers refuse.
-    """
+    """Return the text in a field: a string that is not blank, and without half a surrogate pair (for tokenizers)."""
     value = row.get(field)
     if value is None:
         raise DataError(field, "missing", f"the row has {', '.join(map(repr, row)) or 'no fields'}.")
@@ -151,21 +143,13 @@ def text_field(row: Row, field: str) -> str:
 
 
 def id_field(row: Row, field: str) -> str:
-    """Return the id in a field, as a string; a whole number is an id, too.
-
-    Raises:
-        DataError: The id is missing, or it is neither a text nor a whole number.
-    """
+    """Return the id in a field, as a string; a whole number is an id, too."""
     value = row.get(field)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else text_field(row, field)
 
 
 def number_field(row: Row, field: str) -> float:
-    """Return the finite number in a field; a string may hold it.
-
-    Raises:
-        DataError: The field holds no finite number.
-    """
+    """Return the finite number in a field; a string may hold it."""
     value = row.get(field)
     try:
         result = math.nan if isinstance(value, bool) else float(cast("Any", value))
@@ -177,11 +161,7 @@ def number_field(row: Row, field: str) -> float:
 
 
 def pyarrow_parquet() -> Any:
-    """Import ``pyarrow.parquet``.
-
-    Raises:
-        ImportError: pyarrow is not installed; the message gives the install command.
-    """
+    """Import ``pyarrow.parquet``; an ImportError gives the install command."""
     try:
         return importlib.import_module("pyarrow.parquet")
     except ImportError as error:
@@ -257,11 +237,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def json_row(raw: bytes | Row) -> Row:
-    """Return the fields of a JSON line; a row that is parsed already stays as it is.
-
-    Raises:
-        DataError: The line is not UTF-8, not JSON, or not an object.
-    """
+    """Return the fields of a JSON line; a row that is parsed already stays as it is."""
     if not isinstance(raw, bytes):
         return raw
     try:
@@ -274,11 +250,7 @@ def json_row(raw: bytes | Row) -> Row:
 
 
 def decoded(raw: bytes) -> str:
-    """Return the text of a line.
-
-    Raises:
-        DataError: The line is not UTF-8.
-    """
+    """Return the text of a line in UTF-8."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -194,11 +194,7 @@ def read_slates(
 
 
 def list_field(name: str, values: Any) -> Sequence[Any]:
-    """Return the list in a field, unchanged.
-
-    Raises:
-        DataError: It is missing, or not a list.
-    """
+    """Return the list in a field, unchanged, or raise DataError."""
     if values is None:
         raise DataError(name, "missing", "give a list.")
     if not isinstance(values, (list, tuple)):
@@ -207,11 +203,7 @@ def list_field(name: str, values: Any) -> Sequence[Any]:
 
 
 def text_list(name: str, values: Any) -> tuple[str, ...]:
-    """Return the documents in a field.
-
-    Raises:
-        DataError: The list is missing or empty, or a document is empty or not a string.
-    """
+    """Return the documents in a field, at least one and none blank, or raise DataError."""
     documents = list_field(name, values)
     if not documents:
         raise DataError(name, "empty", "give at least one document.")

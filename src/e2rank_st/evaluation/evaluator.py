@@ -8,11 +8,9 @@ Axes: B queries, N candidates of one query, D dimensions.
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,9 +79,7 @@ class RerankingEvaluator(BaseEvaluator):
         self.name = name
         self.own_first_stage = own_first_stage
         self.batch_size = batch_size
-        self.metrics = tuple(f"{system}_ndcg@10" for system in SYSTEMS)
-        self.primary_metric = f"{name}_{self.metrics[-1]}" if name else self.metrics[-1]
-        self.csv_file = "_".join(filter(None, ("RerankingEvaluator", name, "results.csv")))
+        self.primary_metric = f"{name}_listwise_ndcg@10" if name else "listwise_ndcg@10"
         self.per_query: dict[str, list[float]] = {}
 
     @classmethod
@@ -141,18 +137,16 @@ class RerankingEvaluator(BaseEvaluator):
 
         Args:
             model: A model with ``rerank``.
-            output_path: Folder with ``RerankingEvaluator_{name}_results.csv``, which gets a line; by default none.
-            epoch: Epoch of the training, for that file; -1 outside a training.
+            output_path: Unused; the trainer's log has the metrics.
+            epoch: Epoch of the training, for the model card; -1 outside a training.
             steps: Step of the training, in the same way.
 
         Returns:
             The three metrics by name.
         """
         self.per_query = self.scores(model)
-        means = [math.fsum(scores) / len(scores) for scores in self.per_query.values()]
-        if output_path is not None:
-            self._write(Path(output_path, self.csv_file), [epoch, steps, *means])
-        metrics = self.prefix_name_to_metrics(dict(zip(self.metrics, means, strict=True)), self.name)
+        means = {f"{name}_ndcg@10": math.fsum(scores) / len(scores) for name, scores in self.per_query.items()}
+        metrics = self.prefix_name_to_metrics(means, self.name)
         self.store_metrics_in_model_card_data(model, metrics, int(epoch), steps)
         return metrics
 
@@ -202,15 +196,6 @@ class RerankingEvaluator(BaseEvaluator):
 
     def _ndcg(self, query: int, order: Sequence[int]) -> float:
         return ndcg([self.grades[query][place] for place in order], self.ideal[query])
-
-    def _write(self, path: Path, values: list[float]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(["epoch", "steps", *self.metrics])
-            writer.writerow(values)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
