@@ -74,16 +74,6 @@ def test_own_first_stage_does_not_see_the_given_order(tiny: E2Rank, useless: boo
         assert sum(forward["listwise"]) < 0.9 * 12
 
 
-def test_each_text_is_embedded_once(tiny: E2Rank, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against an evaluation that takes twice as long as it has to."""
-    rows = [row | {"documents": [*row["documents"], "shared"], "labels": [*row["labels"], 0.0]} for row in toy_rows(3)]
-    seen: list[str] = []
-    encode = tiny.encode_document
-    monkeypatch.setattr(tiny, "encode_document", lambda texts, **kwargs: seen.extend(texts) or encode(texts, **kwargs))
-    evaluator(rows).scores(tiny)
-    assert len(seen) == len(set(seen)) == len({text for row in rows for text in row["documents"]})
-
-
 def test_slates_and_queries_without_candidates(tiny: E2Rank) -> None:
     """Guards against an empty list that stops an evaluation, and against slates read in another order."""
     rows = toy_rows(2, seed=9)

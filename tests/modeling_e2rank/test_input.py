@@ -121,13 +121,9 @@ def test_positions_of_roberta():
     )  # fmt: skip
     backbone = RobertaModel(config)
     backbone(torch.arange(2, 18).repeat(2)[None])  # the premise: 32 tokens are the most
-
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone, self.config = backbone, config
-
-    assert num_positions(Model()) == 32
+    model = torch.nn.Sequential(backbone)
+    model.config = config
+    assert num_positions(model) == 32
 
 
 def test_no_documents(tiny: E2Rank, facts, spy):

@@ -19,8 +19,7 @@ DIMENSION = 4
 @pytest.fixture
 def texts() -> list[torch.Tensor]:
     """Token embeddings of three texts of different lengths, (L, D) each."""
-    torch.manual_seed(0)
-    return [torch.randn(length, DIMENSION) for length in LENGTHS]
+    return list(torch.randn(sum(LENGTHS), DIMENSION, generator=torch.Generator().manual_seed(0)).split(LENGTHS))
 
 
 def padded(texts: list[torch.Tensor], side: str) -> dict[str, torch.Tensor]:

@@ -177,15 +177,13 @@ def test_cuts_are_reported_once_a_call(tiny: E2Rank, caplog):
     assert caplog.records[1].levelno == logging.WARNING
 
 
-@pytest.mark.parametrize(
-    ("template", "document"),
-    [("{documents}", "{document}"), ("{query}", "{document}"), ("{query}{documents}{x}", "{document}"),
-     ("{query}{documents}", "{index}"), ("{query}{documents}", "{document}{query}"), ("{query}{documents}{}", "x")],
-)  # fmt: skip
-def test_broken_formats(template, document):
+def test_broken_formats():
     """Guards against a prompt without its query or documents: refused where it is made."""
-    with pytest.raises(ValueError, match="needs the fields"):
-        PromptFormat("broken", template, document)
+    templates = ("{documents}", "{query}", "{query}{documents}{x}", "{query}{documents}{}")
+    documents = ("x", "{index}", "{document}{query}")
+    for parts in (*((text, "{document}") for text in templates), *(("{query}{documents}", text) for text in documents)):
+        with pytest.raises(ValueError, match="needs the fields"):
+            PromptFormat("broken", *parts)
 
 
 @pytest.mark.parametrize(

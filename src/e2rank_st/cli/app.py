@@ -29,8 +29,6 @@ from e2rank_st.data.files import text_field
 from e2rank_st.storage import replacing
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from e2rank_st.model import E2Rank
 
 __all__ = ["app"]
@@ -283,17 +281,16 @@ def train(context: typer.Context) -> None:
     run_training(context.args)
 
 
-def _read_vectors(path: Path) -> NDArray[Any]:
+def _read_vectors(path: Path) -> Any:
     """Read a matrix that ``embed --output`` wrote. A pickle is refused, because it could run code."""
     import numpy as np
 
     try:
-        vectors: NDArray[Any] = np.load(path, allow_pickle=False)
+        return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(
             f"{path} is not a matrix of numbers in NumPy's format; make one with e2rank embed --output."
         ) from error
-    return vectors
 
 
 def _write_json(results: dict[str, Any], record: dict[str, Any]) -> None:

@@ -66,9 +66,8 @@ class Slate:
                 raise DataError(name, "lengths differ", f"got {len(values)} for {len(documents)} documents.")
         if not isinstance(self.source, str):
             raise DataError("source", "not a string", f"got {self.source!r:.60}; give a name or an empty string.")
-        object.__setattr__(self, "documents", documents)
-        object.__setattr__(self, "labels", labels)
-        object.__setattr__(self, "gold", gold)
+        for name, value in (("documents", documents), ("labels", labels), ("gold", gold)):
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         """Number of documents, N."""
@@ -146,7 +145,7 @@ def write_slates(path: str | os.PathLike[str], slates: Iterable[Slate], manifest
     if path.suffix != ".parquet":
         raise ValueError(f"Slates are written as parquet, got {path.name!r}; give a name that ends in '.parquet'.")
     json.dumps(asdict(manifest))  # fail before hours of mining, not after them
-    with replacing(_manifest_path(path)) as described, replacing(path) as fresh:
+    with replacing(path.with_suffix(".manifest.json")) as described, replacing(path) as fresh:
         counts = _write(fresh, slates)
         if not counts["slates"]:
             raise ValueError(f"Got no slates for {path}; check their source.")
@@ -162,7 +161,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         FileNotFoundError: The manifest is missing.
         ValueError: The manifest is damaged.
     """
-    path = _manifest_path(Path(path))
+    path = Path(path).with_suffix(".manifest.json")
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
@@ -228,10 +227,6 @@ def _flag(flag: Any) -> bool:
     if flag not in (True, False):
         raise DataError("gold", "not a flag", f"got {flag!r:.60}; give true or false for each document.")
     return bool(flag)
-
-
-def _manifest_path(path: Path) -> Path:
-    return path.with_suffix(".manifest.json")
 
 
 def _write(path: Path, slates: Iterable[Slate]) -> dict[str, Any]:

@@ -113,7 +113,6 @@ class RerankingEvaluator(BaseEvaluator):
 
         Raises:
             DataError: A row of a file is bad.
-            OSError: A file cannot be read.
         """
         slates = list(read_results(path, qrels=qrels))
         judged = read_qrels(qrels)
