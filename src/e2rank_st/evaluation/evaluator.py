@@ -79,7 +79,8 @@ class RerankingEvaluator(BaseEvaluator):
         self.name = name
         self.own_first_stage = own_first_stage
         self.batch_size = batch_size
-        self.primary_metric = f"{name}_listwise_ndcg@10" if name else "listwise_ndcg@10"
+        self.metrics = tuple(f"{system}_ndcg@10" for system in SYSTEMS)
+        self.primary_metric = f"{name}_{self.metrics[-1]}" if name else self.metrics[-1]
         self.per_query: dict[str, list[float]] = {}
 
     @classmethod
@@ -144,8 +145,8 @@ class RerankingEvaluator(BaseEvaluator):
             The three metrics by name.
         """
         self.per_query = self.scores(model)
-        means = {f"{name}_ndcg@10": math.fsum(scores) / len(scores) for name, scores in self.per_query.items()}
-        metrics = self.prefix_name_to_metrics(means, self.name)
+        means = [math.fsum(scores) / len(scores) for scores in self.per_query.values()]
+        metrics = self.prefix_name_to_metrics(dict(zip(self.metrics, means, strict=True)), self.name)
         self.store_metrics_in_model_card_data(model, metrics, int(epoch), steps)
         return metrics
 
