@@ -23,26 +23,15 @@ def write_collection(folder: Path, number: int = 6, seed: int = 0) -> Path:
     """Queries with their judged documents; relevant documents come first, as they often do."""
     folder.mkdir(parents=True)
     rows = toy_rows(number, seed=seed)
-    documents = [(f"q{query}-{place}", text) for query, row in enumerate(rows) for place, text in _placed(row)]
+    texts = [list(enumerate(row["documents"])) for row in rows]
+    documents = [(f"q{query}-{place}", text) for query, placed in enumerate(texts) for place, text in placed]
     documents.sort(key=lambda document: not document[0].endswith("-0"))
     tables = {
-        "corpus": {
-            "_id": [id_ for id_, _ in documents],
-            "title": [""] * len(documents),
-            "text": [text for _, text in documents],
-        },
-        "queries": {"_id": [f"q{query}" for query in range(number)], "text": [row["query"] for row in rows]},
-        "qrels_test": {
-            "query-id": [f"q{query}" for query in range(number)],
-            "corpus-id": [f"q{query}-0" for query in range(number)],
-            "score": [1] * number,
-        },
+        "corpus": [{"_id": id_, "title": "", "text": text} for id_, text in documents],
+        "queries": [{"_id": f"q{query}", "text": row["query"]} for query, row in enumerate(rows)],
+        "qrels_test": [{"query-id": f"q{query}", "corpus-id": f"q{query}-0", "score": 1} for query in range(number)],
     }
-    for name, columns in tables.items():
-        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    for name, table in tables.items():
+        pq.write_table(pa.Table.from_pylist(table), folder / f"{name}.parquet")
     (folder / "README.md").write_text(CARD, encoding="utf-8")
     return folder
-
-
-def _placed(row: dict) -> list[tuple[int, str]]:
-    return list(enumerate(row["documents"]))

@@ -93,15 +93,6 @@ def progress_bars() -> Iterator[None]:
     enable_progress_bar()
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Threads cost a tiny model more than they save, and let sums differ."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def bundled() -> E2Rank:
     """The base of the bundled model: real weights that no training changes. Shared: a test that changes it copies."""

@@ -38,17 +38,12 @@ def test_terminal_gets_a_table(monkeypatch: pytest.MonkeyPatch):
     output = shown(monkeypatch, Terminal())
     for part in ("what [i]is[/i] asked", "rank", "0.8765", "[bold]a b c[/bold]", "[2Jgone 31m"):
         assert part in output
-    assert "\x1b[2J" not in output
-    assert "\x9b" not in output
+    assert "\x1b[2J" not in output and "\x9b" not in output
 
 
-def test_narrow_terminal_keeps_the_numbers(monkeypatch: pytest.MonkeyPatch):
-    """Guards against a long text that squeezes the scores to nothing."""
+def test_width_of_a_table(monkeypatch: pytest.MonkeyPatch):
+    """Guards against a long text that squeezes the scores to nothing, and an empty result that fails on its width."""
     output = shown(monkeypatch, Terminal(), width=30, rows=[(1, 0.25, "long " * 50)])
     assert "0.2500" in output
     assert {len(line) for line in Text.from_ansi(output).plain.splitlines()} == {30}
-
-
-def test_no_rows_are_no_error(monkeypatch: pytest.MonkeyPatch):
-    """Guards against an empty result that fails on the width of its columns."""
     assert "score" in shown(monkeypatch, Terminal(), rows=[])

@@ -4,8 +4,8 @@ from e2rank_st import E2Rank
 from e2rank_st.provenance import counted, scrubbed
 
 
-def test_counts_tokens_without_padding(tiny: E2Rank):
-    """Guards against costs that depend on the batch: texts of different lengths are padded."""
+def test_counts_tokens_without_padding(tiny: E2Rank, facts: list[str]):
+    """Guards against costs that depend on the batch, reranking that is not seen, and counting on after the block."""
     texts = ["one", "a much longer text than the other one is"]
     lengths = [len(tiny.tokenizer(text)["input_ids"]) for text in texts]
     assert lengths[0] != lengths[1]
@@ -13,10 +13,6 @@ def test_counts_tokens_without_padding(tiny: E2Rank):
         tiny.encode(texts)
     assert (cost.texts, cost.tokens) == (2, sum(lengths))
     assert cost.seconds > 0
-
-
-def test_counts_rerank_and_stops(tiny: E2Rank, facts: list[str]):
-    """Guards against reranking that is not seen, and against counting on after the block."""
     vectors = tiny.encode_document(facts)
     with counted(tiny) as cost:
         tiny.rerank(["fleas", "rivers"], facts, document_embeddings=vectors, candidate_order="given")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 __all__ = ["CHECKPOINTS", "HUB_ID", "MODEL_ID", "Checkpoint", "find_checkpoint"]
@@ -40,7 +39,7 @@ class Checkpoint:
     max_seq_length: int
     eos_token: str | None = None
     query_prompt: str = ""
-    listwise: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    listwise: Mapping[str, Any] = field(default_factory=dict)
 
 
 CHECKPOINTS = (
@@ -53,7 +52,7 @@ CHECKPOINTS = (
         max_seq_length=1024,
         eos_token="<|endoftext|>",
         query_prompt="Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
-        listwise=MappingProxyType({"prompt_format": "evaluation", "num_prompt_documents": 20}),
+        listwise={"prompt_format": "evaluation", "num_prompt_documents": 20},
     ),
     # The base of the bundled model: a bidirectional encoder with 512 positions.
     Checkpoint(
@@ -62,15 +61,13 @@ CHECKPOINTS = (
         architectures=("BertModel",),
         pooling_mode="mean",
         max_seq_length=256,
-        listwise=MappingProxyType(
-            {
-                "prompt_format": "encoder",
-                "num_prompt_documents": 6,
-                "max_prompt_tokens": 512,
-                "max_query_tokens": 128,
-                "candidate_order": "similarity",
-            }
-        ),
+        listwise={
+            "prompt_format": "encoder",
+            "num_prompt_documents": 6,
+            "max_prompt_tokens": 512,
+            "max_query_tokens": 128,
+            "candidate_order": "similarity",
+        },
     ),
 )
 
@@ -88,18 +85,16 @@ def find_checkpoint(
     Raises:
         ValueError: No row fits; the message lists the presets.
     """
+    if preset is not None:
+        found = [row for row in CHECKPOINTS if row.preset == preset]
+    else:
+        found = [row for row in CHECKPOINTS if repository in row.repositories]
+        found += [row for row in CHECKPOINTS if set(architectures) & set(row.architectures)]
+    if found:
+        return found[0]
     presets = ", ".join(repr(row.preset) for row in CHECKPOINTS)
     if preset is not None:
-        for row in CHECKPOINTS:
-            if row.preset == preset:
-                return row
         raise ValueError(f"Unknown preset {preset!r}. Known presets: {presets}.")
-    for row in CHECKPOINTS:
-        if repository in row.repositories:
-            return row
-    for row in CHECKPOINTS:
-        if set(architectures) & set(row.architectures):
-            return row
     raise ValueError(
         f"No known checkpoint is called {repository!r} or has the architecture {list(architectures)}. "
         f"Choose its wiring: E2Rank({repository!r}, preset=...) with one of {presets}."

@@ -50,11 +50,7 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write a text file in UTF-8, whole or not at all."""
     with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
 
@@ -65,7 +61,6 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None =
     Raises:
         ValueError: The value holds NaN or infinity, which JSON lacks.
         TypeError: JSON cannot express the value.
-        OSError: The file cannot be written.
     """
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
@@ -75,7 +70,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         ValueError: The file is not valid JSON; the message names it.
-        OSError: The file cannot be read.
     """
     path = Path(path)
     try:

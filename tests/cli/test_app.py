@@ -1,10 +1,8 @@
 """The command e2rank: its input, output, pipes and errors."""
 
-import io
 import json
 import logging
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from e2rank_st.cli.app import app
 from e2rank_st.data.docstrings import Docstring
 from e2rank_st.search.index import Index
 
-QUERY = "how long do fleas live"
+QUERY, FLEAS = "how long do fleas live", "Fleas live 100 days."
 COMMAND = [sys.executable, "-m", "e2rank_st.cli"]
 
 
@@ -88,12 +86,9 @@ def test_rerank_options_reach_the_model(run, tiny: E2Rank, tiny_folder: str, fac
 
 def test_json_keeps_the_fields_of_the_input(run):
     """Guards against identifiers that are lost on the way, and a first stage's score overwritten by ours."""
-    documents = [{"text": "Iron melts.", "score": 9, "meta": {"id": "x"}}, {"text": "Fleas live 100 days.", "id": 7}]
+    documents = [{"text": "Iron melts.", "score": 9, "meta": {"id": "x"}}, {"text": FLEAS, "id": 7}]
     found = records(run("rerank", QUERY, "--json", stdin="\n".join(map(json.dumps, documents))))
-    assert [(hit["rank"], hit["corpus_id"], hit["text"]) for hit in found] == [
-        (1, 1, "Fleas live 100 days."),
-        (2, 0, "Iron melts."),
-    ]
+    assert [(hit["rank"], hit["corpus_id"], hit["text"]) for hit in found] == [(1, 1, FLEAS), (2, 0, "Iron melts.")]
     assert found[0]["id"] == 7
     assert (found[1]["input_score"], found[1]["meta"]) == (9, {"id": "x"})
     assert found[0]["score"] > found[1]["score"]
@@ -108,20 +103,14 @@ def test_stored_vectors_give_the_same_ranking(run, facts_file: str, tmp_path: Pa
     assert rows(stored) == rows(run("rerank", QUERY, facts_file))
 
 
-def test_embed_writes_json_lines(run, shipped: E2Rank):
+def test_embed_writes_json_lines(run, tiny: E2Rank, tiny_folder: str):
     """Guards against a query embedded as a document, and against the fields of the input that are lost."""
     stdin = '{"text": "what do fleas eat", "id": 1}\n{"text": "where do fleas live", "id": 2}\n'
-    found = records(run("embed", "--task", "query", stdin=stdin))
+    found = records(run("embed", "--task", "query", "--model", tiny_folder, stdin=stdin))
     assert [(row["id"], row["text"]) for row in found] == [(1, "what do fleas eat"), (2, "where do fleas live")]
-    expected = shipped.encode_query([row["text"] for row in found])
-    np.testing.assert_allclose([row["embedding"] for row in found], expected, atol=1e-6)
-
-
-def test_task_query_has_the_query_prompt(run, tiny: E2Rank, tiny_folder: str):
-    """Guards against --task query without the model's instruction for queries."""
-    (found,) = records(run("embed", "--task", "query", "--model", tiny_folder, stdin="fleas\n"))
-    np.testing.assert_allclose(found["embedding"], tiny.encode_query("fleas"), atol=1e-6)
-    assert np.abs(tiny.encode_document("fleas") - tiny.encode_query("fleas")).max() > 1e-3
+    vectors, texts = [row["embedding"] for row in found], [row["text"] for row in found]
+    np.testing.assert_allclose(vectors, tiny.encode_query(texts), atol=1e-6)
+    assert np.abs(tiny.encode_document(texts) - vectors).max() > 1e-3, "the premise: queries have a prompt"
 
 
 def test_demo_searches_and_keeps_the_vectors(run, facts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -134,11 +123,9 @@ def test_demo_searches_and_keeps_the_vectors(run, facts: list[str], monkeypatch:
     assert [hit[0] for hit in hits] == ["1", "2", "3"]
     assert all(library[int(hit[4].removeprefix("module.f"))].summary == hit[5] for hit in hits)
     assert rows(first)[4] == ["# melting metal"]
-    assert "embedding 10 texts" in first.stderr
+    assert "vectors of 10 texts" in first.stderr
     monkeypatch.setattr(Index, "build", None)
-    second = run("demo", QUERY, "melting metal", "--top-k", "3")
-    assert rows(second) == rows(first)
-    assert len(list((tmp_path / "cache" / "e2rank-st").iterdir())) == 1
+    assert rows(run("demo", QUERY, "melting metal", "--top-k", "3")) == rows(first)
 
 
 def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -154,16 +141,16 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
         (["rerank", QUERY, "nothing.txt"], "nothing.txt: No such file"),
         (["rerank", QUERY, "."], ".: Is a directory"),
         (["rerank", QUERY], "<stdin> holds no documents"),
-        (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: not JSON"),
+        (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: line: not JSON"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "nothing.npy"], "nothing.npy: No such file"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "facts.txt"], "facts.txt is not a matrix"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "short.npy"], "(10, 384)"),
         (["rerank", QUERY, "facts.txt", "--device", "abacus"], "--device abacus"),
         (["rerank", QUERY, "facts.txt", "--model", "./nothing"], "the model './nothing'"),
         (["embed", "facts.txt", "--output", "."], "Is a directory"),
-        (["demo", " "], "empty query"),
-        (["rerank", " ", "facts.txt"], "empty query"),
-        (["rerank", "\udcff", "facts.txt"], "not valid Unicode"),
+        (["demo", " "], "QUERY: empty"),
+        (["rerank", " ", "facts.txt"], "QUERY: empty"),
+        (["rerank", "\udcff", "facts.txt"], "QUERY: half a character"),
     ],
 )
 def test_errors_are_one_line(run, facts_file: str, tmp_path: Path, arguments: list[str], message: str):
@@ -187,24 +174,15 @@ def test_usage_errors(run, arguments: list[str]):
     assert "Error: " in result.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["rerank"], ["embed"]])
-def test_help_has_examples(run, command: list[str]):
-    """Guards against help that leaves the first command to guesswork."""
-    result = run(*command, "--help")
-    assert result.exit_code == 0
-    assert "Examples:\n    e2rank " in result.stdout
-
-
-def test_version(run):
-    """Guards against a version that is not the package's."""
+def test_help_has_examples_and_needs_no_torch(run):
+    """Guards against help that leaves the first command to guesswork, or takes seconds of imports."""
+    for command in ([], ["demo"], ["rerank"], ["embed"]):
+        result = run(*command, "--help")
+        assert result.exit_code == 0
+        assert "Examples:\n    e2rank " in result.stdout
     assert run("--version").stdout == f"e2rank {__version__}\n"
-
-
-def test_help_needs_no_torch():
-    """Guards against seconds of imports before a line of help."""
     code = "import sys, e2rank_st.cli.app; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "set()\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
 def test_reader_that_goes_away(facts: list[str]):
@@ -217,8 +195,7 @@ def test_reader_that_goes_away(facts: list[str]):
     process.stdin.close()
     errors = process.stderr.read()
     assert process.wait(timeout=120) == 1
-    assert "Error" not in errors
-    assert "Exception" not in errors
+    assert "Error" not in errors and "Exception" not in errors
 
 
 def test_interrupt_ends_quietly(tmp_path: Path):
@@ -229,24 +206,3 @@ def test_interrupt_ends_quietly(tmp_path: Path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors.strip()) == (130, "")
-
-
-def test_terminal_gets_a_table(facts_file: str, run, tmp_path: Path):
-    """Guards against tab-separated lines, or an escape sequence from a document, on a real terminal."""
-    (tmp_path / "facts.txt").open("a").write("\x1b]0;title\x07 Fleas live and live.\n")
-    controller, terminal = pty.openpty()
-    process = subprocess.Popen([*COMMAND, "rerank", QUERY, facts_file], stdout=terminal, stderr=subprocess.DEVNULL)
-    os.close(terminal)
-    output = io.BytesIO()
-    try:
-        while chunk := os.read(controller, 4096):
-            output.write(chunk)
-    except OSError:  # the other end is closed: that is how a terminal says so
-        pass
-    os.close(controller)
-    assert process.wait(timeout=120) == 0
-    shown = output.getvalue().decode()
-    assert "rank" in shown
-    assert "Fleas live and live." in shown
-    assert "\t" not in shown
-    assert "\x1b]" not in shown

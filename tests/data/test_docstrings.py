@@ -51,14 +51,8 @@ def indented():
 '''
 
 
-@pytest.fixture(scope="module")
-def library() -> list[Docstring]:
-    return collect()
-
-
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A standard library of our own."""
+def test_public_definitions_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Guards against private and nested things, repeated texts, and a file that stops the rest by not parsing."""
     monkeypatch.setattr(docstrings_module.sysconfig, "get_path", lambda _: str(tmp_path))
     monkeypatch.setattr(docstrings_module.sys, "stdlib_module_names", {"toy", "_hidden", "test", "broken"})
     monkeypatch.setattr(docstrings_module, "COMPILED", ())
@@ -66,12 +60,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("toy/__init__", "toy/_private", "_hidden", "test"):
         (tmp_path / f"{name}.py").write_text(SOURCE)
     (tmp_path / "broken.py").write_text("def")
-    return tmp_path
-
-
-def test_public_definitions_are_found(toy: Path):
-    """Guards against private and nested things, repeated texts, and a file that stops the rest by not parsing."""
-    assert collect() == [
+    found = collect()
+    assert found == [
         Docstring("toy", "Toy module for tests."),
         Docstring("toy.Shown", "A class to show."),
         Docstring("toy.Shown.method", "A method of it."),
@@ -79,17 +69,13 @@ def test_public_definitions_are_found(toy: Path):
         Docstring("toy.fallback", "Defined when something fails."),
         Docstring("toy.indented", "First line\nand more,\n\nindented."),
     ]
+    assert found[-1].summary == "First line"
+    assert found[-1].document == "toy.indented\nFirst line\nand more,\n\nindented."
 
 
-def test_document_has_name_and_text():
-    """Guards against a text that does not name its subject."""
-    docstring = Docstring("os.walk", "Directory tree generator.\n\nFor each directory ...")
-    assert docstring.summary == "Directory tree generator."
-    assert docstring.document == "os.walk\nDirectory tree generator.\n\nFor each directory ..."
-
-
-def test_real_library_is_there(library: list[Docstring]):
+def test_real_library_is_there():
     """Guards against a corpus that shrinks unnoticed: parsed, compiled, built-in, functions and methods."""
+    library = collect()
     assert len(library) > 3000
     names = [docstring.name for docstring in library]
     expected = {"asyncio.tasks.gather", "shlex.split", "str.split", "collections.deque", "math.gcd", "os.listdir"}
@@ -104,15 +90,7 @@ def test_collecting_imports_nothing_and_always_gives_the_same():
         "import sys, hashlib; from e2rank_st.data.docstrings import collect; "
         "print(hashlib.sha256(repr(collect()).encode()).hexdigest(), {'antigravity', 'this'} & set(sys.modules))"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in "12"
-    }
+    command, environments = [sys.executable, "-c", code], [os.environ | {"PYTHONHASHSEED": seed} for seed in "12"]
+    outputs = {subprocess.check_output(command, env=environment, text=True) for environment in environments}
     assert len(outputs) == 1
     assert outputs.pop().split()[1:] == ["set()"]

@@ -31,13 +31,13 @@ def test_formats(tmp_path: Path, content: str, form: str, expected: list):
     [
         (b"", "auto", "<stdin> holds no documents"),
         (b" \n\n", "jsonl", "<stdin> holds no documents"),
-        (b'{"text": "one"}\n\n{"text": \n', "auto", r"<stdin>:3: not JSON \(.*\)"),
-        (b"plain\n", "jsonl", "<stdin>:1: not JSON"),
-        (b'{"body": "one"}\n', "auto", "<stdin>:1: got .*field 'text'"),
-        (b'{"text": ["one"]}\n', "auto", "<stdin>:1: got .*field 'text'"),
-        (b'{"text": "one"}\n["two"]\n', "auto", "<stdin>:2: got .*field 'text'"),
-        (b'{"text": "half a pair \\ud800"}\n', "auto", "<stdin>:1: .*not valid Unicode"),
-        (b"one\n\xff\n", "auto", "<stdin>:2: not UTF-8"),
+        (b'{"text": "one"}\n\n{"text": \n', "auto", "<stdin>:3: line: not JSON; .* Or use --format text"),
+        (b"plain\n", "jsonl", "<stdin>:1: line: not JSON"),
+        (b'{"body": "one"}\n', "auto", "<stdin>:1: text: missing; the row has 'body'"),
+        (b'{"text": ["one"]}\n', "auto", "<stdin>:1: text: not a string"),
+        (b'{"text": "one"}\n["two"]\n', "auto", "<stdin>:2: line: not a JSON object"),
+        (b'{"text": "half a pair \\ud800"}\n', "auto", "<stdin>:1: text: half a character"),
+        (b"one\n\xff\n", "auto", "<stdin>:2: line: not UTF-8"),
     ],
 )
 def test_errors_name_the_line(monkeypatch: pytest.MonkeyPatch, content: bytes, form: str, message: str):

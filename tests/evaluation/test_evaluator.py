@@ -1,7 +1,6 @@
 """nDCG by hand and against trec_eval's, the three systems of the evaluator, and the test of their difference."""
 
 import copy
-import csv
 import json
 import math
 from pathlib import Path
@@ -25,19 +24,18 @@ def evaluator(rows: list[dict[str, Any]], **options: Any) -> RerankingEvaluator:
 def constant(model: E2Rank) -> E2Rank:
     """A model that embeds all texts alike."""
     model = copy.deepcopy(model)
-    model[0].forward = lambda features, **_: (
-        features
-        | {  # type: ignore[method-assign]
-            "token_embeddings": torch.ones(*features["input_ids"].shape, model.get_embedding_dimension() or 0)
-        }
-    )
+    model[0].forward = lambda features, **_: {
+        **features, "token_embeddings": torch.ones(*features["input_ids"].shape, model.get_embedding_dimension())
+    }  # fmt: skip
     return model
 
 
-def test_systems_are_those_of_encode_and_rerank(tiny: E2Rank) -> None:
-    """Guards against an evaluator that ranks differently than the methods that users call."""
+def test_systems_are_those_of_encode_and_rerank(tiny: E2Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against other rankings than those of the methods that users call, and chunks that mix up queries."""
     rows = toy_rows(5, seed=4)
     scores = evaluator(rows, name="toy").scores(tiny)
+    monkeypatch.setattr("e2rank_st.evaluation.evaluator.QUERIES_AT_ONCE", 3)
+    assert evaluator(rows).scores(tiny) == scores
     for index, row in enumerate(rows):
         similarity = tiny.similarity(tiny.encode_query(row["query"]), tiny.encode_document(row["documents"]))[0]
         orders = {
@@ -49,23 +47,16 @@ def test_systems_are_those_of_encode_and_rerank(tiny: E2Rank) -> None:
             assert scores[system][index] == pytest.approx(ndcg([row["labels"][place] for place in order]))
 
 
-def test_metrics_and_csv(tiny: E2Rank, tmp_path: Path) -> None:
-    """Guards against names that a trainer does not find, and a file that forgets earlier evaluations."""
+def test_metrics(tiny: E2Rank) -> None:
+    """Guards against names that a trainer does not find."""
     rows = toy_rows(3, seed=5)
     measured = evaluator(rows, name="toy")
-    for steps in (10, 20):
-        metrics = measured(tiny, str(tmp_path), 0.5, steps)
+    metrics = measured(tiny)
     assert list(metrics) == [f"toy_{system}_ndcg@10" for system in SYSTEMS]
     assert measured.primary_metric == "toy_listwise_ndcg@10"
     assert measured.greater_is_better
     assert metrics["toy_listwise_ndcg@10"] == pytest.approx(sum(measured.per_query["listwise"]) / 3)
-    lines = list(csv.DictReader((tmp_path / "RerankingEvaluator_toy_results.csv").open(encoding="utf-8")))
-    assert [line["steps"] for line in lines] == ["10", "20"]
-    assert float(lines[1]["listwise_ndcg@10"]) == metrics["toy_listwise_ndcg@10"]
-    assert evaluator(rows, write_csv=False)(tiny, str(tmp_path / "none")).keys() == {
-        f"{system}_ndcg@10" for system in SYSTEMS
-    }
-    assert not (tmp_path / "none").exists()
+    assert list(evaluator(rows)(tiny)) == [f"{system}_ndcg@10" for system in SYSTEMS]
 
 
 @pytest.mark.parametrize("useless", [False, True])
@@ -81,26 +72,6 @@ def test_own_first_stage_does_not_see_the_given_order(tiny: E2Rank, useless: boo
     if useless:
         assert trusting["listwise"] == [1.0] * 12, "the premise: ties keep the given order"
         assert sum(forward["listwise"]) < 0.9 * 12
-
-
-def test_each_text_is_embedded_once(tiny: E2Rank, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against an evaluation that takes twice as long as it has to."""
-    rows = [row | {"documents": [*row["documents"], "shared"], "labels": [*row["labels"], 0.0]} for row in toy_rows(3)]
-    seen: list[str] = []
-    encode = tiny.encode_document
-    monkeypatch.setattr(
-        tiny, "encode_document", lambda texts, **options: seen.extend(texts) or encode(texts, **options)
-    )
-    evaluator(rows).scores(tiny)
-    assert len(seen) == len(set(seen)) == len({text for row in rows for text in row["documents"]})
-
-
-def test_chunks_of_queries_change_nothing(tiny: E2Rank, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a chunk that takes another's candidates."""
-    rows = toy_rows(7, seed=8)
-    whole = evaluator(rows).scores(tiny)
-    monkeypatch.setattr("e2rank_st.evaluation.evaluator.QUERIES_AT_ONCE", 3)
-    assert evaluator(rows).scores(tiny) == whole
 
 
 def test_slates_and_queries_without_candidates(tiny: E2Rank) -> None:
@@ -125,15 +96,11 @@ def test_judgements_count_what_was_not_retrieved(tiny: E2Rank, tmp_path: Path) -
     assert measured.scores(tiny)["first_stage"] == [pytest.approx(1 / (3 + 1 / math.log2(3)))]
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        (([], [], []), "at least one query"),
-        ((["a"], [["b"], ["c"]], [[1]]), "one of each for every query"),
-        ((["a"], [["b", "c"]], [[1]]), "'a' has 2 candidates and 1 grades"),
-    ],
-)
-def test_lists_that_do_not_fit_are_refused(columns: Any, message: str) -> None:
+def test_lists_that_do_not_fit_are_refused() -> None:
     """Guards against grades of other documents."""
-    with pytest.raises(ValueError, match=message):
-        RerankingEvaluator(*columns)
+    with pytest.raises(ValueError, match="at least one query"):
+        RerankingEvaluator([], [], [])
+    with pytest.raises(ValueError, match="one of each for every query"):
+        RerankingEvaluator(["a"], [["b"], ["c"]], [[1]])
+    with pytest.raises(ValueError, match="'a' has 2 candidates and 1 grades"):
+        RerankingEvaluator(["a"], [["b", "c"]], [[1]])

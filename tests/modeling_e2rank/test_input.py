@@ -12,6 +12,8 @@ from e2rank_st import E2Rank
 from e2rank_st.modeling_e2rank import ListwiseRerank, num_positions
 from tests.modeling_e2rank.rankings import QUERY, assert_same
 
+ONE = np.zeros((1, 32), np.float32)
+
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
@@ -36,76 +38,55 @@ def test_documents_that_are_no_strings(tiny: E2Rank, wrong, message):
 
 
 @pytest.mark.parametrize(
-    ("query", "documents", "message"),
+    ("query", "documents", "options", "message"),
     [
-        (["q", 3], ["a"], r"query\[1\].*int: 3"),
-        (b"q", ["a"], "query must be a list of strings, got bytes"),
-        (None, ["a"], "query must be a list of strings, got NoneType"),
-        (["q", "r"], [["a"]], "one list for each query: got 1 for 2"),
-        (["q", "r"], [["a"], ["b", 4]], r"documents\[1\]\[1\].*int: 4"),
-        (["q", "r"], [["a"], "b"], r"documents\[1\] must be a list of strings, got str"),
-        (["q", "r"], ["a", ["b"]], r"documents\[1\].*list"),
-        (["q", "r"], 5, "documents must be a list of strings or of lists, got int"),
+        (["q", 3], ["a"], {}, r"query\[1\].*int: 3"),
+        (b"q", ["a"], {}, "query must be a list of strings, got bytes"),
+        (None, ["a"], {}, "query must be a list of strings, got NoneType"),
+        (["q", "r"], [["a"]], {}, "one list for each query: got 1 for 2"),
+        (["q", "r"], [["a"], ["b", 4]], {}, r"documents\[1\]\[1\].*int: 4"),
+        (["q", "r"], [["a"], "b"], {}, r"documents\[1\] must be a list of strings, got str"),
+        (["q", "r"], ["a", ["b"]], {}, r"documents\[1\].*list"),
+        (["q", "r"], 5, {}, "documents must be a list of strings or of lists, got int"),
+        ("q", ["a"], {"top_k": -1}, "top_k must be an integer of at least 0, got -1"),
+        ("q", ["a"], {"top_k": 1.5}, "top_k.*got 1.5"),
+        ("q", ["a"], {"top_k": True}, "top_k.*got True"),
+        ("q", ["a"], {"num_prompt_documents": -2}, "num_prompt_documents.*got -2"),
+        ("q", ["a"], {"query_weight": 1.5}, r"query_weight must be a number from 0 to 1, got 1\.5"),
+        ("q", ["a"], {"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ("q", ["a"], {"candidate_order": "random"}, "candidate_order must be one of.*'given'.*got 'random'"),
     ],
 )
-def test_queries_and_lists_that_do_not_fit(tiny: E2Rank, query, documents, message):
-    """Guards against ranking the wrong list for a query."""
+def test_calls_that_are_not_allowed(tiny: E2Rank, query, documents, options, message):
+    """Guards against ranking the wrong list for a query, and against a typo that changes results silently."""
     with pytest.raises(ValueError, match=message):
-        tiny.rerank(query, documents)
+        tiny.rerank(query, documents, **options)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("lists", "embeddings", "message"),
     [
-        ({"top_k": -1}, "top_k must be an integer of at least 0, got -1"),
-        ({"top_k": 1.5}, "top_k.*got 1.5"),
-        ({"top_k": True}, "top_k.*got True"),
-        ({"num_prompt_documents": -2}, "num_prompt_documents.*got -2"),
-        ({"query_weight": 1.5}, r"query_weight must be a number from 0 to 1, got 1\.5"),
-        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
-        ({"candidate_order": "random"}, "candidate_order must be one of.*'given'.*got 'random'"),
+        (["ab"], np.zeros((3, 32), np.float32), r"shape \(2, 32\).*got \(3, 32\)"),
+        (["ab"], np.zeros((2, 16), np.float32), r"shape \(2, 32\).*got \(2, 16\)"),
+        (["ab"], np.zeros(32, np.float32), r"shape \(2, 32\).*got \(32,\)"),
+        (["ab"], np.zeros((2, 32), np.int8), "floating-point.*int8"),
+        (["ab"], np.full((2, 32), None), "floating-point.*object"),
+        (["ab"], np.full((2, 32), 1e300), "infinite.*row 0"),
+        (["ab"], np.array([[0.0] * 32, [math.nan] * 32]), "NaN.*row 1"),
+        (["ab"], torch.tensor([[math.inf] * 32, [0.0] * 32]), "infinite.*row 0"),
+        (["ab"], [[0.0] * 32] * 2, "NumPy or torch.*got list"),
+        (["ab"], "vectors", "NumPy or torch.*got str"),
+        (["a", "bc"], [ONE], "one matrix for each query: got 1 for 2"),
+        (["a", "bc"], ONE, "one matrix for each query: got 1 for 2"),
+        (["a", "bc"], [ONE, ONE], r"\[1\].*\(2, 32\)"),
+        (["a", "bc"], 3.0, "one matrix for each query, got float"),
     ],
 )
-def test_options_that_are_not_allowed(tiny: E2Rank, options, message):
-    """Guards against a typo that changes results silently."""
-    with pytest.raises(ValueError, match=message):
-        tiny.rerank(QUERY, ["a"], **options)
-
-
-@pytest.mark.parametrize(
-    ("embeddings", "message"),
-    [
-        (np.zeros((3, 32), np.float32), r"shape \(2, 32\).*got \(3, 32\)"),
-        (np.zeros((2, 16), np.float32), r"shape \(2, 32\).*got \(2, 16\)"),
-        (np.zeros(32, np.float32), r"shape \(2, 32\).*got \(32,\)"),
-        (np.zeros((2, 32), np.int8), "floating-point.*int8"),
-        (np.full((2, 32), None), "floating-point.*object"),
-        (np.full((2, 32), 1e300), "infinite.*row 0"),
-        (np.array([[0.0] * 32, [math.nan] * 32]), "NaN.*row 1"),
-        (torch.tensor([[math.inf] * 32, [0.0] * 32]), "infinite.*row 0"),
-        ([[0.0] * 32] * 2, "NumPy or torch.*got list"),
-        ("vectors", "NumPy or torch.*got str"),
-    ],
-)
-def test_stored_vectors_that_do_not_fit(tiny: E2Rank, embeddings, message):
-    """Guards against a ranking from the wrong vectors: shape, type and values are checked."""
+def test_stored_vectors_that_do_not_fit(tiny: E2Rank, lists, embeddings, message):
+    """Guards against a ranking from the wrong vectors: shape, type, values, and a matrix for each query."""
+    query, documents = ("q", list(lists[0])) if len(lists) == 1 else (["q", "r"], list(map(list, lists)))
     with pytest.raises(ValueError, match=f"document_embeddings.*{message}"):
-        tiny.rerank(QUERY, ["a", "b"], document_embeddings=embeddings)
-
-
-@pytest.mark.parametrize(
-    ("embeddings", "message"),
-    [
-        ([np.zeros((1, 32), np.float32)], "one matrix for each query: got 1 for 2"),
-        (np.zeros((1, 32), np.float32), "one matrix for each query: got 1 for 2"),
-        ([np.zeros((1, 32), np.float32), np.zeros((1, 32), np.float32)], r"document_embeddings\[1\].*\(2, 32\)"),
-        (3.0, "one matrix for each query, got float"),
-    ],
-)
-def test_stored_vectors_of_many_queries(tiny: E2Rank, embeddings, message):
-    """Guards against using one query's vectors for another's."""
-    with pytest.raises(ValueError, match=message):
-        tiny.rerank(["q", "r"], [["a"], ["b", "c"]], document_embeddings=embeddings)
+        tiny.rerank(query, documents, document_embeddings=embeddings)
 
 
 @pytest.mark.parametrize(
@@ -140,13 +121,9 @@ def test_positions_of_roberta():
     )  # fmt: skip
     backbone = RobertaModel(config)
     backbone(torch.arange(2, 18).repeat(2)[None])  # the premise: 32 tokens are the most
-
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone, self.config = backbone, config
-
-    assert num_positions(Model()) == 32
+    model = torch.nn.Sequential(backbone)
+    model.config = config
+    assert num_positions(model) == 32
 
 
 def test_no_documents(tiny: E2Rank, facts, spy):
@@ -161,13 +138,6 @@ def test_no_documents(tiny: E2Rank, facts, spy):
     assert [len(ranking) for ranking in mixed] == [len(facts), 0, 1]
     assert_same(mixed[0], tiny.rerank(QUERY, facts))
     assert tiny.rerank(QUERY, [], document_embeddings=np.empty((0, 32), dtype=np.float32)) == []
-
-
-def test_one_document(tiny: E2Rank):
-    """Guards against a scalar where a list belongs."""
-    (hit,) = tiny.rerank(QUERY, ["one"])
-    assert hit["corpus_id"] == 0
-    assert -1 <= hit["score"] <= 1
 
 
 @pytest.mark.parametrize("query", ["", "  \n ", "?"])

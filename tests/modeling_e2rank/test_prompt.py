@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from string import Formatter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
@@ -150,35 +150,26 @@ def test_documents_are_cut_on_token_boundaries(tiny: E2Rank):
 
 
 def test_documents_without_room_are_left_out(tiny: E2Rank):
-    """Guards against numbered lines without text: those that could not have one token are not in the prompt."""
-    made = builder(tiny, max_tokens=100)
-    prompt = build(made, "why?", ["some words here"] * 50, "go")
+    """Guards against numbered lines without text, and against work that is quadratic in K: a few of 2,000 fit."""
+    prompt = build(builder(tiny, max_tokens=100), "why?", [f"some words {number}" for number in range(2000)], "go")
     kept = sum(map(bool, prompt.document_shares))
     assert 0 < kept < 50
     assert len(prompt.ids) <= 100
     text = tiny.tokenizer.decode(prompt.ids)
     assert f"\n[{kept}] " in text
     assert f"[{kept + 1}]" not in text
-
-
-def test_a_template_without_room_for_the_query(tiny: E2Rank):
-    """Guards against a prompt that lost its query: the error says which number to raise."""
     with pytest.raises(ValueError, match=r"max_prompt_tokens=20 cannot hold a query.*'evaluation'"):
         build(builder(tiny, max_tokens=20), "why is the sky blue?", ["because"])
 
 
 def test_cuts_are_reported_once_a_call(tiny: E2Rank, caplog):
     """Guards against silent truncation: one line a call, with how many documents and tokens, and one for queries."""
-    model = tiny.listwise
-    before = model.max_prompt_tokens, model.max_query_tokens
-    model.max_prompt_tokens, model.max_query_tokens = 150, 5
+    model = copy.deepcopy(tiny)
+    model.listwise.max_prompt_tokens, model.listwise.max_query_tokens = 150, 5
     query, long = "why is the sky blue and the grass green?", "blue " * 200
     size = len(whole_string_ids(tiny, long))
-    try:
-        with caplog.at_level(logging.INFO, "e2rank_st"):
-            tiny.rerank([query, "why"], [[long, "x"], [long]], show_progress_bar=False)
-    finally:
-        model.max_prompt_tokens, model.max_query_tokens = before
+    with caplog.at_level(logging.INFO, "e2rank_st"):
+        model.rerank([query, "why"], [[long, "x"], [long]], show_progress_bar=False)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
     assert f"shortened 2 of 3 documents, from {2 * size} to" in lines[0]
@@ -186,64 +177,39 @@ def test_cuts_are_reported_once_a_call(tiny: E2Rank, caplog):
     assert caplog.records[1].levelno == logging.WARNING
 
 
-@pytest.mark.parametrize("row", PROMPT_FORMATS.values(), ids=lambda row: row.name)
-def test_formats_hold_every_field_once(row: PromptFormat):
-    """Guards against a format that repeats or forgets a text."""
-    fields = [field for _, field, _, _ in Formatter().parse(row.template) if field]
-    assert len(fields) == len(set(fields))
-    assert {"documents", "query"} <= set(fields)
-
-
-@pytest.mark.parametrize(
-    ("template", "document"),
-    [("{documents}", "{document}"), ("{query}", "{document}"), ("{query}{documents}{x}", "{document}"),
-     ("{query}{documents}", "{index}"), ("{query}{documents}", "{document}{query}"), ("{query}{documents}{}", "x")],
-)  # fmt: skip
-def test_broken_formats(template, document):
+def test_broken_formats():
     """Guards against a prompt without its query or documents: refused where it is made."""
-    with pytest.raises(ValueError, match="needs the fields"):
-        PromptFormat("broken", template, document)
-
-
-def test_a_chat_format_needs_a_chat_template(bundled: E2Rank):
-    """Guards against an obscure template error on an encoder: the message names the format and the way out."""
-    with pytest.raises(ValueError, match=r"'evaluation' needs a chat template.*'encoder'"):
-        builder(bundled, "evaluation")
-
-
-def test_a_slow_tokenizer_is_refused():
-    """Guards against offsets that a slow tokenizer does not have."""
-
-    class Slow:
-        is_fast = False
-
-    with pytest.raises(ValueError, match="fast tokenizer, got Slow"):
-        TextTokenizer(Slow())
+    templates = ("{documents}", "{query}", "{query}{documents}{x}", "{query}{documents}{}")
+    documents = ("x", "{index}", "{document}{query}")
+    for parts in (*((text, "{document}") for text in templates), *(("{query}{documents}", text) for text in documents)):
+        with pytest.raises(ValueError, match="needs the fields"):
+            PromptFormat("broken", *parts)
 
 
 @pytest.mark.parametrize(
-    "template",
+    ("template", "message"),
     [
-        "{%- for m in messages %}<|im_start|>user\n{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
-        "{%- for m in messages %}{{ m.content }}<|im_end|>{{ m.content }}{% endfor %}",
-        "{%- for m in messages %}{{ m.content | upper }}{% endfor %}",
+        ("<|im_start|>user\n{% for part in m.content %}{{ part.text }}{% endfor %}", "once and unchanged"),
+        ("{{ m.content }}<|im_end|>{{ m.content }}", "once and unchanged"),
+        ("{{ m.content | upper }}", "once and unchanged"),
+        ("<|turn|>\nuser\n{{ m.content }}<|turn|>\n", "beside a control token"),
     ],
 )
-def test_a_chat_template_that_changes_the_message(tiny: E2Rank, template):
-    """Guards against a prompt that is not the template's: one that drops, repeats or changes the text is refused."""
-    tokenizer = copy.deepcopy(tiny.tokenizer)
-    tokenizer.chat_template = template
-    with pytest.raises(ValueError, match="render a user's message once and unchanged"):
-        PromptBuilder(TextTokenizer(tokenizer), PROMPT_FORMATS["evaluation"], 1000, 100)
-
-
-def test_control_tokens_that_eat_the_text_beside_them(tiny: E2Rank):
-    """Guards against ids other than the whole string's, as with tokens that strip on their right: refused by name."""
+def test_chat_templates_that_change_the_message(tiny: E2Rank, template, message):
+    """Guards against ids other than the template's: it drops, repeats or changes the text, or a token strips it."""
     tokenizer = copy.deepcopy(tiny.tokenizer)
     tokenizer.add_tokens([AddedToken("<|turn|>", special=True, rstrip=True)], special_tokens=True)
-    tokenizer.chat_template = "{%- for m in messages %}<|turn|>\nuser\n{{ m.content }}<|turn|>\n{% endfor %}"
-    with pytest.raises(ValueError, match="beside a control token"):
+    tokenizer.chat_template = f"{{%- for m in messages %}}{template}{{% endfor %}}"
+    with pytest.raises(ValueError, match=message):
         PromptBuilder(TextTokenizer(tokenizer), PROMPT_FORMATS["evaluation"], 1000, 100)
+
+
+def test_tokenizers_that_do_not_suffice(bundled: E2Rank):
+    """Guards against an obscure error on an encoder, and against offsets that a slow tokenizer does not have."""
+    with pytest.raises(ValueError, match=r"'evaluation' needs a chat template.*'encoder'"):
+        builder(bundled, "evaluation")
+    with pytest.raises(ValueError, match="fast tokenizer, got SimpleNamespace"):
+        TextTokenizer(SimpleNamespace(is_fast=False))
 
 
 def test_the_instruction_of_a_call_is_in_the_prompt(tiny: E2Rank, bundled: E2Rank, facts):
@@ -262,9 +228,3 @@ def test_the_budget_is_used(tiny: E2Rank):
     for limit in (150, 300, 600):
         prompt = build(builder(tiny, max_tokens=limit), "why?", ["some long words here " * 50] * 4)
         assert limit * 0.9 <= len(prompt.ids) <= limit
-
-
-def test_many_documents_in_a_small_prompt(tiny: E2Rank):
-    """Guards against work that is quadratic in K: 2,000 documents of which a few fit."""
-    prompt = build(builder(tiny, max_tokens=300), "why?", [f"document {number}" for number in range(2000)])
-    assert len(prompt.ids) <= 300

@@ -51,11 +51,8 @@ def test_a_query_weight_mixes_two_directions(tiny: E2Rank, facts, order):
         found = scores(model.rerank(QUERY, facts, num_prompt_documents=3, candidate_order=order, **options))
         return torch.tensor([found[index] for index in range(len(facts))])
 
-    plain, listwise, mixed = (
-        torch.cosine_similarity(documents, query[None]),
-        cosines(tiny),
-        cosines(tiny, query_weight=0.3),
-    )
+    plain = torch.cosine_similarity(documents, query[None])
+    listwise, mixed = cosines(tiny), cosines(tiny, query_weight=0.3)
     torch.testing.assert_close(cosines(tiny, query_weight=1), plain, atol=1e-5, rtol=0)
     # A cosine to the mix is the mix of the cosines over its length, the same for all documents, and below 1.
     lengths = (0.7 * listwise + 0.3 * plain) / mixed
@@ -104,10 +101,9 @@ def test_candidates_beyond_the_prompt_are_scored(tiny: E2Rank, facts):
 def test_ties_keep_the_given_order(tiny: E2Rank, facts):
     """Guards against an unstable sort: equal documents have equal scores and stay in order, each with its own id."""
     documents = [facts[1], facts[0]] * 40
-    for ranking in (
-        tiny.rerank(QUERY, documents),
-        tiny.rerank(QUERY, documents, document_embeddings=np.tile(tiny.encode_document(documents[:2]), (40, 1))),
-    ):
+    vectors = np.tile(tiny.encode_document(documents[:2]), (40, 1))
+    for stored in (None, vectors):
+        ranking = tiny.rerank(QUERY, documents, document_embeddings=stored)
         ids = [hit["corpus_id"] for hit in ranking]
         assert sorted(ids) == list(range(80))
         assert ids[:40] == sorted(ids[:40])

@@ -1,11 +1,9 @@
 """Index: exact search over stored vectors, and a folder that keeps them."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import e2rank_st.search.exact as exact_module
 from e2rank_st import E2Rank
@@ -15,7 +13,7 @@ AXES = Index(["x", "y", "xy"], np.array([[1, 0], [0, 1], [3, 3]], np.float32))
 STRANGE = [
     "",
     "two\nlines",
-    "\u2028 is a line end to some",
+    "\u2028 ends some lines",
     "\N{FLEUR-DE-LIS} 猫",
     '"quotes"\t\\',
     "half a pair \ud800",
@@ -35,19 +33,13 @@ def test_scores_are_cosines():
     assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
 
 
-def test_retrieve_equals_brute_force():
-    """Guards against a preselection that loses one of the best documents."""
+def test_results_are_exact_and_do_not_depend_on_the_call(monkeypatch: pytest.MonkeyPatch):
+    """Guards against a lost document, and scores that change with the other queries in a call, or with its chunks."""
     index, queries = random_index(), random_index(20, seed=1).embeddings
     cosines = queries.astype(np.float64) @ index.embeddings.astype(np.float64).T
-    scores, ids = index.retrieve(queries, top_k=10)
-    np.testing.assert_array_equal(ids, np.argsort(-cosines, axis=1, kind="stable")[:, :10])
-    np.testing.assert_allclose(scores, -np.sort(-cosines, axis=1)[:, :10], atol=1e-7)
-
-
-def test_results_do_not_depend_on_the_call(monkeypatch: pytest.MonkeyPatch):
-    """Guards against scores that change in the last bits with the other queries in a call, or with its chunks."""
-    index, queries = random_index(), random_index(20, seed=1).embeddings
     whole = index.retrieve(queries, top_k=10)
+    np.testing.assert_array_equal(whole[1], np.argsort(-cosines, axis=1, kind="stable")[:, :10])
+    np.testing.assert_allclose(whole[0], -np.sort(-cosines, axis=1)[:, :10], atol=1e-7)
     single = [index.retrieve(query[None], top_k=10) for query in queries]
     monkeypatch.setattr(exact_module, "DOCUMENTS_AT_ONCE", 130)
     monkeypatch.setattr(exact_module, "SCORES_AT_ONCE", 260)  # two queries at a time
@@ -67,25 +59,11 @@ def test_equal_documents_keep_their_order():
     assert len(set(scores[0].tolist())) == 1
 
 
-@pytest.mark.parametrize(("top_k", "found"), [(0, 0), (1, 1), (3, 3), (100, 3)])
-def test_top_k(top_k: int, found: int):
+def test_top_k():
     """Guards against an error, or padding, where more is asked for than there is."""
-    scores, ids = AXES.retrieve(np.eye(2), top_k)
-    assert scores.shape == ids.shape == (2, found)
-    assert all(part.shape == (0, found) for part in AXES.retrieve(np.empty((0, 2)), top_k))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_tensors_are_taken(dtype: torch.dtype):
-    """Guards against the types that NumPy does not know, and against tensors that require a gradient."""
-    _, ids = AXES.retrieve(torch.eye(2, dtype=dtype, requires_grad=True), top_k=1)
-    assert ids.tolist() == [[0], [1]]
-
-
-def test_zero_vector_is_no_error():
-    """Guards against NaN from a division by a norm of zero."""
-    scores, _ = Index(["nothing", "x"], np.array([[0, 0], [1, 0]])).retrieve(np.array([[1, 0]]), top_k=2)
-    assert scores.tolist() == [[1, 0]]
+    for top_k, found in ((0, 0), (1, 1), (3, 3), (100, 3)):
+        assert all(part.shape == (2, found) for part in AXES.retrieve(np.eye(2), top_k))
+        assert all(part.shape == (0, found) for part in AXES.retrieve(np.empty((0, 2)), top_k))
 
 
 def test_callers_objects_stay_as_they_are():
@@ -114,41 +92,25 @@ def test_bad_parts_are_refused(texts: list, vectors: np.ndarray, message: str):
         Index(texts, vectors)
 
 
-@pytest.mark.parametrize(
-    ("queries", "top_k", "message"),
-    [
-        (np.ones((1, 3)), 1, "dimension 3 for an index of dimension 2"),
-        (np.ones(2), 1, "a row for each text"),
-        (np.ones((1, 2)), -1, "top_k=-1"),
-    ],
-)
-def test_bad_queries_are_refused(queries: np.ndarray, top_k: int, message: str):
+def test_bad_queries_are_refused():
     """Guards against vectors of another model, and against a negative count that Python would read as a slice."""
-    with pytest.raises(ValueError, match=message):
-        AXES.retrieve(queries, top_k)
+    with pytest.raises(ValueError, match="dimension 3 for an index of dimension 2"):
+        AXES.retrieve(np.ones((1, 3)), 1)
+    with pytest.raises(ValueError, match="top_k=-1"):
+        AXES.retrieve(np.ones((1, 2)), -1)
 
 
 def test_build_embeds_each_text_once(tiny: E2Rank, facts: list[str], monkeypatch: pytest.MonkeyPatch):
     """Guards against duplicates that cost time, and against rows in another order than the texts."""
-    calls = []
-    encode = tiny.encode_document
-
-    def counted(texts: list[str], **options):
-        calls.append(texts)
-        return encode(texts, **options)
-
-    monkeypatch.setattr(tiny, "encode_document", counted)
+    calls, encode = [], tiny.encode_document
+    monkeypatch.setattr(tiny, "encode_document", lambda texts, **kwargs: calls.append(texts) or encode(texts, **kwargs))
     index = Index.build(tiny, facts + facts[::-1])
     assert calls == [facts]
     np.testing.assert_allclose(index.embeddings, encode(facts + facts[::-1]), atol=1e-6)
     np.testing.assert_array_equal(index.embeddings[:10], index.embeddings[:9:-1])
-
-
-@pytest.mark.parametrize("texts", [[], ["a", 1], "text", [("a", "b")]])
-def test_build_refuses_what_is_no_text(tiny: E2Rank, texts: list):
-    """Guards against a tuple that would be embedded as a pair of texts."""
-    with pytest.raises(ValueError, match=r"string|no texts"):
-        Index.build(tiny, texts)
+    for wrong in ([], ["a", 1], "text", [("a", "b")]):  # a tuple would be embedded as a pair of texts
+        with pytest.raises(ValueError, match=r"string|no texts"):
+            Index.build(tiny, wrong)
 
 
 def test_saved_index_loads_as_it_was(tmp_path: Path):
@@ -166,11 +128,8 @@ def test_failed_save_leaves_the_old_index(tmp_path: Path, monkeypatch: pytest.Mo
     """Guards against an index that is lost because its successor did not fit on the disk."""
     AXES.save(tmp_path / "index")
 
-    def full(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("e2rank_st.search.index.save_file", full)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("e2rank_st.search.index.save_file", None)
+    with pytest.raises(TypeError):
         random_index().save(tmp_path / "index")
     assert Index.load(tmp_path / "index").texts == AXES.texts
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
@@ -184,38 +143,23 @@ def test_folder_with_other_files_is_refused(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-def _other_manifest(path: Path) -> None:
-    path.write_text(json.dumps({"format": 2}))
-
-
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("name", "contents"),
     [
-        ("embeddings.safetensors", _cut),
-        ("texts.jsonl", _cut),
-        ("texts.jsonl", lambda path: path.write_text('"one text"\n')),
-        ("texts.jsonl", lambda path: path.write_bytes(b'"\xff"\n')),
-        ("index.json", _cut),
-        ("index.json", _other_manifest),
+        ("embeddings.safetensors", ()),
+        ("texts.jsonl", (b'"one text"\n', b'"\xff"\n')),
+        ("index.json", (b'{"format": 2}',)),
     ],
 )
-def test_damaged_index_is_refused(tmp_path: Path, name: str, damage):
-    """Guards against half an index that answers, and against an error that does not say which folder."""
+def test_damaged_index_is_refused(tmp_path: Path, name: str, contents: tuple[bytes, ...]):
+    """Guards against half an index that answers, and against an error that does not name the folder or the file."""
     AXES.save(tmp_path / "index")
-    damage(tmp_path / "index" / name)
-    with pytest.raises(ValueError, match=r"index in .*; build and save it again"):
-        Index.load(tmp_path / "index")
-
-
-@pytest.mark.parametrize("name", ["embeddings.safetensors", "texts.jsonl", "index.json"])
-def test_missing_file_is_named(tmp_path: Path, name: str):
-    """Guards against an error that does not name the missing file."""
-    AXES.save(tmp_path / "index")
-    (tmp_path / "index" / name).unlink()
+    file = tmp_path / "index" / name
+    for content in (file.read_bytes()[:-5], *contents):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"index in .*; build and save it again"):
+            Index.load(tmp_path / "index")
+    file.unlink()
     with pytest.raises(FileNotFoundError, match=name):
         Index.load(tmp_path / "index")
 

@@ -24,14 +24,12 @@ from e2rank_st import __version__
 from e2rank_st.cli import evaluate
 from e2rank_st.cli.options import BatchSize, Device, Verbose, examples
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
-from e2rank_st.data.documents import Format, check_text, read_documents
+from e2rank_st.data.documents import Format, read_documents
+from e2rank_st.data.files import text_field
 from e2rank_st.storage import replacing
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from e2rank_st.model import E2Rank
-    from e2rank_st.search.index import Index
 
 __all__ = ["app"]
 
@@ -133,12 +131,6 @@ def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool =
             enable_progress_bar()  # the bars of reranking use the same switch
 
 
-def _check_query(query: str, advice: str) -> None:
-    check_text(query, "QUERY")
-    if not query.strip():
-        raise ValueError(f"Got an empty query; {advice}")
-
-
 def _placement(device: str | None, dtype: DtypeName) -> dict[str, Any]:
     """Choose device and type of the model; refuse a device that does not work here."""
     import torch
@@ -168,45 +160,26 @@ def demo(
     verbose: Verbose = 0,
 ) -> None:
     """Search the docstrings of Python's standard library: retrieve 100, and rerank them with their stored vectors."""
-    from e2rank_st.cli.demo import answer
+    from e2rank_st.cli.demo import answer, stored_index
     from e2rank_st.data.docstrings import QUERIES, collect
 
     for query in queries or ():
-        _check_query(query, "ask something, or leave it out for the three built-in queries.")
+        text_field({"QUERY": query}, "QUERY")
     encoder = _load_model(model, device, dtype, tell=True)
     with _step("collecting the standard library's docstrings"):
         docstrings = collect()
-    index = _demo_index(encoder, [docstring.document for docstring in docstrings], model if cache else None, batch_size)
+    texts = [docstring.document for docstring in docstrings]
+    with _step(f"vectors of {len(texts)} texts", spin=False):
+        index = stored_index(encoder, texts, model if cache else None, batch_size)
     for query in queries or QUERIES:
-        found = answer(encoder, index, query, top_k)
+        hits, retrieval, reranking = answer(encoder, index, query, top_k)
         rows = (
             (rank, hit["score"], hit["retrieval_rank"], hit["retrieval_score"], docstring.name, docstring.summary)
-            for rank, hit in enumerate(found.hits, 1)
+            for rank, hit in enumerate(hits, 1)
             for docstring in [docstrings[hit["corpus_id"]]]
         )
         show(HIT_COLUMNS, rows, title=query)
-        retrieval, reranking = found.retrieval_seconds * 1000, found.rerank_seconds * 1000
-        typer.echo(f"retrieved in {retrieval:.0f} ms, reranked in {reranking:.0f} ms\n", err=True)
-
-
-def _demo_index(model: E2Rank, texts: list[str], cache_name: str | None, batch_size: int) -> Index:
-    """Take the vectors from the cache, or make them and keep them there. Without a name, do not use the cache."""
-    from e2rank_st.cli.demo import cache_folder, keep_index, kept_index
-    from e2rank_st.search.index import Index
-
-    folder = cache_folder(cache_name, model, texts) if cache_name else None
-    if folder:
-        with _step("looking for stored vectors"):
-            index = kept_index(model, texts, folder)
-        if index:
-            return index
-    start = time.perf_counter()
-    index = Index.build(model, texts, batch_size, show_progress_bar=sys.stderr.isatty())
-    seconds = time.perf_counter() - start
-    typer.echo(f"embedding {len(texts)} texts: {seconds:.1f} s, {len(texts) / seconds:.0f} texts/s", err=True)
-    if folder:
-        keep_index(index, folder)
-    return index
+        typer.echo(f"retrieved in {retrieval * 1000:.0f} ms, reranked in {reranking * 1000:.0f} ms\n", err=True)
 
 
 @app.command(
@@ -240,7 +213,7 @@ def rerank(
     verbose: Verbose = 0,
 ) -> None:
     """Sort documents by how well they answer a query. A score is a cosine, comparable within one call only."""
-    _check_query(query, "give a query to sort the documents by.")
+    text_field({"QUERY": query}, "QUERY")
     records = read_documents(source, file_format)
     vectors = _read_vectors(embeddings) if embeddings else None
     ranking = _load_model(model, device, dtype).rerank(
@@ -308,17 +281,16 @@ def train(context: typer.Context) -> None:
     run_training(context.args)
 
 
-def _read_vectors(path: Path) -> NDArray[Any]:
+def _read_vectors(path: Path) -> Any:
     """Read a matrix that ``embed --output`` wrote. A pickle is refused, because it could run code."""
     import numpy as np
 
     try:
-        vectors: NDArray[Any] = np.load(path, allow_pickle=False)
+        return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(
             f"{path} is not a matrix of numbers in NumPy's format; make one with e2rank embed --output."
         ) from error
-    return vectors
 
 
 def _write_json(results: dict[str, Any], record: dict[str, Any]) -> None:

@@ -10,91 +10,69 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from e2rank_st.search.index import Index
 
 if TYPE_CHECKING:
     from e2rank_st.model import E2Rank
 
-__all__ = ["Answer", "answer", "cache_folder", "keep_index", "kept_index"]
+__all__ = ["answer", "stored_index"]
 
 logger = logging.getLogger(__name__)
 
 
-class Answer(NamedTuple):
-    """The results of one query.
+def answer(
+    model: E2Rank, index: Index, query: str, top_k: int = 10, num_candidates: int = 100
+) -> tuple[list[dict[str, Any]], float, float]:
+    """Search as :meth:`~e2rank_st.model.E2Rank.search` does, and time both steps.
 
-    Attributes:
-        hits: The best documents, best first, as :meth:`~e2rank_st.search.index.Index.rerank` gives them.
-        retrieval_seconds: Time to embed the query and find the candidates.
-        rerank_seconds: Time to rerank them with their stored vectors.
+    Returns:
+        The hits, best first; the seconds of retrieval, and those of reranking with the stored vectors.
     """
-
-    hits: list[dict[str, Any]]
-    retrieval_seconds: float
-    rerank_seconds: float
-
-
-def answer(model: E2Rank, index: Index, query: str, top_k: int = 10, num_candidates: int = 100) -> Answer:
-    """Search as :meth:`~e2rank_st.model.E2Rank.search` does, and time both steps."""
     start = time.perf_counter()
     scores, rows = index.retrieve(model.encode_query([query]), num_candidates)
     retrieved = time.perf_counter()
     (hits,) = index.rerank(model, [query], scores, rows, top_k=top_k)
-    return Answer(hits, retrieved - start, time.perf_counter() - retrieved)
+    return hits, retrieved - start, time.perf_counter() - retrieved
 
 
-def kept_index(model: E2Rank, texts: list[str], folder: Path) -> Index | None:
-    """Load the index that ``keep_index`` saved, if it is still usable.
+def stored_index(model: E2Rank, texts: list[str], model_name: str | None, batch_size: int = 32) -> Index:
+    """Load the index of these texts from the user's cache, or build it and keep it there.
+
+    An index that is damaged, or that the model would not build, is built again. If it cannot be kept, the next call
+    only takes longer.
 
     Args:
         model: The model that will search the index.
-        texts: The documents of the index.
-        folder: The folder of the index.
-
-    Returns:
-        The index, or None if it is missing or damaged, or does not fit the texts or the model.
+        texts: The documents.
+        model_name: The user's name for the model; None does not use the cache.
+        batch_size: Texts in a forward pass.
     """
+    folder = None if model_name is None else _cache_folder(model_name, model, texts)
     try:
-        index = Index.load(folder)
+        if folder and (index := Index.load(folder)).agrees_with(model):
+            return index
+        if folder:
+            logger.warning("The index in %s was built with a different model; it is built again.", folder)
     except FileNotFoundError:
-        return None
+        pass
     except (ValueError, OSError) as error:
         logger.warning("%s", error)
-        return None
-    if index.texts == texts and index.agrees_with(model):
-        return index
-    logger.warning("The index in %s was built with a different model or different texts; build it again.", folder)
-    return None
-
-
-def keep_index(index: Index, folder: Path) -> None:
-    """Save an index for the next call. If that fails, the next call only takes longer.
-
-    Args:
-        index: The index.
-        folder: The folder to save it in.
-    """
+    index = Index.build(model, texts, batch_size, show_progress_bar=sys.stderr.isatty())
     try:
-        index.save(folder)
+        if folder:
+            index.save(folder)
     except (ValueError, OSError) as error:
         logger.warning("Could not keep the index for the next call: %s", error)
+    return index
 
 
-def cache_folder(model_name: str, model: E2Rank, texts: list[str]) -> Path:
-    """Name the folder in the user's cache for the index of these texts and this model.
-
-    Args:
-        model_name: The user's name for the model.
-        model: The model.
-        texts: The documents.
-
-    Returns:
-        A folder below ``$XDG_CACHE_HOME``, or else ``~/.cache``. It may not exist yet.
-    """
+def _cache_folder(model_name: str, model: E2Rank, texts: list[str]) -> Path:
+    """Name the folder for these texts and this model, below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     identity = json.dumps([model_name, str(model.dtype), model.max_seq_length, texts])
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,30 +21,17 @@ CACHE_KIB = 16 * 1024  # of a store's pages stay in memory; the rest is in its t
 
 
 class TextStore(Mapping[str, str]):
-    """Texts by id, in the order of insertion. They are in a temporary SQLite file that vanishes with the store.
+    """Texts by id, in the order of insertion. They are in a temporary SQLite file that vanishes with the store."""
 
-    Args:
-        pairs: Ids and texts.
-
-    Raises:
-        DataError: An id appears twice.
-    """
-
-    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(self) -> None:
         # An empty name is a private database on disk. A generator that reads it may move to another thread.
         self._database = sqlite3.connect("", check_same_thread=False)
         weakref.finalize(self, self._database.close)
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._database.execute("CREATE TABLE texts (place INTEGER PRIMARY KEY, id TEXT UNIQUE, text TEXT)")
-        for id_, content in pairs:
-            self.add(id_, content)
 
     def add(self, id_: str, content: str) -> None:
-        """Add a text.
-
-        Raises:
-            DataError: The store has the id already.
-        """
+        """Add a text; an id that the store has already is a DataError."""
         try:
             self._database.execute("INSERT INTO texts (id, text) VALUES (?, ?)", (id_, content))
         except sqlite3.IntegrityError as error:
@@ -55,9 +42,6 @@ class TextStore(Mapping[str, str]):
         if found is None:
             raise KeyError(id_)
         return str(found[0])
-
-    def __contains__(self, id_: object) -> bool:
-        return self._database.execute("SELECT 1 FROM texts WHERE id = ?", (id_,)).fetchone() is not None
 
     def __iter__(self) -> Iterator[str]:
         return (str(id_) for (id_,) in self._database.execute("SELECT id FROM texts ORDER BY place"))
@@ -95,7 +79,6 @@ class JudgedCorpus:
         Raises:
             FileNotFoundError: A file is missing; the message lists the splits of the folder.
             DataError: A row is bad: an id appears twice, a judged text is missing, or a grade is not a number.
-            ImportError: The files are parquet and pyarrow is missing.
         """
         folder = Path(folder)
         # All are found before one is read, to report a wrong split at once.

@@ -38,12 +38,7 @@ FEWEST_WORDS = 3  # "Return self." answers nothing, "Greatest Common Divisor." d
 
 @dataclass(frozen=True)
 class Docstring:
-    """One documented module, class, function or method.
-
-    Attributes:
-        name: Its dotted name, for example ``asyncio.tasks.gather``.
-        text: Its docstring, without the indentation.
-    """
+    """A dotted name, such as ``asyncio.tasks.gather``, and its docstring without the indentation."""
 
     name: str
     text: str

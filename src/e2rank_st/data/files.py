@@ -1,7 +1,8 @@
 """A data file → its rows, one at a time; a bad row is refused with its place, or counted.
 
 Memory does not grow with the file: JSON lines and tab-separated values are read by line, parquet in small batches.
-The parser of a row reports the problem, and the reading loop here adds the place.
+The parser of a row reports the problem, and the reading loop here adds the place. The functions for a field or line
+raise DataError unless it holds what they return.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
@@ -24,8 +25,11 @@ __all__ = [
     "DataError",
     "Row",
     "column_names",
+    "decoded",
     "id_field",
+    "json_row",
     "number_field",
+    "numbered_lines",
     "parse_rows",
     "pyarrow_parquet",
     "text_field",
@@ -86,7 +90,6 @@ def parse_rows(
     Raises:
         DataError: A row is bad, or the file is damaged; lines and rows are counted from 1.
         ValueError: The form of the file is unknown.
-        OSError: The file cannot be read.
         ImportError: The file is parquet and pyarrow is missing.
     """
     skipped: Counter[str] = Counter()
@@ -95,7 +98,7 @@ def parse_rows(
         for place, raw in _opened(Path(path)):
             total += 1
             try:
-                value = parse(_record(raw))
+                value = parse(json_row(raw))
             except DataError as error:
                 if not skip_bad_rows:
                     raise error.at(place) from error.__cause__
@@ -109,33 +112,22 @@ def parse_rows(
 
 
 def column_names(path: str | os.PathLike[str]) -> frozenset[str]:
-    """Return the names of a file's columns; JSON lines have the names of their first line.
+    """Return the names of the columns of a file's first row.
 
     Raises:
         DataError: The first line is not a JSON object, or the file is damaged or empty.
         ValueError: The form of the file is unknown.
-        OSError: The file cannot be read.
-        ImportError: The file is parquet and pyarrow is missing.
     """
-    path = Path(path)
-    if path.name.endswith(".parquet"):
-        path.stat()  # as below
-        with _damage(path):
-            return frozenset(pyarrow_parquet().read_schema(path).names)
-    for place, raw in _opened(path):
+    for place, raw in _opened(Path(path)):
         try:
-            return frozenset(_record(raw))
+            return frozenset(json_row(raw))
         except DataError as error:
             raise error.at(place) from error.__cause__
     raise DataError("file", "empty", "give one with at least one row.", str(path))
 
 
 def text_field(row: Row, field: str) -> str:
-    """Return the text in a field.
-
-    Raises:
-        DataError: It is missing, not a string or blank, or holds half of a surrogate pair, which tokenizers refuse.
-    """
+    """Return the text in a field: a string that is not blank, and without half a surrogate pair (for tokenizers)."""
     value = row.get(field)
     if value is None:
         raise DataError(field, "missing", f"the row has {', '.join(map(repr, row)) or 'no fields'}.")
@@ -151,21 +143,13 @@ def text_field(row: Row, field: str) -> str:
 
 
 def id_field(row: Row, field: str) -> str:
-    """Return the id in a field, as a string; a whole number is an id, too.
-
-    Raises:
-        DataError: The id is missing, or it is neither a text nor a whole number.
-    """
+    """Return the id in a field, as a string; a whole number is an id, too."""
     value = row.get(field)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else text_field(row, field)
 
 
 def number_field(row: Row, field: str) -> float:
-    """Return the finite number in a field; a string may hold it.
-
-    Raises:
-        DataError: The field holds no finite number.
-    """
+    """Return the finite number in a field; a string may hold it."""
     value = row.get(field)
     try:
         result = math.nan if isinstance(value, bool) else float(cast("Any", value))
@@ -177,11 +161,7 @@ def number_field(row: Row, field: str) -> float:
 
 
 def pyarrow_parquet() -> Any:
-    """Import ``pyarrow.parquet``.
-
-    Raises:
-        ImportError: pyarrow is not installed; the message gives the install command.
-    """
+    """Import ``pyarrow.parquet``; an ImportError gives the install command."""
     try:
         return importlib.import_module("pyarrow.parquet")
     except ImportError as error:
@@ -189,7 +169,7 @@ def pyarrow_parquet() -> Any:
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _damage(name: str | Path) -> Iterator[None]:
     """Turn a library's error about the content of a file into one that names the file."""
     try:
         yield
@@ -197,7 +177,7 @@ def _damage(path: Path) -> Iterator[None]:
         raise
     # pyarrow's ArrowInvalid is a ValueError. The error for a missing or unreadable file is clear already.
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
-        raise DataError("file", "damaged", f"{error}; fetch or write it again.", str(path)) from error
+        raise DataError("file", "damaged", f"{error}; fetch or write it again.", str(name)) from error
 
 
 def _opened(path: Path) -> Iterator[tuple[str, bytes | Row]]:
@@ -208,27 +188,30 @@ def _opened(path: Path) -> Iterator[tuple[str, bytes | Row]]:
     raise ValueError(f"The form of {path} is unknown; its name must end in {', '.join(ROW_FILES)}.")
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+def numbered_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[str, bytes]]:
     """Yield place and content of each line that is not blank."""
-    opener = gzip.open if path.name.endswith(".gz") else open
-    with cast("BinaryIO", opener(path, "rb")) as file:
-        lines, line = iter(file), 0
-        while True:
-            with _damage(path):
-                raw = next(lines, None)
-            if raw is None:
-                return
-            line += 1
-            raw = raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw
-            if raw.strip():
-                yield f"{path}:{line}", raw
+    lines, line = iter(file), 0
+    while True:
+        with _damage(name):
+            raw = next(lines, None)
+        if raw is None:
+            return
+        line += 1
+        raw = raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw
+        if raw.strip():
+            yield f"{name}:{line}", raw
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    with cast("BinaryIO", (gzip.open if path.name.endswith(".gz") else open)(path, "rb")) as file:
+        yield from numbered_lines(file, str(path))
 
 
 def _separated(path: Path) -> Iterator[tuple[str, Row]]:
     """Yield place and fields of each line under a header; a short line lacks its last fields."""
     header: list[str] = []
     for place, raw in _lines(path):
-        fields = _decoded(raw).rstrip("\r\n").split("\t")
+        fields = decoded(raw).rstrip("\r\n").split("\t")
         if header:
             yield place, dict(zip(header, fields, strict=False))
         else:
@@ -253,12 +236,12 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
                 yield f"{path}:row {row}", fields
 
 
-def _record(raw: bytes | Row) -> Row:
-    """Return the fields of a row."""
+def json_row(raw: bytes | Row) -> Row:
+    """Return the fields of a JSON line; a row that is parsed already stays as it is."""
     if not isinstance(raw, bytes):
         return raw
     try:
-        value = json.loads(_decoded(raw))
+        value = json.loads(decoded(raw))
     except json.JSONDecodeError as error:
         raise DataError("line", "not JSON", f"{error.msg} at column {error.colno}; write an object a line.") from error
     if not isinstance(value, dict):
@@ -266,7 +249,8 @@ def _record(raw: bytes | Row) -> Row:
     return value
 
 
-def _decoded(raw: bytes) -> str:
+def decoded(raw: bytes) -> str:
+    """Return the text of a line in UTF-8."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

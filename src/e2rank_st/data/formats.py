@@ -1,14 +1,14 @@
 """Training data in its usual forms → slates.
 
-Every reader streams. It refuses a bad row with its place, or counts it. A form is a row of :data:`FORMS`: its typical
-columns and its reader.
+Every reader streams slates in the order of the file, and raises DataError for a bad row, with its place. All have two
+options. ``source`` names all slates; by default, it is the row's own source, or else the name of the file or folder.
+``skip_bad_rows`` leaves bad rows out and logs their number. Parquet needs pyarrow: an ImportError says so.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from e2rank_st.data.files import DataError, Row, column_names, id_field, number_
 from e2rank_st.data.slates import Slate, list_field, read_slates, text_list
 from e2rank_st.data.trec import read_qrels
 
-__all__ = ["FORMS", "Form", "open_slates", "read_beir", "read_columns", "read_rankings", "read_results"]
+__all__ = ["FORMS", "open_slates", "read_beir", "read_columns", "read_rankings", "read_results"]
 
 
 def read_beir(
@@ -34,8 +34,8 @@ def read_beir(
         folder: A folder for :meth:`~e2rank_st.data.beir.JudgedCorpus.load`.
         split: The split of the judgements.
         gold_from: Least grade of a gold positive. NIST calls a passage relevant from 2.
-        source: Name of the data set; by default the folder's name.
-        skip_bad_rows: Leave bad rows out and log their number, instead of refusing the folder.
+        source: See above.
+        skip_bad_rows: See above.
 
     Yields:
         A slate for each judged query, in the order of the judgements.
@@ -43,7 +43,6 @@ def read_beir(
     Raises:
         FileNotFoundError: The folder lacks a file.
         DataError: A row is bad.
-        ImportError: The files are parquet and pyarrow is missing.
     """
     collection = JudgedCorpus.load(folder, split, skip_bad_rows=skip_bad_rows)
     for query, grades in collection.judgements.items():
@@ -70,15 +69,11 @@ def read_rankings(
     Args:
         path: JSON lines or parquet.
         gold_document: Place of the gold positive in ``document``, from 0, for files that are known to have one.
-        source: A name for all rows instead of their own.
-        skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
+        source: See above.
+        skip_bad_rows: See above.
 
     Yields:
         One slate for each row; the best document has the label N - 1, the worst 0.
-
-    Raises:
-        DataError: A row is bad. For example, its ranking is not a permutation.
-        ImportError: The file is parquet and pyarrow is missing.
     """
 
     def parse(row: Row) -> Slate:
@@ -107,18 +102,9 @@ def read_columns(
 ) -> Iterator[Slate]:
     """Read Sentence-Transformers columns: ``anchor``, ``positive``, and any of ``negative``, ``negative_1``, ...
 
-    Args:
-        path: JSON lines or parquet.
-        source: Name of the data set; by default the file's name.
-        skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
-
     Yields:
         One slate for each row: the positive is gold and labelled 1, the negatives are labelled 0. A null negative is
         left out, because some tables pad short rows with nulls.
-
-    Raises:
-        DataError: A row is bad.
-        ImportError: The file is parquet and pyarrow is missing.
     """
     name = Path(path).name.split(".")[0] if source is None else source
 
@@ -149,16 +135,12 @@ def read_results(
         path: JSON lines or parquet. With judgements, each hit also names its query as ``qid``.
         qrels: Judgements in TREC's form: query id, iteration, document id, grade.
         gold_from: Least grade of a gold positive. NIST calls a passage relevant from 2.
-        source: Name of the data set; by default the file's name.
-        skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
+        source: See above.
+        skip_bad_rows: See above.
 
     Yields:
         One slate for each row; its N documents have the order of the list. Without judgements, the first has the label
         N - 1, the last 0, and none is gold.
-
-    Raises:
-        DataError: A row is bad. For example, its hits are not in the order of their ranks, or its query is unjudged.
-        ImportError: The file is parquet and pyarrow is missing.
     """
     name = Path(path).name.split(".")[0] if source is None else source
     grades = None if qrels is None else read_qrels(qrels)
@@ -184,24 +166,12 @@ def read_results(
     return parse_rows(path, parse, skip_bad_rows=skip_bad_rows)
 
 
-@dataclass(frozen=True)
-class Form:
-    """A form of file that :func:`open_slates` recognises.
-
-    Attributes:
-        columns: The columns that distinguish it.
-        read: Its reader.
-    """
-
-    columns: frozenset[str]
-    read: Callable[..., Iterator[Slate]]
-
-
-FORMS = (
-    Form(frozenset({"query", "documents", "labels"}), read_slates),
-    Form(frozenset({"query", "document", "ranking"}), read_rankings),
-    Form(frozenset({"anchor", "positive"}), read_columns),
-    Form(frozenset({"query", "hits"}), read_results),
+# The columns that distinguish a form, and its reader.
+FORMS: tuple[tuple[frozenset[str], Callable[..., Iterator[Slate]]], ...] = (
+    (frozenset({"query", "documents", "labels"}), read_slates),
+    (frozenset({"query", "document", "ranking"}), read_rankings),
+    (frozenset({"anchor", "positive"}), read_columns),
+    (frozenset({"query", "hits"}), read_results),
 )
 
 
@@ -212,22 +182,18 @@ def open_slates(path: str | os.PathLike[str], **options: Any) -> Iterator[Slate]
         path: Folder or file.
         **options: Options of the reader, for example ``split`` for a folder, or ``qrels`` for a first stage's results.
 
-    Returns:
-        The slates, one by one.
-
     Raises:
         ValueError: The form of the file is unknown, or its first row is bad (DataError).
         TypeError: The reader does not know an option.
         OSError: The file cannot be read.
-        ImportError: The file is parquet and pyarrow is missing.
     """
     if Path(path).is_dir():
         return read_beir(path, **options)
     found = column_names(path)
-    for form in FORMS:
-        if form.columns <= found:
-            return form.read(path, **options)
-    known = "; ".join(", ".join(sorted(form.columns)) for form in FORMS)
+    for columns, read in FORMS:
+        if columns <= found:
+            return read(path, **options)
+    known = "; ".join(", ".join(sorted(columns)) for columns, _ in FORMS)
     raise ValueError(f"{path} has the columns {', '.join(sorted(found))}; slates are read from files with {known}.")
 
 

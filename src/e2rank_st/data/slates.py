@@ -66,9 +66,8 @@ class Slate:
                 raise DataError(name, "lengths differ", f"got {len(values)} for {len(documents)} documents.")
         if not isinstance(self.source, str):
             raise DataError("source", "not a string", f"got {self.source!r:.60}; give a name or an empty string.")
-        object.__setattr__(self, "documents", documents)
-        object.__setattr__(self, "labels", labels)
-        object.__setattr__(self, "gold", gold)
+        for name, value in (("documents", documents), ("labels", labels), ("gold", gold)):
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         """Number of documents, N."""
@@ -133,22 +132,20 @@ def write_slates(path: str | os.PathLike[str], slates: Iterable[Slate], manifest
     Args:
         path: A file name that ends in ``.parquet``.
         slates: At least one slate.
-        manifest: Their origin; ``counts`` and ``sha256`` are filled in.
+        manifest: Their origin.
 
     Returns:
-        The manifest as written.
+        The manifest as written, with ``counts`` and ``sha256``.
 
     Raises:
         ValueError: The name has a different ending, or slates are missing. After any error, nothing is written.
         TypeError: The manifest's settings cannot be written as JSON.
-        ImportError: pyarrow is missing.
-        OSError: The file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".parquet":
         raise ValueError(f"Slates are written as parquet, got {path.name!r}; give a name that ends in '.parquet'.")
     json.dumps(asdict(manifest))  # fail before hours of mining, not after them
-    with replacing(_manifest_path(path)) as described, replacing(path) as fresh:
+    with replacing(path.with_suffix(".manifest.json")) as described, replacing(path) as fresh:
         counts = _write(fresh, slates)
         if not counts["slates"]:
             raise ValueError(f"Got no slates for {path}; check their source.")
@@ -160,14 +157,11 @@ def write_slates(path: str | os.PathLike[str], slates: Iterable[Slate], manifest
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read the manifest of a file of slates.
 
-    Args:
-        path: The file of slates.
-
     Raises:
         FileNotFoundError: The manifest is missing.
         ValueError: The manifest is damaged.
     """
-    path = _manifest_path(Path(path))
+    path = Path(path).with_suffix(".manifest.json")
     try:
         return Manifest(**json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
@@ -184,12 +178,8 @@ def read_slates(
         source: A name for all slates instead of their own.
         skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
 
-    Yields:
-        Slates in the order of the file, one by one.
-
     Raises:
         DataError: A row is bad; the message names file, row, field and reason.
-        ImportError: The file is parquet and pyarrow is missing.
     """
 
     def parse(row: Row) -> Slate:
@@ -203,11 +193,7 @@ def read_slates(
 
 
 def list_field(name: str, values: Any) -> Sequence[Any]:
-    """Return the list in a field, unchanged.
-
-    Raises:
-        DataError: It is missing, or not a list.
-    """
+    """Return the list in a field, unchanged, or raise DataError."""
     if values is None:
         raise DataError(name, "missing", "give a list.")
     if not isinstance(values, (list, tuple)):
@@ -216,11 +202,7 @@ def list_field(name: str, values: Any) -> Sequence[Any]:
 
 
 def text_list(name: str, values: Any) -> tuple[str, ...]:
-    """Return the documents in a field.
-
-    Raises:
-        DataError: The list is missing or empty, or a document is empty or not a string.
-    """
+    """Return the documents in a field, at least one and none blank, or raise DataError."""
     documents = list_field(name, values)
     if not documents:
         raise DataError(name, "empty", "give at least one document.")
@@ -247,22 +229,12 @@ def _flag(flag: Any) -> bool:
     return bool(flag)
 
 
-def _manifest_path(path: Path) -> Path:
-    return path.with_suffix(".manifest.json")
-
-
 def _write(path: Path, slates: Iterable[Slate]) -> dict[str, Any]:
     """Write a parquet file by row groups, and count its contents."""
     parquet, arrow = pyarrow_parquet(), importlib.import_module("pyarrow")
-    schema = arrow.schema(
-        {
-            "query": arrow.string(),
-            "documents": arrow.list_(arrow.string()),
-            "labels": arrow.list_(arrow.float64()),
-            "gold": arrow.list_(arrow.bool_()),
-            "source": arrow.string(),
-        }
-    )
+    text, texts = arrow.string(), arrow.list_(arrow.string())
+    labels, gold = arrow.list_(arrow.float64()), arrow.list_(arrow.bool_())
+    schema = arrow.schema({"query": text, "documents": texts, "labels": labels, "gold": gold, "source": text})
     counts, sources = Counter({"slates": 0, "documents": 0, "judged": 0, "gold": 0}), Counter[str]()
     with parquet.ParquetWriter(path, schema) as writer:
         for group in _groups(slates):

@@ -20,7 +20,6 @@ def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
 
     Raises:
         DataError: A line is bad, or a document has two different grades for a query.
-        OSError: The file cannot be read.
     """
     grades: dict[str, dict[str, float]] = {}
 
@@ -46,7 +45,6 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
 
     Raises:
         DataError: A line does not have six fields, a score is not a number, or a document appears twice for a query.
-        OSError: The file cannot be read.
     """
     run: dict[str, dict[str, float]] = {}
 
@@ -74,7 +72,6 @@ def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float
 
     Raises:
         ValueError: An id or the name is empty or holds white space, which ends a field.
-        OSError: The file cannot be written.
     """
     for name in (system, *run, *(document for scores in run.values() for document in scores)):
         if len(name.split()) != 1 or name != name.strip():

@@ -8,12 +8,9 @@ Axes: B queries, N candidates of one query, D dimensions.
 
 from __future__ import annotations
 
-import csv
-import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +31,6 @@ from e2rank_st.storage import text_id
 
 __all__ = ["SYSTEMS", "RerankingEvaluator"]
 
-logger = logging.getLogger(__name__)
-
 SYSTEMS = ("first_stage", "embedding", "listwise")
 QUERIES_AT_ONCE = 256  # queries whose candidate vectors are gathered at a time
 
@@ -54,14 +49,9 @@ class RerankingEvaluator(BaseEvaluator):
         ideal: Grades of all judged documents of each query, for the ideal ranking; by default ``grades``. They include
             documents that are not candidates.
         name: Prefix of the metrics.
-        at_k: Number of ranks that count.
         own_first_stage: Sort the candidates by the model's own cosine before a prompt is built, instead of trusting the
             given order. Use it whenever that order might show the labels. A hash of the text breaks ties.
-        num_prompt_documents: K; by default the model's K.
-        candidate_order: ``"given"`` or ``"similarity"``; by default the model's order.
         batch_size: Texts in a forward pass.
-        show_progress_bar: Whether to show progress bars.
-        write_csv: Whether to add a line to ``RerankingEvaluator_{name}_results.csv`` in the output folder.
 
     Attributes:
         per_query: nDCG of each query, for each system, after a call. It is the input of
@@ -79,41 +69,27 @@ class RerankingEvaluator(BaseEvaluator):
         *,
         ideal: Sequence[Iterable[Grade]] | None = None,
         name: str = "",
-        at_k: int = 10,
         own_first_stage: bool = False,
-        num_prompt_documents: int | None = None,
-        candidate_order: str | None = None,
         batch_size: int = 32,
-        show_progress_bar: bool = False,
-        write_csv: bool = True,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.queries, self.documents, self.grades = list(queries), list(documents), list(grades)
         self.ideal = list(grades if ideal is None else ideal)
         self._check()
         self.name = name
-        self.at_k = at_k
         self.own_first_stage = own_first_stage
-        self.num_prompt_documents = num_prompt_documents
-        self.candidate_order = candidate_order
         self.batch_size = batch_size
-        self.show_progress_bar = show_progress_bar
-        self.write_csv = write_csv
-        self.metrics = tuple(f"{system}_ndcg@{at_k}" for system in SYSTEMS)
+        self.metrics = tuple(f"{system}_ndcg@10" for system in SYSTEMS)
         self.primary_metric = f"{name}_{self.metrics[-1]}" if name else self.metrics[-1]
-        self.csv_file = "_".join(filter(None, ("RerankingEvaluator", name, "results.csv")))
         self.per_query: dict[str, list[float]] = {}
 
     @classmethod
     def from_slates(cls, slates: Iterable[Slate], **options: Any) -> RerankingEvaluator:
-        """Evaluate on slates: their documents are the candidates, and their labels are the grades.
+        """Evaluate on at least one slate: the documents are the candidates, and the labels are the grades.
 
         Args:
-            slates: At least one slate.
+            slates: B slates.
             **options: As for the class.
-
-        Raises:
-            ValueError: Slates are missing.
         """
         slates = list(slates)
         columns = [[getattr(slate, name) for slate in slates] for name in ("query", "documents", "labels")]
@@ -138,7 +114,6 @@ class RerankingEvaluator(BaseEvaluator):
 
         Raises:
             DataError: A row of a file is bad.
-            OSError: A file cannot be read.
         """
         slates = list(read_results(path, qrels=qrels))
         judged = read_qrels(qrels)
@@ -162,8 +137,8 @@ class RerankingEvaluator(BaseEvaluator):
 
         Args:
             model: A model with ``rerank``.
-            output_path: Folder for the CSV file.
-            epoch: Epoch of the training, for the CSV file; -1 outside a training.
+            output_path: Unused; the trainer's log has the metrics.
+            epoch: Epoch of the training, for the model card; -1 outside a training.
             steps: Step of the training, in the same way.
 
         Returns:
@@ -171,11 +146,6 @@ class RerankingEvaluator(BaseEvaluator):
         """
         self.per_query = self.scores(model)
         means = [math.fsum(scores) / len(scores) for scores in self.per_query.values()]
-        logger.debug(
-            "%s: %s", self.name or "nDCG", ", ".join(f"{k} {v:.4f}" for k, v in zip(SYSTEMS, means, strict=True))
-        )
-        if output_path is not None and self.write_csv:
-            self._write(Path(output_path, self.csv_file), [epoch, steps, *means])
         metrics = self.prefix_name_to_metrics(dict(zip(self.metrics, means, strict=True)), self.name)
         self.store_metrics_in_model_card_data(model, metrics, int(epoch), steps)
         return metrics
@@ -184,13 +154,10 @@ class RerankingEvaluator(BaseEvaluator):
         """Compute nDCG of each query, for each of :data:`SYSTEMS`.
 
         Each distinct text is embedded once, and the listwise ranking uses the same vectors.
-
-        Args:
-            model: A model with ``rerank``.
         """
         distinct = list(dict.fromkeys(text for texts in self.documents for text in texts))
-        index = Index.build(model, distinct, self.batch_size, self.show_progress_bar)
-        options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
+        index = Index.build(model, distinct, self.batch_size, show_progress_bar=False)
+        options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False}
         query_vectors = torch.from_numpy(embed_distinct(model.encode_query, self.queries, **options))
         scores: dict[str, list[float]] = {system: [] for system in SYSTEMS}
         for start in range(0, len(self.queries), QUERIES_AT_ONCE):
@@ -220,26 +187,16 @@ class RerankingEvaluator(BaseEvaluator):
             given,
             [[self.documents[query][place] for place in order] for query, order in zip(chunk, given, strict=True)],
             [matrix[order] for order, matrix in zip(given, matrices, strict=True)],
-            num_prompt_documents=self.num_prompt_documents,
             # Sorted already: "given" gives the same order without embedding the queries again.
-            candidate_order="given" if self.own_first_stage else self.candidate_order,
+            candidate_order="given" if self.own_first_stage else None,
             batch_size=self.batch_size,
-            show_progress_bar=self.show_progress_bar,
+            show_progress_bar=False,
         )
         return [[hit["corpus_id"] for hit in ranking] for ranking in rankings]
 
     def _ndcg(self, query: int, order: Sequence[int]) -> float:
-        return ndcg([self.grades[query][place] for place in order], self.ideal[query], self.at_k)
-
-    def _write(self, path: Path, values: list[float]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(["epoch", "steps", *self.metrics])
-            writer.writerow(values)
+        return ndcg([self.grades[query][place] for place in order], self.ideal[query])
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
-        return {"at_k": self.at_k, "own_first_stage": self.own_first_stage}
+        return {"own_first_stage": self.own_first_stage}

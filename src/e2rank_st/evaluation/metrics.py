@@ -117,20 +117,19 @@ def mean(scores: Mapping[str, float]) -> float:
     return statistics.fmean(scores.values())
 
 
-def ndcg(grades: Sequence[Grade], ideal: Iterable[Grade] | None = None, at_k: int = 10) -> float:
-    """Compute nDCG as trec_eval's ``ndcg_cut`` (Järvelin and Kekäläinen 2002): gain = grade, discount log2(1 + rank).
+def ndcg(grades: Sequence[Grade], ideal: Iterable[Grade] | None = None) -> float:
+    """Compute nDCG@10 as trec_eval's ``ndcg_cut`` (Järvelin and Kekäläinen 2002): gain grade, discount log2(1 + rank).
 
     Args:
         grades: Grades of the documents in the order of the ranking; None for an unjudged one.
         ideal: Grades of all judged documents of the query, in the ranking or not; by default ``grades``.
-        at_k: Number of ranks that count.
 
     Returns:
         A number from 0 to 1; 0 for a query without a relevant document.
     """
     best = sorted((_gain(grade) for grade in (grades if ideal is None else ideal)), reverse=True)
-    perfect = _dcg(best[:at_k])
-    return _dcg([_gain(grade) for grade in grades[:at_k]]) / perfect if perfect else 0.0
+    perfect = _dcg(best[:10])
+    return _dcg([_gain(grade) for grade in grades[:10]]) / perfect if perfect else 0.0
 
 
 def _gain(grade: Grade) -> float:

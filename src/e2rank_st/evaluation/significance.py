@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Comparison", "Interval", "bootstrap_interval", "compare", "randomisation_test"]
+__all__ = ["Comparison", "bootstrap_interval", "compare", "randomisation_test"]
 
 RESAMPLES_AT_ONCE = 1000  # bootstrap samples in memory
 SIGNS_AT_ONCE = 4096  # sign vectors of the randomisation test in memory
@@ -64,21 +64,11 @@ def _drawn_signs(number: int, permutations: int, seed: int) -> Iterator[Signs]:
         yield generator.choice((-1.0, 1.0), size=(min(SIGNS_AT_ONCE, permutations - start), number))
 
 
-class Interval(NamedTuple):
-    """Bounds of a confidence interval."""
-
-    low: float
-    high: float
-
-
-def bootstrap_interval(
-    scores: Sequence[float], *, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Compute the confidence interval of a mean over queries, by percentiles of resampled means (Efron 1979).
+def bootstrap_interval(scores: Sequence[float], *, samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Compute the 95 % confidence interval of a mean over queries, by percentiles of resampled means (Efron 1979).
 
     Args:
         scores: A score for each of B queries.
-        confidence: Share of the resampled means inside the interval.
         samples: Number of samples; each draws B queries with replacement.
         seed: Seed of the draws.
 
@@ -92,9 +82,8 @@ def bootstrap_interval(
     for start in range(0, samples, RESAMPLES_AT_ONCE):
         shape = (min(RESAMPLES_AT_ONCE, samples - start), len(values))
         means.extend(values[generator.integers(len(values), size=shape)].mean(axis=1))
-    outside = (1 - confidence) / 2
-    low, high = np.quantile(means, (outside, 1 - outside))
-    return Interval(float(low), float(high))
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 class Comparison(NamedTuple):
@@ -103,7 +92,7 @@ class Comparison(NamedTuple):
     Attributes:
         against: Name of the second system.
         difference: Mean difference.
-        interval: Bootstrap interval of the mean difference.
+        interval: Bounds of its bootstrap interval.
         p: Two-sided p-value of the paired randomisation test.
         wins: Number of queries on which the system is better.
         ties: Number of queries on which both are equal.
@@ -112,7 +101,7 @@ class Comparison(NamedTuple):
 
     against: str
     difference: float
-    interval: Interval
+    interval: tuple[float, float]
     p: float
     wins: int
     ties: int

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -89,25 +90,14 @@ def nearest(
     step = max(1, SCORES_AT_ONCE // size)
     found: list[Neighbours] = []
     for first in range(0, len(queries), step):
-        part = slice(first, first + step)
-        found += _nearest(
-            queries[part], documents, min(count, len(documents)), rules and rules.part(part), size, device
-        )
+        part, count = slice(first, first + step), min(count, len(documents))
+        search = _Search(queries[part], documents, rules and rules.part(part), count, device or torch.device("cpu"))
+        for start in range(0, len(documents), size):
+            search.add(start, min(start + size, len(documents)))
+        owners, rows = search.preselected()
+        bounds = np.searchsorted(owners, np.arange(len(queries[part]) + 1))
+        found += [search.exact(query, rows[start:stop]) for query, (start, stop) in enumerate(pairwise(bounds))]
     return found
-
-
-def _nearest(
-    queries: Matrix, documents: Matrix, count: int, rules: Rules | None, size: int, device: torch.device | None
-) -> list[Neighbours]:
-    search = _Search(queries, documents, rules, count, device or torch.device("cpu"))
-    for start in range(0, len(documents), size):
-        search.add(start, min(start + size, len(documents)))
-    owners, rows = search.preselected()
-    bounds = np.searchsorted(owners, np.arange(len(queries) + 1))
-    return [
-        _exact(queries[query], documents, rows[bounds[query] : bounds[query + 1]], rules, query, count)
-        for query in range(len(queries))
-    ]
 
 
 class _Search:
@@ -116,8 +106,8 @@ class _Search:
     def __init__(
         self, queries: Matrix, documents: Matrix, rules: Rules | None, count: int, device: torch.device
     ) -> None:
+        self.given, self.documents = queries, documents
         self.queries = torch.from_numpy(queries).to(device)  # (B, D)
-        self.documents = documents
         self.slack = _slack(self.queries, torch.from_numpy(documents[:SAMPLE]).to(device))
         self.rules = rules
         self.best = torch.full((len(queries), count), -torch.inf, device=device)  # (B, K)
@@ -153,6 +143,20 @@ class _Search:
         found, listed = owners.cpu().numpy(), rows.cpu().numpy()
         order = np.lexsort((listed, found))
         return found[order], listed[order]
+
+    def exact(self, query: int, rows: Rows) -> Neighbours:
+        """Return the best of a query's preselected rows, checked and sorted in float64."""
+        vectors, rules = self.documents[rows].astype(np.float64), self.rules  # (n, D)
+        scores = (vectors * self.given[query].astype(np.float64)).sum(axis=1)
+        passed = np.ones(len(rows), bool)
+        if rules is not None and rules.limits is not None:
+            passed &= scores <= rules.limits[query]
+        if rules is not None and rules.max_positive_similarity is not None:
+            for positive in self.documents[rules.positives[query]].astype(np.float64):
+                passed &= (vectors * positive).sum(axis=1) <= rules.max_positive_similarity
+        rows, scores = rows[passed], scores[passed]
+        order = np.argsort(-scores, kind="stable")[: self.best.shape[1]]
+        return Neighbours(rows[order], scores[order])
 
     def _judged(self, rules: Rules, scores: Tensor, block: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return masks of a chunk's documents that surely, and that possibly, pass every rule, (B, n) each."""
@@ -191,18 +195,3 @@ def _slack(queries: Tensor, documents: Tensor) -> float:
     queries = queries[:SAMPLE]
     error = (queries @ documents.T).cpu().double() - queries.cpu().double() @ documents.cpu().double().T
     return max(ROUNDING, 16 * float(error.abs().max())) if error.numel() else ROUNDING
-
-
-def _exact(query: Matrix, documents: Matrix, rows: Rows, rules: Rules | None, number: int, count: int) -> Neighbours:
-    """Return the best of the preselected rows, checked and sorted in float64."""
-    vectors = documents[rows].astype(np.float64)  # (n, D)
-    scores = (vectors * query.astype(np.float64)).sum(axis=1)
-    passed = np.ones(len(rows), bool)
-    if rules is not None and rules.limits is not None:
-        passed &= scores <= rules.limits[number]
-    if rules is not None and rules.max_positive_similarity is not None:
-        for positive in documents[rules.positives[number]].astype(np.float64):
-            passed &= (vectors * positive).sum(axis=1) <= rules.max_positive_similarity
-    rows, scores = rows[passed], scores[passed]
-    order = np.argsort(-scores, kind="stable")[:count]
-    return Neighbours(rows[order], scores[order])

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["Index"]
 
 FORMAT = 1
+ROUNDING = 1e-3  # of a cosine of equal texts, as with bfloat16 or different batches
 MANIFEST, VECTORS, TEXTS = "index.json", "embeddings.safetensors", "texts.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Texts and their vectors, row by row.
+    """Texts and their vectors, row by row, in the order of the texts.
 
     Attributes:
         texts: The N documents.
@@ -83,9 +84,6 @@ class Index:
             texts: The N documents, at least one.
             batch_size: Texts in a forward pass.
             show_progress_bar: Whether to show a bar on stderr; by default, the level of the library's logger decides.
-
-        Returns:
-            The index; its rows have the order of ``texts``.
 
         Raises:
             ValueError: ``texts`` is empty, or an entry is not a string.
@@ -161,18 +159,11 @@ class Index:
                 hit |= {"retrieval_rank": place + 1, "retrieval_score": similar[place]}
         return rankings
 
-    def agrees_with(self, model: SentenceTransformer, tolerance: float = 1e-3) -> bool:
+    def agrees_with(self, model: SentenceTransformer) -> bool:
         """Test whether ``model`` gives the stored vectors, by embedding three texts again.
 
         A name or path is not enough: the model in a folder may have been trained further. The longest text is one of
         the three, because it shows a different length limit.
-
-        Args:
-            model: The model that will embed the queries.
-            tolerance: Largest difference of a cosine from 1 by rounding, as with bfloat16 or different batches.
-
-        Returns:
-            Whether the vectors agree.
         """
         longest = max(range(len(self)), key=lambda row: len(self.texts[row]))
         rows = [0, longest, len(self) - 1]
@@ -180,7 +171,7 @@ class Index:
         if vectors.shape[1] != self.dimension:
             return False
         cosines = np.einsum("nd,nd->n", vectors, self.embeddings[rows])
-        return bool((cosines > 1 - tolerance).all())
+        return bool((cosines > 1 - ROUNDING).all())
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the index to a folder, whole or not at all: a manifest, the vectors, and the texts as JSON lines.
@@ -207,12 +198,6 @@ class Index:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Index:
         """Read an index that ``save`` wrote.
-
-        Args:
-            folder: The folder given to ``save``.
-
-        Returns:
-            The index.
 
         Raises:
             FileNotFoundError: A file of the index is missing.
