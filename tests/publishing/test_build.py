@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,9 +49,10 @@ def test_model_folder(source: Source, saved: Path, checkpoint: Path, tiny: E2Ran
     np.testing.assert_allclose(stock.encode_query(facts), tiny.encode_query(facts), atol=1e-6, rtol=0)
 
 
-def test_shards(source: Source, tiny: E2Rank, facts, tmp_path: Path):
+def test_shards(source: Source, tiny: E2Rank, facts, tmp_path: Path, monkeypatch):
     """Guards against a file of weights that is too large for the Hub."""
-    built, _ = build(replace(source, shard_size="60KB"), tmp_path / "build")
+    monkeypatch.setattr(sys.modules[build.__module__], "SHARD_SIZE", "60KB")
+    built, _ = build(source, tmp_path / "build")
     names = [file.name for file in built.files["main"] if file.name.endswith(".safetensors")]
     assert len(names) > 1
     assert names[0].startswith("model-00001-of-")
