@@ -60,7 +60,9 @@ def test_an_adapter_kept_apart_is_the_adapter(adapted: E2Rank, folder: Path, fac
         assert torch.equal(weight, theirs[name])
         assert weight.requires_grad
     if dtype == "float32":
-        torch.testing.assert_close(kept.encode(facts), adapted.encode(facts), atol=1e-6, rtol=0)
+        for model in (kept, E2Rank(str(folder), device="cpu")):  # loaded by us, and by ST's own way
+            torch.testing.assert_close(model.encode(facts), adapted.encode(facts), atol=1e-6, rtol=0)
+            assert model.rerank("flea", facts)[0] == pytest.approx(adapted.rerank("flea", facts)[0], abs=1e-6)
     assert (kept.max_seq_length, kept.listwise.max_prompt_tokens) == (40, 300)
 
 

@@ -194,8 +194,8 @@ def test_passing_faults(server: HubServer, send, folder, endpoint, waits):
         server.repositories.clear()
         server.blobs.clear()
         waits.clear()
-        headers = {"Retry-After": "7"} if status == 429 else {}
-        server.faults[:] = [Fault(*ENDPOINTS[endpoint], status, headers=headers, times=1)]
+        retry_after = "7" if status == 429 else ""
+        server.faults[:] = [Fault(*ENDPOINTS[endpoint], status, retry_after=retry_after, times=1)]
         send(TARGET)
         assert is_published(server, folder)
         assert waits in ([[7], [8]] if status == 429 else [[1]]), (status, waits)
@@ -203,7 +203,7 @@ def test_passing_faults(server: HubServer, send, folder, endpoint, waits):
 
 def test_the_longest_wait(server: HubServer, send, waits):
     """Guards against a command that sleeps for hours because a server asks for it."""
-    server.faults.append(Fault("GET", "whoami", 429, headers={"Retry-After": "86400"}, times=1))
+    server.faults.append(Fault("GET", "whoami", 429, retry_after="86400", times=1))
     send(TARGET)
     assert waits == [60]
 
