@@ -32,7 +32,6 @@ def main(
         str | None, typer.Option(metavar="ORG/NAME", help="Hub id of an adapter's base that is a folder here.")
     ] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="How to wire a plain checkpoint.")] = None,
-    shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of weights.")] = "5GB",
     output: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the build here.")] = None,
     version: Annotated[str, typer.Option(metavar="1.2.3", help="Tag of the commits.")] = __version__,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
@@ -62,7 +61,7 @@ def main(
 
         if Path(model).resolve() == bundled_folder().resolve():
             card, license_file = card or (CARD if CARD.is_file() else None), license_file or LICENSE
-        source = Source(model, repo_id, card, license_file, adapter, base_model, preset, shard_size)
+        source = Source(model, repo_id, card, license_file, adapter, base_model, preset)
         target = Target(repo_id, version, private, exist_ok, overwrite, create_pr)
         with TemporaryDirectory() as scratch:
             publish_model(source, target, output or Path(scratch, "build"), dry_run)

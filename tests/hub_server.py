@@ -10,7 +10,6 @@ import json
 import re
 import sys
 import threading
-import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -27,7 +26,7 @@ class Fault:
     path: str
     status: int = 0  # of the answer; 0 cuts the connection
     text: str = "injected"
-    headers: dict[str, str] = field(default_factory=dict)
+    retry_after: str = ""  # seconds, as the header of that name says them
     times: int = 10**9  # later requests are answered
     after: int = 0  # earlier requests are answered
     acts: bool = False  # the request is carried out, and only its answer is lost
@@ -51,13 +50,12 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     history: dict[str, list[str]] = field(default_factory=dict)  # branch → commits, oldest first
     tags: dict[str, str] = field(default_factory=dict)
-    pulls: list[str] = field(default_factory=list)
+    pulls: list[str] = field(default_factory=list)  # the branch of each pull request
 
     def resolve(self, revision: str) -> str | None:
         """The commit of a branch, tag or commit."""
-        if revision in self.history:
-            return self.history[revision][-1]
-        return self.tags.get(revision) or (revision if revision in self.commits else None)
+        commit = self.history.get(revision, [self.tags.get(revision, revision)])[-1]
+        return commit if commit in self.commits else None
 
 
 class HubServer(ThreadingHTTPServer):
@@ -99,7 +97,7 @@ class HubServer(ThreadingHTTPServer):
     def files(self, repo_id: str, revision: str) -> dict[str, bytes]:
         """The files of a revision, without the Hub's own."""
         repository = self.repositories[repo_id]
-        files = repository.commits[repository.resolve(revision) or ""]
+        files = repository.commits[repository.resolve(revision)]
         return {name: content for name, content in files.items() if name != ".gitattributes"}
 
     def sent(self, method: str, path: str) -> int:
@@ -123,8 +121,17 @@ def _oid(content: bytes, name: str) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+class Refused(Exception):
+    """An answer that is an error: its status, message, and the code by which the client knows it."""
+
+
+def refuse(condition: bool, status: int, message: str, code: str = "") -> None:
+    if condition:
+        raise Refused(status, message, code)
+
+
 class Handler(BaseHTTPRequestHandler):
-    """The endpoints: a row of ``ROUTES`` each."""
+    """The endpoints: a row of ``ROUTES`` each. A handler returns JSON, or bytes with headers."""
 
     server: HubServer
     protocol_version = "HTTP/1.1"
@@ -137,109 +144,96 @@ class Handler(BaseHTTPRequestHandler):
         split = urlsplit(self.path)
         path, self.query = unquote(split.path), parse_qs(split.query)
         self.server.requests.append((self.command, path))
-        self.fault = next((fault for fault in self.server.faults if fault.hits(self.command, path)), None)
-        if self.fault and not self.fault.acts and not self.fault.corrupts:
-            return self._fail(self.fault)
+        fault = next((fault for fault in self.server.faults if fault.hits(self.command, path)), None)
+        self.corrupts = bool(fault and fault.corrupts)
+        is_cut = fault is not None and not fault.status and not self.corrupts
+        self.close_connection = is_cut
         size = int(self.headers.get("Content-Length", 0))
-        self.body = self.rfile.read(size)
-        for method, pattern, name, writes in ROUTES:
-            match = re.fullmatch(pattern, path)
-            if match and self.command in method:
-                with self.server.lock:
-                    return self._answer(name, writes, match)
-        return self._json({"error": f"no such endpoint: {self.command} {path}"}, 404)
-
-    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _serve
-
-    def _answer(self, name: str, writes: bool, match: re.Match[str]) -> None:
-        arguments: dict[str, Any] = match.groupdict()
-        if "repo_id" in arguments:
-            arguments["repository"] = self.server.repositories.get(arguments.pop("repo_id"))
-            if arguments["repository"] is None:
-                return self._error(404, "RepoNotFound", "Repository not found")
-        if writes and self.headers.get("Authorization") != f"Bearer {self.server.token}":
-            return self._error(401, "Unauthorized", "Invalid credentials in Authorization header")
-        getattr(self, name)(**arguments)
-        return None
-
-    def _fail(self, fault: Fault) -> None:
-        self.close_connection = True
-        size = int(self.headers.get("Content-Length", 0))
-        if not fault.status:
+        if fault and is_cut and not fault.acts:
             self.rfile.read(min(100, size))  # in the middle of the body
             return
-        self.rfile.read(size)
-        headers = {"X-Error-Message": fault.text, "Connection": "close"}
-        self._json({"error": fault.text}, fault.status, fault.headers | headers)
-
-    def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self._bytes(json.dumps(value).encode(), status, {"Content-Type": "application/json", **(headers or {})})
-
-    def _bytes(self, content: bytes, status: int, headers: dict[str, str]) -> None:
-        if self.fault and self.fault.acts:
-            self.close_connection = True
+        self.body = self.rfile.read(size)
+        headers: dict[str, str] = {}
+        try:
+            if fault and fault.status:
+                headers |= {"Retry-After": fault.retry_after} if fault.retry_after else {}
+                raise Refused(fault.status, fault.text, "")
+            with self.server.lock:
+                answer, status = self._answer(path), 200
+        except Refused as refused:
+            status, message, code = refused.args
+            answer = {"error": message}
+            headers |= {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
+        if is_cut:
             return
+        content, more = answer if isinstance(answer, tuple) else (json.dumps(answer).encode(), {})
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content-Length": str(len(content)), **headers, **more}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def _error(self, status: int, code: str, message: str) -> None:
-        self._json({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
+    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _serve
+
+    def _answer(self, path: str) -> Any:
+        for method, pattern, name, writes in ROUTES:
+            match = re.fullmatch(pattern, path)
+            if match and self.command in method:
+                is_known = self.headers.get("Authorization") == f"Bearer {self.server.token}"
+                refuse(writes and not is_known, 401, "Invalid credentials in Authorization header", "Unauthorized")
+                arguments: dict[str, Any] = match.groupdict()
+                if "repo_id" in arguments:
+                    arguments["repository"] = self.server.repositories.get(arguments.pop("repo_id"))
+                    refuse(arguments["repository"] is None, 404, "Repository not found", "RepoNotFound")
+                return getattr(self, name)(**arguments)
+        raise Refused(404, f"no such endpoint: {self.command} {path}", "")
 
     # The endpoints
 
-    def _on_whoami(self) -> None:
+    def _on_whoami(self) -> Any:
         orgs = [{"name": name} for name in self.server.organisations]
         token = {"accessToken": {"role": self.server.role}}
-        self._json({"name": self.server.user, "type": "user", "orgs": orgs, "auth": token})
+        return {"name": self.server.user, "type": "user", "orgs": orgs, "auth": token}
 
-    def _on_create(self) -> None:
+    def _on_create(self) -> Any:
         asked = json.loads(self.body)
-        repo_id = f"{asked.get('organization') or self.server.user}/{asked['name']}"
-        url = f"{self.server.url}/{repo_id}"
-        if repo_id in self.server.repositories:
-            return self._json({"error": "You already created this model repo", "url": url}, 409)
+        repo_id = f"{asked['organization']}/{asked['name']}"
+        refuse(repo_id in self.server.repositories, 409, "You already created this model repo")
         self.server.create(repo_id, private=asked.get("visibility") == "private")
-        return self._json({"url": url, "name": repo_id, "id": repo_id})
+        return {"url": f"{self.server.url}/{repo_id}"}
 
-    def _on_validate_yaml(self) -> None:
-        self._json({"errors": [], "warnings": []})
+    def _on_validate_yaml(self) -> Any:
+        return {"errors": [], "warnings": []}
 
-    def _on_preupload(self, repository: Repository, revision: str) -> None:
-        here = repository.commits[repository.resolve(revision) or ""]
+    def _on_preupload(self, repository: Repository, revision: str) -> Any:
         files = []
         for asked in json.loads(self.body)["files"]:
-            name = asked["path"]
-            mode = "lfs" if _is_lfs(asked["size"], name) else "regular"
-            oid = _oid(here[name], name) if name in here else None
-            files.append({"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        self._json({"files": files})
+            mode = "lfs" if _is_lfs(asked["size"], asked["path"]) else "regular"
+            files.append({"path": asked["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None})
+        return {"files": files}
 
-    def _on_lfs_batch(self, repository: Repository) -> None:
+    def _on_lfs_batch(self, repository: Repository) -> Any:
         objects = []
         for asked in json.loads(self.body)["objects"]:
             one = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.server.blobs:
                 one["actions"] = {"upload": {"href": f"{self.server.url}/lfs/{asked['oid']}"}}
             objects.append(one)
-        self._json({"transfer": "basic", "objects": objects})
+        return {"transfer": "basic", "objects": objects}
 
-    def _on_lfs_put(self, oid: str) -> None:
-        if hashlib.sha256(self.body).hexdigest() != oid:
-            return self._json({"error": "hash mismatch"}, 400)
+    def _on_lfs_put(self, oid: str) -> Any:
+        refuse(hashlib.sha256(self.body).hexdigest() != oid, 400, "hash mismatch")
         self.server.blobs[oid] = self.body
-        return self._json({})
+        return {}
 
-    def _on_commit(self, repository: Repository, revision: str) -> None:
-        rows = [json.loads(line) for line in self.body.splitlines()]
+    def _on_commit(self, repository: Repository, revision: str) -> Any:
+        header, *rows = [json.loads(line) for line in self.body.splitlines()]
         head = repository.history[revision][-1]
-        if rows[0]["value"].get("parentCommit", head) != head:
-            return self._json({"error": "A commit has happened since. Please refresh and try again."}, 412)
+        stale = header["value"].get("parentCommit", head) != head
+        refuse(stale, 412, "A commit has happened since. Please refresh and try again.")
         files = dict(repository.commits[head])
-        for row in rows[1:]:
+        for row in rows:
             path = row["value"]["path"]
             if row["key"] == "file":
                 files[path] = base64.b64decode(row["value"]["content"])
@@ -253,82 +247,74 @@ class Handler(BaseHTTPRequestHandler):
             pull = f"{url}/discussions/{len(repository.pulls)}"
             revision = f"refs/pr/{len(repository.pulls)}"
         oid = self.server.commit(repository, revision, files)
-        answer = {"commitOid": oid, "commitUrl": f"{url}/commit/{oid}", "pullRequestUrl": pull}
-        return self._json({"success": True, "hookOutput": "", **answer})
+        return {"commitOid": oid, "commitUrl": f"{url}/commit/{oid}", "pullRequestUrl": pull}
 
-    def _on_refs(self, repository: Repository) -> None:
-        branches = [
-            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commits[-1]}
-            for name, commits in repository.history.items()
-            if not name.startswith("refs/")
-        ]
-        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": oid} for n, oid in repository.tags.items()]
-        self._json({"branches": branches, "converts": [], "tags": tags})
+    def _on_refs(self, repository: Repository) -> Any:
+        heads = {name: commits[-1] for name, commits in repository.history.items() if not name.startswith("refs/")}
+        kinds = {"branches": ("heads", heads), "converts": ("", {}), "tags": ("tags", repository.tags)}
+        return {
+            kind: [{"name": name, "ref": f"refs/{place}/{name}", "targetCommit": oid} for name, oid in refs.items()]
+            for kind, (place, refs) in kinds.items()
+        }
 
-    def _on_commits(self, repository: Repository, revision: str) -> None:
+    def _on_commits(self, repository: Repository, revision: str) -> Any:
         row = {"authors": [{"user": self.server.user}], "date": DATE, "title": "a commit", "message": ""}
-        self._json([{"id": oid, **row} for oid in reversed(repository.history[revision])])
+        return [{"id": oid, **row} for oid in reversed(repository.history[revision])]
 
-    def _on_branch(self, repository: Repository, name: str) -> None:
-        if name in repository.history:
-            return self._json({"error": "Reference already exists"}, 409)
-        repository.history[name] = [repository.resolve(json.loads(self.body)["startingPoint"]) or ""]
-        return self._json({})
+    def _on_branch(self, repository: Repository, name: str) -> Any:
+        refuse(name in repository.history, 409, "Reference already exists")
+        repository.history[name] = [self._commit(repository, json.loads(self.body)["startingPoint"])]
+        return {}
 
-    def _on_tag(self, repository: Repository, revision: str) -> None:
+    def _on_tag(self, repository: Repository, revision: str) -> Any:
         name = json.loads(self.body)["tag"]
-        if name in repository.tags:
-            return self._json({"error": "Tag reference exists already"}, 409)
-        repository.tags[name] = repository.resolve(revision) or ""
-        return self._json({})
+        refuse(name in repository.tags, 409, "Tag reference exists already")
+        repository.tags[name] = self._commit(repository, revision)
+        return {}
 
-    def _on_delete_tag(self, repository: Repository, name: str) -> None:
-        if repository.tags.pop(name, None) is None:
-            return self._error(404, "RevisionNotFound", f"Invalid rev id: {name}")
-        return self._json({})
+    def _on_delete_tag(self, repository: Repository, name: str) -> Any:
+        refuse(repository.tags.pop(name, None) is None, 404, f"Invalid rev id: {name}", "RevisionNotFound")
+        return {}
 
-    def _on_info(self, repository: Repository, revision: str | None) -> None:
-        if (oid := repository.resolve(revision or "main")) is None:
-            return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        siblings = [{"rfilename": name} for name in repository.commits[oid]]
-        facts = {"id": repository.repo_id, "sha": oid, "private": repository.private}
-        return self._json({**facts, "siblings": siblings, "tags": []})
+    def _on_info(self, repository: Repository, revision: str | None) -> Any:
+        oid = self._commit(repository, revision or "main")
+        return {
+            "id": repository.repo_id,
+            "sha": oid,
+            "siblings": [{"rfilename": name} for name in repository.commits[oid]],
+        }
 
-    def _on_tree(self, repository: Repository, revision: str, path: str | None) -> None:
-        if (oid := repository.resolve(revision)) is None:
-            return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+    def _on_tree(self, repository: Repository, revision: str, path: str | None) -> Any:
+        files = repository.commits[self._commit(repository, revision)]
+        refuse(path is not None, 404, f"{path} does not exist", "EntryNotFound")  # the client asks for chat templates
         rows = []
-        prefix = f"{path.strip('/')}/" if path else ""
-        for name, content in repository.commits[oid].items():
-            if not name.startswith(prefix):
-                continue
-            told = content + b"!" if self.fault and self.fault.corrupts else content
+        for name, content in files.items():
+            told = content + b"!" if self.corrupts else content
             row: dict[str, Any] = {"type": "file", "path": name, "oid": _oid(told, name), "size": len(content)}
             if name in self.server.unhashed:
                 row["oid"] = None
             elif _is_lfs(len(content), name):
                 row["lfs"] = {"oid": row["oid"], "size": len(content), "pointerSize": 130}
             rows.append(row)
-        if prefix and not rows:
-            return self._error(404, "EntryNotFound", f"{path} does not exist")
-        return self._json(rows)
+        return rows
 
-    def _on_resolve(self, repository: Repository, revision: str, name: str) -> None:
-        oid = repository.resolve(revision)
-        content = repository.commits[oid].get(name) if oid else None
-        if oid is None or content is None:
-            code = "EntryNotFound" if oid else "RevisionNotFound"
-            return self._error(404, code, f"{name} does not exist at {revision}")
+    def _on_resolve(self, repository: Repository, revision: str, name: str) -> Any:
+        oid = self._commit(repository, revision)
+        content = repository.commits[oid].get(name, b"")
+        refuse(name not in repository.commits[oid], 404, f"{name} does not exist at {revision}", "EntryNotFound")
         headers = {"X-Repo-Commit": oid, "ETag": f'"{_oid(content, name)}"', "Accept-Ranges": "bytes"}
         if _is_lfs(len(content), name):
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
-        if self.fault and self.fault.corrupts:
-            content = bytes([content[0] ^ 1]) + content[1:]
-        return self._bytes(content, 200, headers)
+        return bytes([content[0] ^ 1]) + content[1:] if self.corrupts else content, headers
+
+    def _commit(self, repository: Repository, revision: str) -> str:
+        oid = repository.resolve(revision)
+        refuse(oid is None, 404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return str(oid)
 
 
 REPO = r"(?P<repo_id>[\w.-]+/[\w.-]+)"
-REVISION = r"(?P<revision>[^/]+(?:/pr/\d+)?)"
+REVISION = r"(?P<revision>[^/]+)"
 # Method, path, handler, and whether it needs the token.
 ROUTES = (
     ("GET", "/api/whoami-v2", "_on_whoami", True),
@@ -347,17 +333,3 @@ ROUTES = (
     ("GET", rf"/api/models/{REPO}/tree/{REVISION}(?P<path>/.*)?", "_on_tree", False),
     ("GET HEAD", rf"/{REPO}/resolve/{REVISION}/(?P<name>.+)", "_on_resolve", False),
 )
-
-
-def main() -> None:
-    """Serve until interrupted, to try publishing by hand."""
-    server = HubServer()
-    lines = (f"export HF_ENDPOINT={server.url}", "export HF_HUB_DISABLE_XET=1", f"export HF_TOKEN={server.token}")
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
-    while True:
-        time.sleep(3600)
-
-
-if __name__ == "__main__":
-    main()

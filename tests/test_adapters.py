@@ -10,34 +10,27 @@ from safetensors.torch import load_file, save_file
 
 from e2rank_st import E2Rank
 from e2rank_st.adapters import CONFIG, WEIGHTS, merge_adapter, read_adapter_config
+from tests.toy import with_trained_adapter
 
-peft = pytest.importorskip("peft")
 
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def adapted(tiny: E2Rank, checkpoint: Path) -> E2Rank:
-    """The tiny model with an adapter that changes something: peft starts with B = 0."""
-    model = copy.deepcopy(tiny)
+    """The tiny model with an adapter that changes something, and a configuration of its own."""
+    model = with_trained_adapter(tiny).eval()
     model.transformers_model.name_or_path = str(checkpoint)
-    torch.manual_seed(0)
-    model.add_adapter(peft.LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="FEATURE_EXTRACTION"))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
-    return model.eval()
+    model.replace_listwise(num_prompt_documents=3, max_prompt_tokens=300, query_weight=0.25)
+    model.max_seq_length = 40
+    return model
 
 
 @pytest.fixture
 def folder(adapted: E2Rank, tmp_path: Path) -> Path:
-    adapted.replace_listwise(num_prompt_documents=3, max_prompt_tokens=300, query_weight=0.25)
-    adapted.max_seq_length = 40
     adapted.save_pretrained(str(tmp_path / "adapter"))
     return tmp_path / "adapter"
 
 
 def test_merged_adapter_is_the_adapter(adapted: E2Rank, folder: Path, tiny: E2Rank, facts: list[str]) -> None:
-    """Guards against another scale than peft's, lost layers, and a configuration that stays the base's."""
+    """Guards against another scale than peft's, lost layers, the base's configuration, and a save that needs peft."""
     merged = E2Rank.from_adapter(folder, device="cpu")
     torch.testing.assert_close(merged.encode(facts), adapted.encode(facts), atol=1e-6, rtol=0)
     assert abs(merged.encode(facts) - tiny.encode(facts)).max() > 1e-2
@@ -46,6 +39,10 @@ def test_merged_adapter_is_the_adapter(adapted: E2Rank, folder: Path, tiny: E2Ra
     assert merged.max_seq_length == 40
     listwise = merged.listwise
     assert (listwise.num_prompt_documents, listwise.max_prompt_tokens, listwise.query_weight) == (3, 300, 0.25)
+    whole = folder.with_name("whole")
+    merged.save_pretrained(str(whole))
+    assert not (whole / CONFIG).exists()
+    assert (E2Rank(str(whole), device="cpu").encode(facts) == merged.encode(facts)).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -60,17 +57,10 @@ def test_an_adapter_kept_apart_is_the_adapter(adapted: E2Rank, folder: Path, fac
         assert torch.equal(weight, theirs[name])
         assert weight.requires_grad
     if dtype == "float32":
-        torch.testing.assert_close(kept.encode(facts), adapted.encode(facts), atol=1e-6, rtol=0)
+        for model in (kept, E2Rank(str(folder), device="cpu")):  # loaded by us, and by ST's own way
+            torch.testing.assert_close(model.encode(facts), adapted.encode(facts), atol=1e-6, rtol=0)
+            assert model.rerank("flea", facts)[0] == pytest.approx(adapted.rerank("flea", facts)[0], abs=1e-6)
     assert (kept.max_seq_length, kept.listwise.max_prompt_tokens) == (40, 300)
-
-
-def test_merged_model_is_saved_whole(folder: Path, tmp_path: Path, facts: list[str]) -> None:
-    """Guards against a merged model that still needs its adapter."""
-    merged = E2Rank.from_adapter(folder, device="cpu")
-    merged.save_pretrained(str(tmp_path / "whole"))
-    assert not (tmp_path / "whole" / CONFIG).exists()
-    again = E2Rank(str(tmp_path / "whole"), device="cpu")
-    assert (again.encode(facts) == merged.encode(facts)).all()
 
 
 @pytest.mark.parametrize(
@@ -85,14 +75,10 @@ def test_other_adapters_are_refused(folder: Path, change: dict, message: str) ->
         read_adapter_config(folder)
 
 
-def test_an_adapter_of_another_base_is_refused(folder: Path, bundled: E2Rank) -> None:
-    """Guards against an adapter that is half merged into a different base."""
+def test_a_damaged_or_foreign_adapter_is_refused(folder: Path, tiny: E2Rank, bundled: E2Rank) -> None:
+    """Guards against a layer that silently keeps the base's weights, and an adapter merged into a different base."""
     with pytest.raises(ValueError, match="no such layer"):
         merge_adapter(copy.deepcopy(bundled).transformers_model, folder)
-
-
-def test_a_damaged_adapter_is_refused(folder: Path, tiny: E2Rank) -> None:
-    """Guards against a layer that silently keeps the base's weights."""
     tensors = load_file(folder / WEIGHTS)
     tensors.pop(next(name for name in tensors if "lora_B" in name))
     save_file(tensors, folder / WEIGHTS)

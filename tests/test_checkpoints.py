@@ -22,10 +22,8 @@ def test_rows_are_valid(row):
 
 def test_presets_and_repositories_are_unique():
     """Guards against a second row that is never found."""
-    presets = [row.preset for row in CHECKPOINTS]
-    repositories = [name for row in CHECKPOINTS for name in row.repositories]
-    assert len(set(presets)) == len(presets)
-    assert len(set(repositories)) == len(repositories)
+    names = [name for row in CHECKPOINTS for name in (row.preset, *row.repositories)]
+    assert len(set(names)) == len(names)
 
 
 def test_released_texts():

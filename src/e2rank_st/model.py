@@ -181,26 +181,11 @@ class E2Rank(SentenceTransformer):
             return self._load_default_modules(model_name_or_path, **kwargs)
         return super()._load_modules(model_name_or_path, **kwargs)
 
-    def _load_default_modules(
-        self,
-        model_name_or_path: str,
-        token: bool | str | None,
-        cache_folder: str | None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        local_files_only: bool = False,
-        model_kwargs: dict[str, Any] | None = None,
-        processor_kwargs: dict[str, Any] | None = None,
-        config_kwargs: dict[str, Any] | None = None,
-    ) -> tuple[list[nn.Module], dict[str, Any]]:
+    def _load_default_modules(self, model_name_or_path: str, **options: Any) -> Any:  # type: ignore[override]
         """Hook of ST for a checkpoint without ``modules.json``: wires it by its row, without guessing the pooling."""
-        hub = {
-            "token": token,
-            "cache_dir": cache_folder,
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-            "local_files_only": local_files_only,
-        }
+        hub = {name: options[name] for name in ("token", "revision", "trust_remote_code", "local_files_only")}
+        hub["cache_dir"] = options["cache_folder"]
+        kwargs = {name: value for name, value in options.items() if name.endswith("_kwargs")}
         architectures = ()
         if self._preset is None:
             architectures = AutoConfig.from_pretrained(model_name_or_path, **hub).architectures or ()
@@ -209,19 +194,11 @@ class E2Rank(SentenceTransformer):
         guessed = f", by its architecture: {checkpoint.pooling_mode} pooling. Choose it with E2Rank(..., preset=...)"
         level = logging.INFO if known else logging.WARNING
         logger.log(level, "Wiring %s as %r%s.", model_name_or_path, checkpoint.preset, "" if known else guessed)
-        modules = wire(
-            checkpoint,
-            model_name_or_path,
-            hub,
-            model_kwargs=model_kwargs,
-            processor_kwargs=processor_kwargs,
-            config_kwargs=config_kwargs,
-            backend=self.backend,
-        )
+        modules = wire(checkpoint, model_name_or_path, hub, self.backend, **kwargs)
         if not self.prompts.get("query"):
             self.prompts["query"] = checkpoint.query_prompt
-        if not local_files_only:
-            self.model_card_data.set_base_model(model_name_or_path, revision=revision)
+        if not hub["local_files_only"]:
+            self.model_card_data.set_base_model(model_name_or_path, revision=hub["revision"])
         return modules, {}
 
     def _post_init(self) -> None:

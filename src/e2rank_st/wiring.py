@@ -20,11 +20,8 @@ def wire(
     checkpoint: Checkpoint,
     model_name_or_path: str,
     hub: Mapping[str, Any],
-    *,
-    model_kwargs: Mapping[str, Any] | None = None,
-    processor_kwargs: Mapping[str, Any] | None = None,
-    config_kwargs: Mapping[str, Any] | None = None,
     backend: Any = "torch",
+    **options: Mapping[str, Any] | None,
 ) -> list[nn.Module]:
     """Load a checkpoint and wire it by its row, instead of guessing its pooling.
 
@@ -32,10 +29,8 @@ def wire(
         checkpoint: The row.
         model_name_or_path: A folder or a Hub id.
         hub: Options for the Hub: ``token``, ``cache_dir``, ``revision``, ``trust_remote_code``, ``local_files_only``.
-        model_kwargs: Further arguments for the model.
-        processor_kwargs: Further arguments for the tokenizer.
-        config_kwargs: Further arguments for the configuration.
         backend: Backend of Sentence-Transformers.
+        **options: Its ``model_kwargs``, ``processor_kwargs`` and ``config_kwargs``.
 
     Returns:
         Transformer, pooling and listwise reranking.
@@ -44,16 +39,18 @@ def wire(
         OSError: The checkpoint cannot be loaded.
         ValueError: The tokenizer lacks the row's end-of-text token.
     """
+    given = {
+        name: {**hub, **(options.get(name) or {})} for name in ("model_kwargs", "processor_kwargs", "config_kwargs")
+    }
+    # Saved with the tokenizer: control tokens inside a text are ordinary characters.
+    given["processor_kwargs"].setdefault("split_special_tokens", True)
     transformer = Transformer(
         model_name_or_path,
         max_seq_length=checkpoint.max_seq_length,
         # Pinned: with a chat template in the tokenizer, ST would wrap every text into a message and drop its EOS.
         modality_config={"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
         module_output_name="token_embeddings",
-        model_kwargs={**hub, **(model_kwargs or {})},
-        # Saved with the tokenizer: control tokens inside a text are ordinary characters.
-        processor_kwargs={**hub, "split_special_tokens": True, **(processor_kwargs or {})},
-        config_kwargs={**hub, **(config_kwargs or {})},
+        **given,
         backend=backend,
     )
     seal_tokenizer(transformer.tokenizer, checkpoint.eos_token)
@@ -78,8 +75,9 @@ def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) ->
     Raises:
         ValueError: If ``eos_token`` is not in the vocabulary.
     """
-    ordinary = [token for token in tokenizer.added_tokens_decoder.values() if not token.special]
-    tokenizer.add_tokens([_special(token) for token in ordinary], True)
+    for token in [token for token in tokenizer.added_tokens_decoder.values() if not token.special]:
+        flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
+        tokenizer.add_tokens(AddedToken(token.content, special=True, normalized=False, **flags), True)
     if eos_token is None:
         return
     eos_id = tokenizer.get_vocab().get(eos_token)
@@ -93,8 +91,3 @@ def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) ->
     backend = tokenizer.backend_tokenizer
     present = [backend.post_processor] if backend.post_processor is not None else []
     backend.post_processor = processors.Sequence([*present, append])
-
-
-def _special(token: AddedToken) -> AddedToken:
-    flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
-    return AddedToken(token.content, special=True, normalized=False, **flags)

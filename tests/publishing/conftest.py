@@ -1,6 +1,5 @@
 """A loopback Hub and the real client set on it."""
 
-import copy
 import shutil
 import time
 from collections.abc import Iterator
@@ -8,12 +7,12 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-import torch
 from huggingface_hub import HfApi
 
 from e2rank_st import E2Rank
 from tests import ROOT
 from tests.hub_server import HubServer
+from tests.toy import with_trained_adapter
 
 
 @pytest.fixture
@@ -88,15 +87,8 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapter(bundled: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter on the bundled model's base, as training writes it; not trained, but it changes something."""
-    peft = pytest.importorskip("peft")
-    model = copy.deepcopy(bundled)
-    torch.manual_seed(0)
-    model.add_adapter(peft.LoraConfig(r=2, lora_alpha=4, target_modules=["query"], task_type="FEATURE_EXTRACTION"))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
+    """An adapter on the bundled model's base, as training writes it."""
+    model = with_trained_adapter(bundled).eval()
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
     model.save_pretrained(str(folder), create_model_card=False)
     shutil.copyfile(ROOT / "LICENSE", folder / "LICENSE")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,9 +49,10 @@ def test_model_folder(source: Source, saved: Path, checkpoint: Path, tiny: E2Ran
     np.testing.assert_allclose(stock.encode_query(facts), tiny.encode_query(facts), atol=1e-6, rtol=0)
 
 
-def test_shards(source: Source, tiny: E2Rank, facts, tmp_path: Path):
+def test_shards(source: Source, tiny: E2Rank, facts, tmp_path: Path, monkeypatch):
     """Guards against a file of weights that is too large for the Hub."""
-    built, _ = build(replace(source, shard_size="60KB"), tmp_path / "build")
+    monkeypatch.setattr(sys.modules[build.__module__], "SHARD_SIZE", "60KB")
+    built, _ = build(source, tmp_path / "build")
     names = [file.name for file in built.files["main"] if file.name.endswith(".safetensors")]
     assert len(names) > 1
     assert names[0].startswith("model-00001-of-")
@@ -110,41 +112,28 @@ def test_what_is_asked_wrongly(source: Source, tmp_path: Path, monkeypatch, opti
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("card_text", "message"),
     [
         ({"license": None}, "lacks license"),
         ({"tags": "e2rank"}, "lacks tags"),
         ({"library_name": "transformers"}, "must be sentence-transformers"),
         ({"base_model": "/home/me/base"}, "must be a Hub id"),
         ({"base_model": ["org/one", "two"]}, "must be a Hub id"),
-    ],
-)
-def test_card_metadata(card: Path, tmp_path: Path, change, message):
-    """Guards against a model that no one finds or may use, since its card says too little."""
-    metadata = read_card(card, "org/x").metadata | change
-    path = tmp_path / "card.md"
-    path.write_text(f"---\n{yaml.safe_dump(metadata)}---\n# A model\n")
-    with pytest.raises(ValueError, match=message):
-        read_card(path, "org/x")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("# No metadata\n", "has no metadata"),
-        ("---\na: [\n---\n", "no valid YAML"),
-        ("---\n- a\n---\n", "has no metadata"),
         ("![x](../x.png)", "no file beside or below"),
         ("![x](x.png)", "no file beside or below"),
         ("![x](card.md)", "a figure is one of"),
+        ("# No metadata\n", "has no metadata"),
+        ("---\na: [\n---\n", "no valid YAML"),
+        ("---\n- a\n---\n", "has no metadata"),
         ("x" * 11 * 2**20, "has 11 MiB; allowed are 10"),
     ],
 )
-def test_broken_cards(card: Path, tmp_path: Path, text, message):
-    """Guards against a card that the Hub refuses after the upload, and figures from elsewhere or missing."""
-    path = tmp_path / "card.md"
-    head = card.read_text().partition("# Tiny")[0] if text.startswith("!") else ""
-    path.write_text(head + text)
+def test_broken_cards(card: Path, tmp_path: Path, card_text, message):
+    """Guards against a card that the Hub refuses or does not find, and figures from elsewhere or missing."""
+    path, change = tmp_path / "card.md", card_text if isinstance(card_text, dict) else {}
+    head = f"---\n{yaml.safe_dump(read_card(card, 'org/x').metadata | change)}---\n"
+    text = "# A model\n" if change else card_text
+    path.write_text(head + text if change or text.startswith("!") else text)
     with pytest.raises(ValueError, match=message):
         read_card(path, "org/x")
 
@@ -161,23 +150,21 @@ def test_broken_cards(card: Path, tmp_path: Path, text, message):
         ("README.md", f"token = hf_{'a' * 30}", "access token"),
         ("config.json", "{", "not valid JSON"),
         ("LICENSE", "\udca9", "LICENSE is not a text in UTF-8"),
+        ("adapter_model.safetensors", "/data/models/mine", r"adapter_model\.safetensors holds .* a path"),
+        ("adapter_model.safetensors", "see /srv/models/mine.", r"adapter_model\.safetensors holds .* a path"),
+        ("adapter_model.safetensors", f"hf_{'a' * 30}", r"adapter_model\.safetensors holds an access token"),
     ],
 )
 def test_private_and_foreign_contents(tmp_path: Path, name, text, message):
     """Guards against what must not be on the Hub, where it stays for good."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text(text, errors="surrogateescape")
+    if name.endswith(".safetensors"):  # what it says beside its tensors: an adapter's is published as it came
+        save_file({}, tmp_path / name, {"format": "pt"})
+        assert check_contents(tmp_path), "the premise"
+        save_file({}, tmp_path / name, {"source": text})
+    else:
+        (tmp_path / name).write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
-        check_contents(tmp_path, [Path("/srv/models/mine")])
-
-
-@pytest.mark.parametrize("text", ["/data/models/mine", "see /srv/models/mine.", f"hf_{'a' * 30}"])
-def test_private_notes_in_the_weights(tmp_path: Path, text):
-    """Guards against what a safetensors file says beside its tensors: an adapter's is published as it came."""
-    save_file({}, tmp_path / "adapter_model.safetensors", {"format": "pt"})
-    assert check_contents(tmp_path), "the premise"
-    save_file({}, tmp_path / "adapter_model.safetensors", {"source": text})
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors holds"):
         check_contents(tmp_path, [Path("/srv/models/mine")])
 
 

@@ -31,6 +31,7 @@ __all__ = ["REVISIONS", "Build", "Source", "build"]
 
 REVISIONS = ("main", "embedding")
 CODE = "modeling_e2rank.py"
+SHARD_SIZE = "5GB"  # of a file of weights
 REQUIREMENTS = {"sentence-transformers": ">=6.1"}
 ADAPTER_REQUIREMENTS = {**REQUIREMENTS, "peft": ">=0.18"}
 # Of a repository on the Hub, only files that are safe to load are fetched.
@@ -54,7 +55,6 @@ class Source:
         keeps_adapter: Whether ``main`` holds an adapter as one, instead of merged into its base.
         base_model: Hub id of an adapter's base, if its configuration names a local folder.
         preset: The row of :data:`~e2rank_st.checkpoints.CHECKPOINTS` that wires a plain checkpoint.
-        shard_size: Largest file of weights, as ``save_pretrained`` takes it.
     """
 
     model: str
@@ -64,7 +64,6 @@ class Source:
     keeps_adapter: bool = False
     base_model: str | None = None
     preset: str | None = None
-    shard_size: str = "5GB"
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ class Build:
         repo_id: The repository's Hub id.
         cards: The card of each revision.
         files: The files of each revision.
-        bases: Hub id → folder of the base that a published adapter needs, unless it is in the Hub's cache.
-        has_adapter: Whether the weights of ``main`` are an adapter.
+        bases: Hub id → folder of the base, if the weights of ``main`` are an adapter.
     """
 
     folder: Path
@@ -85,7 +83,6 @@ class Build:
     cards: Mapping[str, Card]
     files: Mapping[str, list[File]]
     bases: Mapping[str, Path]
-    has_adapter: bool
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -117,7 +114,7 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
     card_file, license_file = source.card or folder / "README.md", source.license or folder / "LICENSE"
     card = read_card(card_file, source.repo_id)
     cards = {"main": card, "embedding": card.embedding(source.repo_id)}
-    base, local_bases = _base(folder, source, card) if kind == "adapter" else ("", {})
+    base = _base(folder, source, card) if kind == "adapter" else ""
     if not license_file.is_file():
         raise FileNotFoundError(f"There is no licence at {license_file}. Name the licence's text with --license.")
     check_size(license_file)
@@ -128,7 +125,7 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
         model = E2Rank(str(folder), preset=preset if kind == "checkpoint" else None, device="cpu")
     with replacing(output) as fresh:
         main, embedding = (fresh / revision for revision in REVISIONS)
-        _save(model, main, source.shard_size)
+        _save(model, main)
         if kind != "adapter":  # an adapter's base comes from a different folder
             _check_complete(folder, main)
         _clean(main)
@@ -138,8 +135,8 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
             _put_adapter(folder, main, base)
         _put_card(cards, fresh, card_file.parent)
         files = {revision: check_contents(fresh / revision, (folder, output)) for revision in REVISIONS}
-    bases = local_bases if source.keeps_adapter else {}
-    return Build(output, source.repo_id, cards, files, bases, source.keeps_adapter), model
+    bases = {base: _base_folder(folder, base)} if source.keeps_adapter else {}
+    return Build(output, source.repo_id, cards, files, bases), model
 
 
 def _find(source: Source) -> tuple[Path, Path | None, str | None]:
@@ -162,8 +159,8 @@ def _check_output(output: Path, model: Path) -> None:
         raise ValueError(f"{output} exists and is not an earlier build, so it is not replaced. Change --output.")
 
 
-def _base(folder: Path, source: Source, card: Card) -> tuple[str, dict[str, Path]]:
-    """The Hub id of an adapter's base, and its folder if it is here."""
+def _base(folder: Path, source: Source, card: Card) -> str:
+    """The Hub id of an adapter's base."""
     named = adapters.read_adapter_config(folder).get("base_model_name_or_path")
     if not isinstance(named, str):
         raise ValueError(
@@ -177,12 +174,17 @@ def _base(folder: Path, source: Source, card: Card) -> tuple[str, dict[str, Path
         )
     if base not in card.base_models:
         raise ValueError(f"The adapter's base is {base}, the card's base_model {card.base_models}. Correct the card.")
-    local = Path(named)
-    if local.is_dir():
-        inspect(local)
-    elif base == BUNDLED_REPOSITORY:
+    if Path(named).is_dir():
+        inspect(Path(named))
+    return base
+
+
+def _base_folder(folder: Path, base: str) -> Path:
+    """The folder of an adapter's base, which was loaded before."""
+    local = Path(adapters.read_adapter_config(folder)["base_model_name_or_path"])
+    if not local.is_dir() and base == BUNDLED_REPOSITORY:
         local = Path(bundled_base())
-    return base, {base: local} if local.is_dir() else {}
+    return local if local.is_dir() else Path(snapshot_download(base, local_files_only=True))
 
 
 def _check_complete(folder: Path, main: Path) -> None:
@@ -196,10 +198,10 @@ def _check_complete(folder: Path, main: Path) -> None:
         )
 
 
-def _save(model: E2Rank, folder: Path, shard_size: str) -> None:
+def _save(model: E2Rank, folder: Path) -> None:
     backbone: Any = model.transformers_model
     # Sentence-Transformers passes no shard size on, and transformers' own default is 50 GB.
-    backbone.save_pretrained = partial(backbone.save_pretrained, max_shard_size=shard_size)
+    backbone.save_pretrained = partial(backbone.save_pretrained, max_shard_size=SHARD_SIZE)
     try:
         model.save_pretrained(str(folder), create_model_card=False)
     finally:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from tenacity import (
@@ -20,9 +20,11 @@ from tenacity import (
     wait_exponential,
 )
 
-__all__ = ["FAULTS", "RETRY", "HubError", "explained", "is_passing"]
+__all__ = ["FAULTS", "NOTHING", "HubError", "ask", "is_passing"]
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 # Base of all errors of the HTTP library that the client uses, which was httpx and is httpx2.
 TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -30,12 +32,8 @@ FAULTS = (OSError, RuntimeError, ValueError, TRANSPORT)  # what the client raise
 PASSING = {408, 429, 500, 502, 503, 504}
 MANUAL = re.compile(r"For more information check: \S+")  # a page about HTTP, in messages of the HTTP library
 LONGEST_WAIT = 60.0  # seconds, also where the Hub asks for more
+NOTHING = "Nothing was published."
 CHANGED = "Somebody else changed the repository meanwhile. Look at it, then run this again with --exist-ok."
-ADVICE = {
-    409: CHANGED,
-    412: CHANGED,
-    413: "The Hub does not take files of this size. Run this again with --shard-size 1GB.",
-}
 NO_NETWORK = "The connection failed. Check network, proxy and HF_ENDPOINT, then run this again."
 
 
@@ -43,24 +41,27 @@ class HubError(RuntimeError):
     """The Hub did not do what was asked; the message says why, and what to do."""
 
 
-@contextmanager
-def explained(step: str, state: Callable[[], str] = lambda: "Nothing was published.") -> Iterator[None]:
-    """Turn what the client raises into one error for the user.
+def ask(
+    step: str, call: Callable[[], Answer], state: Callable[[], str] = lambda: NOTHING, retries: bool = True
+) -> Answer:
+    """Call the Hub.
 
     Args:
-        step: A name for the start of the message.
-        state: Tells how far the publication came.
+        step: A name for the start of an error's message.
+        call: Does it; a second call must do no harm.
+        state: Tells how far the publication came, for the end of the message.
+        retries: Whether to call again after a fault that may pass.
 
     Raises:
         HubError: The client raised something.
     """
     try:
-        yield
-    except HubError:
-        raise
+        return RETRY(call) if retries else call()
     except FAULTS as error:
+        if isinstance(error, HubError):
+            raise
         status = _status(_root(error))
-        advice = ADVICE.get(status, "") if status else NO_NETWORK if is_passing(error) else ""
+        advice = CHANGED if status in {409, 412} else NO_NETWORK if not status and is_passing(error) else ""
         raise HubError(" ".join(filter(None, (f"{step}: {_words(error)}.", advice, state())))) from error
 
 

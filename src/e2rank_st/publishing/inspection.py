@@ -7,7 +7,7 @@ that a shard is missing.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -140,7 +140,8 @@ def _check_modules(folder: Path) -> None:
         path, kind = row.get("path"), row.get("type")
         if not isinstance(row.get("name"), str):
             raise ValueError(f"modules.json has a module without a name, at {path!r}. Save the model again.")
-        if not isinstance(path, str) or not _is_inside(folder, path):
+        is_plain = isinstance(path, str) and not set(path) & set("\\:") and ".." not in path.split("/")
+        if not is_plain or path.startswith("/") or not (folder / path).resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"modules.json names the path {path!r}, out of the folder. Use a folder's plain name.")
         if not isinstance(kind, str) or not (kind in OWN_TYPES or kind.startswith("sentence_transformers.")):
             raise ValueError(
@@ -149,12 +150,6 @@ def _check_modules(folder: Path) -> None:
             )
         if kind in OWN_TYPES and not (folder / path / "config.json").is_file():
             raise ValueError(f"{path}/config.json is missing, the configuration of {kind}. Save the model again.")
-
-
-def _is_inside(folder: Path, path: str) -> bool:
-    parts = PurePosixPath(path)
-    is_plain = not parts.is_absolute() and ".." not in parts.parts and not set(path) & set("\\:")
-    return is_plain and (folder / path).resolve().is_relative_to(folder.resolve())
 
 
 def _read_object(path: Path) -> dict[str, Any]:

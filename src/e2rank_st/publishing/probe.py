@@ -1,7 +1,7 @@
 """A built folder → its vectors and rankings, as a stranger's machine computes them.
 
-``verification`` runs this as a script: ``python -I probe.py JOB.json RESULT.json``. It imports nothing of this package.
-It hides all installed packages but Sentence-Transformers and its requirements, and refuses connections.
+``verification`` runs this as a script, ``python -I probe.py``, in a folder of its own. It imports nothing of this
+package. It hides all installed packages but Sentence-Transformers and its requirements, and refuses connections.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import contextlib
 import importlib.util
 import io
 import json
-import re
 import sys
 from collections.abc import Callable
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from packaging.utils import canonicalize_name
 
 Job: TypeAlias = dict[str, Any]
 
@@ -30,7 +31,7 @@ class _Visible(PathFinder):
     def find_distributions(cls, context: Any = None) -> Any:
         """The visible distributions: some packages ask by metadata whether another one is installed."""
         for found in PathFinder.find_distributions(context):
-            if cls.visible is None or re.sub(r"[-_.]+", "-", found.metadata["Name"]).lower() in cls.visible:
+            if cls.visible is None or canonicalize_name(found.metadata["Name"]) in cls.visible:
                 yield found
 
     @classmethod
@@ -39,21 +40,18 @@ class _Visible(PathFinder):
         return None if fullname.partition(".")[0] in cls.hidden else super().find_spec(fullname, path, target)
 
 
-def main(job_path: str, result_path: str) -> None:
-    """Do a job and write its result.
-
-    Args:
-        job_path: JSON with the task, its inputs, and the modules to hide.
-        result_path: Where to write the result, as JSON.
+def main() -> None:
+    """Do the tasks of ``job.json``. After each of them, ``results.json`` holds the results so far.
 
     Raises:
         RuntimeError: A hidden module can be imported.
     """
-    job = json.loads(Path(job_path).read_text(encoding="utf-8"))
+    job, results = json.loads(Path("job.json").read_text(encoding="utf-8")), {}
     sys.path[:0] = job["path"]
     _isolate(frozenset(job["hidden"]), frozenset(job["visible"]) or None)
-    result = TASKS[job["task"]](job)
-    Path(result_path).write_text(json.dumps(result), encoding="utf-8")
+    for task in job["tasks"]:
+        results[task] = TASKS[task](job)
+        Path("results.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 def _isolate(hidden: frozenset[str], visible: frozenset[str] | None) -> None:
@@ -101,15 +99,16 @@ def rank(model: Any, job: Job) -> dict[str, Any]:
     return results
 
 
-def _stock(job: Job) -> dict[str, Any]:
-    """The ``embedding`` revision without a flag, and ``main`` as other runtimes read it; neither runs its code."""
-    results = {"embedding": _embed(_load(job["repo_id"], revision="embedding"), job), "plain": _plain(job)}
+def _embedding(job: Job) -> dict[str, Any]:
+    """The ``embedding`` revision, without a flag."""
+    results = _embed(_load(job["repo_id"], revision="embedding"), job)
     if any(name.startswith("transformers_modules") for name in sys.modules):
         raise RuntimeError("code of the repository was run, although it was not allowed")
     return results
 
 
 def _plain(job: Job) -> dict[str, Any]:
+    """``main`` as other runtimes read it."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -134,15 +133,15 @@ def _plain(job: Job) -> dict[str, Any]:
 
 
 def _remote(job: Job) -> dict[str, Any]:
-    """``main`` by the repository's id, with its code; saved once more for the next process."""
+    """``main`` by the repository's id, with its code; saved once more for the next task."""
     model = _load(job["repo_id"], trust_remote_code=True)
-    model.save_pretrained(job["again"], create_model_card=False)
-    return {"remote": rank(model, job)}
+    model.save_pretrained("again", create_model_card=False)
+    return rank(model, job)
 
 
 def _again(job: Job) -> dict[str, Any]:
     """The model that was saved, and the Python of the cards."""
-    return {"again": rank(_load(job["again"], trust_remote_code=True), job), **_blocks(job)}
+    return {**rank(_load("again", trust_remote_code=True), job), **_blocks(job)}
 
 
 def _blocks(job: Job) -> dict[str, Any]:
@@ -155,7 +154,13 @@ def _blocks(job: Job) -> dict[str, Any]:
     return {}
 
 
-TASKS: dict[str, Callable[[Job], Job]] = {"stock": _stock, "remote": _remote, "again": _again, "blocks": _blocks}
+TASKS: dict[str, Callable[[Job], dict[str, Any]]] = {
+    "embedding": _embedding,
+    "plain": _plain,
+    "remote": _remote,
+    "again": _again,
+    "blocks": _blocks,
+}
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -19,8 +19,7 @@ logger = logging.getLogger(__name__)
 
 FILES = (Column("file", share=1, style="cyan"), Column("bytes", ",d"), Column("sha256"))
 CHECKS = (Column("check", share=1), Column("difference"), Column("result", share=1, style="bold"))
-PLAN = (Column("revision", style="cyan"), Column("tag"), Column("files", "d"), Column("what happens", share=1))
-DONE = (Column("revision", style="cyan"), Column("commit"), Column("what happened", share=1))
+CHANGES = (Column("revision", style="cyan"), Column("tag"), Column("change", share=1))
 
 
 def publish_model(
@@ -55,30 +54,20 @@ def publish_model(
     failed = [check for check in checks if check.problem]
     if failed:
         raise ValueError(f"{len(failed)} of {len(checks)} checks failed, so nothing is uploaded: {failed[0].problem}")
-    if not dry_run:
-        rows = [(change.revision, change.commit[:12], _outcome(change)) for change in publish(built, target, api)]
-        show(DONE, rows, f"published at {target.repo_id}")
-        return
-    try:
-        changes = plan(built, target, api)
-    except HubError as error:
-        logger.warning("The Hub was not asked for its files: %s", error)
-        changes = [Change(revision, added=files) for revision, files in built.files.items()]
-    plans = [
-        (
-            change.revision,
-            target.tag(change.revision),
-            len(built.files[change.revision]),
-            f"write {len(change.added)}, delete {len(change.deleted)}, of these replace {len(change.replaced)}",
-        )
-        for change in changes
-    ]
-    show(PLAN, plans, f"plan for {target.repo_id}; nothing was uploaded")
+    if dry_run:
+        title = f"plan for {target.repo_id}; nothing was uploaded"
+        try:
+            changes = plan(built, target, api)
+        except HubError as error:
+            logger.warning("The Hub was not asked for its files: %s", error)
+            changes = [Change(revision, added=files) for revision, files in built.files.items()]
+    else:
+        title, changes = f"published at {target.repo_id}", publish(built, target, api)
+    show(CHANGES, [(change.revision, target.tag(change.revision), _words(change)) for change in changes], title)
 
 
-def _outcome(change: Change) -> str:
-    if change.pull_request:
-        return change.pull_request
+def _words(change: Change) -> str:
     if not change.added and not change.deleted:
         return "already there, no commit"
-    return f"{len(change.added)} files written, {len(change.deleted)} deleted"
+    counts = f"write {len(change.added)}, delete {len(change.deleted)}, of these replace {len(change.replaced)}"
+    return f"{change.pull_request or change.commit[:12] or 'planned'}: {counts}"

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -21,11 +20,13 @@ from packaging.version import InvalidVersion, Version
 
 from e2rank_st.publishing.build import Build
 from e2rank_st.publishing.contents import File, describe
-from e2rank_st.publishing.hub import FAULTS, RETRY, HubError, explained, is_passing
+from e2rank_st.publishing.hub import FAULTS, NOTHING, HubError, ask, is_passing
 
 __all__ = ["Change", "Target", "check_target", "plan", "publish"]
 
 logger = logging.getLogger(__name__)
+
+Commits: TypeAlias = dict[str, str]  # name of a branch or tag → its commit
 
 HUBS_OWN = ".gitattributes"  # the Hub writes it into a new repository
 
@@ -96,9 +97,8 @@ def check_target(target: Target, api: HfApi | None = None) -> None:
     Raises:
         HubError: There is no token, it lacks the rights, the name is taken, or the Hub cannot be asked.
     """
-    api, namespace = api or HfApi(), target.repo_id.partition("/")[0]
-    with explained("checking the token"):
-        account: dict[str, Any] = RETRY(api.whoami)
+    hub, namespace = _Publication(target, api), target.repo_id.partition("/")[0]
+    account: dict[str, Any] = ask("checking the token", hub.api.whoami)
     members = [account.get("name"), *(organisation.get("name") for organisation in account.get("orgs", []))]
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         problem = (
@@ -110,14 +110,14 @@ def check_target(target: Target, api: HfApi | None = None) -> None:
             f"checking the token: it belongs to {account.get('name')}, who is not a member of {namespace}. Create or "
             "join that organisation, correct --repo-id, or use a different token."
         )
-    elif not target.exist_ok and _Publication(target, api).refs()[0]:
+    elif not target.exist_ok and hub.refs()[0]:
         problem = (
             f"creating the repository: the name {target.repo_id} is taken. Publish into that repository with "
             "--exist-ok, or choose a different name."
         )
     else:
         return
-    raise HubError(f"{problem} Nothing was published.")
+    raise HubError(f"{problem} {NOTHING}")
 
 
 def plan(build: Build, target: Target, api: HfApi | None = None) -> list[Change]:
@@ -126,8 +126,8 @@ def plan(build: Build, target: Target, api: HfApi | None = None) -> list[Change]
     Raises:
         HubError: The Hub cannot be asked.
     """
-    publication = _Publication(target, api or HfApi())
-    return publication.compare(build, publication.refs()[0])
+    hub = _Publication(target, api)
+    return hub.compare(build, hub.refs()[0])
 
 
 def publish(build: Build, target: Target, api: HfApi | None = None) -> list[Change]:
@@ -144,13 +144,11 @@ def publish(build: Build, target: Target, api: HfApi | None = None) -> list[Chan
     Raises:
         HubError: A step failed. The message names it, the revisions that were published, and the way to go on.
     """
-    api, repo_id = api or HfApi(), target.repo_id
     check_target(target, api)
     hub = _Publication(target, api)
     hub.ensure(
         "creating the repository",
-        lambda branches, _: bool(branches),
-        lambda: api.create_repo(repo_id, private=target.private),
+        lambda branches, _: branches or hub.api.create_repo(target.repo_id, private=target.private),
     )
     branches, tags = hub.refs()
     changes = hub.compare(build, branches)
@@ -172,88 +170,82 @@ def publish(build: Build, target: Target, api: HfApi | None = None) -> list[Chan
 class _Publication:
     """The steps on the Hub. Their errors tell how far this publication came."""
 
-    def __init__(self, target: Target, api: HfApi) -> None:
+    def __init__(self, target: Target, api: HfApi | None) -> None:
         self.target = target
         self.repo_id = target.repo_id
-        self.api = api
+        self.api = api or HfApi()
         self.changes: list[Change] = []
 
-    def refs(self) -> tuple[dict[str, str], dict[str, str]]:
+    def refs(self) -> tuple[Commits, Commits]:
         """The commits of the branches and of the tags; both empty if the repository does not exist."""
-        with self._step("reading the repository"):
-            return RETRY(self._refs)
+        return ask("reading the repository", self._refs, self._state)
 
-    def ensure(
-        self, step: str, is_done: Callable[[dict[str, str], dict[str, str]], bool], do: Callable[[], object]
-    ) -> None:
+    def ensure(self, step: str, act: Callable[[Commits, Commits], object], retries: bool = True) -> None:
         """Do a step. Each try looks first: an earlier one may have done it, and only the answer got lost."""
+        ask(step, lambda: act(*self._refs()), self._state, retries)
 
-        def look_and_do() -> None:
-            if not is_done(*self._refs()):
-                do()
-
-        with self._step(step):
-            RETRY(look_and_do)
-
-    def compare(self, build: Build, branches: Mapping[str, str]) -> list[Change]:
+    def compare(self, build: Build, branches: Commits) -> list[Change]:
         """The change that makes each branch equal to the build."""
-        with self._step("reading the repository"):
-            changes = []
-            for revision, files in build.files.items():
-                if not branches:
-                    changes.append(Change(revision, added=files))
-                elif revision in branches:
-                    changes.append(self._compare(revision, files, branches[revision]))
-                else:  # a new branch starts at the first commit, and replaces nothing
-                    first = self.api.list_repo_commits(self.repo_id)[-1].commit_id
-                    changes.append(replace(self._compare(revision, files, first), replaced=[]))
-            return changes
+
+        def one(revision: str, files: list[File]) -> Change:
+            if not branches:
+                return Change(revision, added=files)
+            if revision in branches:
+                return self._compare(revision, files, branches[revision])
+            # A new branch starts at the first commit, and replaces nothing.
+            first = self.api.list_repo_commits(self.repo_id)[-1].commit_id
+            return replace(self._compare(revision, files, first), replaced=[])
+
+        every = build.files.items()
+        return ask("reading the repository", lambda: [one(*item) for item in every], self._state, retries=False)
 
     def upload(self, build: Build, change: Change) -> None:
         """Commit a change, and confirm it."""
         name, files, folder = change.revision, build.files[change.revision], build.folders[change.revision]
         self.ensure(
             f"creating the branch {name}",
-            lambda branches, _: name in branches,
-            lambda: self.api.create_branch(self.repo_id, branch=name, revision=change.head),
+            lambda branches, _: (
+                name in branches or self.api.create_branch(self.repo_id, branch=name, revision=change.head)
+            ),
         )
-        with self._step(f"committing {name}"):
-            # Outside of the tries, since each of these reads a whole file for its hash.
-            operations: list[Any] = [CommitOperationAdd(file.name, folder / file.name) for file in change.added]
-            operations += [CommitOperationDelete(file) for file in change.deleted]
-            if self.target.create_pr:  # a second try could open a second pull request
-                self._commit(change, files, operations)
-            else:
-                RETRY(self._commit, change, files, operations)
-        with self._step(f"confirming {name}"):
-            wrong = self._compare(name, files, change.commit)
+        step = f"committing {name}"
+        # Outside of the tries, since each of these reads a whole file for its hash.
+        operations: list[Any] = [CommitOperationAdd(file.name, folder / file.name) for file in change.added]
+        operations += [CommitOperationDelete(file) for file in change.deleted]
+
+        def commit(branches: Commits, _: Commits) -> None:
+            if branches.get(name, change.head) != change.head:
+                there = self._compare(name, files, branches[name])
+                if not there.added and not there.deleted:  # an earlier try made the commit
+                    change.commit, change.is_open = there.head, True
+                    return
+            self._commit(change, operations)
+
+        # A second try could open a second pull request.
+        self.ensure(step, commit, retries=not self.target.create_pr)
+        step = f"confirming {name}"
+        wrong = ask(step, lambda: self._compare(name, files, change.commit), self._state, retries=False)
         if wrong.added or wrong.deleted:
             names = ", ".join([*(file.name for file in wrong.added), *wrong.deleted])
             raise HubError(
-                f"confirming {name}: the Hub reports different content than was sent for {names}. Do not trust the "
-                f"commit {change.commit:.12}. Run this again with --exist-ok --overwrite; if the error stays, revert "
-                f"the commit at https://huggingface.co/{self.repo_id}/commits/{name}."
+                f"{step}: the Hub reports different content than was sent for {names}. Do not trust the commit "
+                f"{change.commit:.12}. Run this again with --exist-ok --overwrite; if the error stays, revert the "
+                f"commit at https://huggingface.co/{self.repo_id}/commits/{name}."
             )
         change.is_open = False
         logger.info("%s is published at %.12s, confirmed by hashes that the Hub reports.", name, change.commit)
 
     def set_tag(self, tag: str, commit: str) -> None:
         """Put a tag at a commit."""
-        step = f"setting the tag {tag}"
-        if self.target.overwrite:
-            self.ensure(
-                step,
-                lambda _, tags: tags.get(tag, commit) == commit,
-                lambda: self.api.delete_tag(self.repo_id, tag=tag),
-            )
-        self.ensure(
-            step,
-            lambda _, tags: tags.get(tag) == commit,
-            lambda: self.api.create_tag(self.repo_id, tag=tag, revision=commit),
-        )
 
-    def _step(self, name: str) -> AbstractContextManager[None]:
-        return explained(name, self._state)
+        def put(_: Commits, tags: Commits) -> None:
+            if tags.get(tag) == commit:
+                return
+            if tag in tags and self.target.overwrite:
+                self.api.delete_tag(self.repo_id, tag=tag)
+            self.api.create_tag(self.repo_id, tag=tag, revision=commit)
+
+        self.ensure(f"setting the tag {tag}", put)
 
     def _state(self) -> str:
         doubtful = ", ".join(change.revision for change in self.changes if change.is_open)
@@ -267,11 +259,9 @@ class _Publication:
         facts = [f"Published and confirmed so far: {done}."] if done else []
         if doubtful:
             facts.append(f"The commit to {doubtful} may be on the Hub, but that was not confirmed.")
-        if not facts:
-            return "Nothing was published."
-        return " ".join([*facts, "The same command with --exist-ok goes on from there."])
+        return " ".join([*facts, "The same command with --exist-ok goes on from there."]) if facts else NOTHING
 
-    def _refs(self) -> tuple[dict[str, str], dict[str, str]]:
+    def _refs(self) -> tuple[Commits, Commits]:
         try:
             refs = self.api.list_repo_refs(self.repo_id)
         except RepositoryNotFoundError as error:
@@ -297,12 +287,7 @@ class _Publication:
             path = self.api.hf_hub_download(self.repo_id, file.name, revision=commit, local_dir=folder)
             return describe(Path(path), Path(folder)) == file
 
-    def _commit(self, change: Change, files: Sequence[File], operations: list[Any]) -> None:
-        if change.is_open:  # an earlier try may have made the commit, and only the answer got lost
-            there = self._compare(change.revision, files, self._refs()[0].get(change.revision, change.head))
-            if there.head != change.head and not there.added and not there.deleted:
-                change.commit = there.head
-                return
+    def _commit(self, change: Change, operations: list[Any]) -> None:
         try:
             info = self.api.create_commit(
                 self.repo_id,

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -23,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.constants import HF_HUB_CACHE
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from e2rank_st.model import E2Rank
-from e2rank_st.publishing import probe
 from e2rank_st.publishing.build import Build
 from e2rank_st.publishing.contents import check_contents
+from e2rank_st.publishing.probe import rank
 
 __all__ = ["Check", "verify"]
 
@@ -47,6 +48,12 @@ DOCUMENTS = [
 TOLERANCE = 1e-6
 # Stock modules pool in the model's own precision, which has few digits below float32.
 ROUGH_TOLERANCE = 2e-2
+# The checks of each process, in order. The first one may not run code, and only the last one may import this package.
+PROCESSES: tuple[dict[str, str], ...] = (
+    {"embedding": "embedding revision, without a flag", "plain": "AutoTokenizer, AutoModel and pooling"},
+    {"remote": "main revision, trust_remote_code=True", "again": "saved and loaded again; Python of the cards"},
+    {"blocks": "Python of the cards, with this package"},
+)
 SMALL = 2 * 2**30  # bytes of a model that fits into memory several times
 TIMEOUT = 3600.0  # seconds for one process; an 8B model on a CPU takes its time
 
@@ -80,43 +87,25 @@ def verify(build: Build, model: E2Rank) -> list[Check]:
         OSError: A process cannot be started.
     """
     # The one place where the probe's code runs here: both sides do the same.
-    expected = probe.rank(model, {"queries": QUERIES, "documents": DOCUMENTS})
+    expected = rank(model, {"queries": QUERIES, "documents": DOCUMENTS})
     rough = TOLERANCE if next(model.parameters()).dtype == torch.float32 else ROUGH_TOLERANCE
-    rows = (
-        ("stock", "embedding", "embedding revision, without a flag", rough),
-        ("stock", "plain", "AutoTokenizer, AutoModel and pooling", rough),
-        ("remote", "remote", "main revision, trust_remote_code=True", TOLERANCE),
-        ("again", "again", "saved and loaded again; Python of the cards", TOLERANCE),
-        ("blocks", "", "Python of the cards, with this package", 0.0),
-    )
-    checks = [_check_files(build)]
-    results = _run(build)
-    for task, part, name, tolerance in rows:
-        result = results.get(task)
-        if isinstance(result, str):
-            checks.append(Check(name, problem=result))
-        elif result is not None:
-            checks.append(_compare(name, result[part], expected, tolerance) if part else Check(name))
-    return checks
-
-
-def _run(build: Build) -> dict[str, dict[str, Any] | str]:
-    """The result of each task, or the reason of its failure."""
-    results: dict[str, dict[str, Any] | str] = {}
-    chains = [("remote", "again"), ("stock",)]
-    if any(OWN_PACKAGE in code for card in build.cards.values() for code in card.blocks):
-        chains.append(("blocks",))
+    with_own = any(OWN_PACKAGE in code for card in build.cards.values() for code in card.blocks)
+    processes = PROCESSES if with_own else PROCESSES[:-1]
     is_small = sum(file.size for file in build.files["main"]) < SMALL
     with TemporaryDirectory() as scratch, ThreadPoolExecutor(2 if is_small else 1) as pool:
-        machine = _Machine(build, Path(scratch))
-
-        def run(tasks: tuple[str, ...]) -> None:
-            for task in tasks:
-                is_lost = any(isinstance(results.get(earlier), str) for earlier in tasks)
-                results[task] = "not tried, since loading failed" if is_lost else machine.run(task)
-
-        list(pool.map(run, chains))  # as a list, so that an error in a thread is raised
-    return results
+        _put_in_cache(Path(scratch), build.repo_id, build.folders)
+        for base, path in build.bases.items():
+            _put_in_cache(Path(scratch), base, {"main": path})
+        answers = list(pool.map(lambda tasks: _run(build, Path(scratch), tasks), processes))
+    checks = [_check_files(build)]
+    for process, (results, problem) in zip(processes, answers, strict=True):
+        for task, name in process.items():
+            if task in results:
+                checks.append(_compare(name, results[task], expected, rough if "plain" in process else TOLERANCE))
+            else:
+                checks.append(Check(name, problem=problem))
+                problem = "not tried, since the check before it failed"
+    return checks
 
 
 def _check_files(build: Build) -> Check:
@@ -133,13 +122,13 @@ def _check_files(build: Build) -> Check:
 
 def _compare(name: str, got: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> Check:
     """The largest difference, and the first text at which it is too large."""
-    largest, problem = 0.0, ""
+    largest, problem = None, ""
     for part, values in got.items():
         one, other = np.asarray(values), np.asarray(expected[part])
         if one.shape != other.shape:
             return Check(name, problem=f"{part} gives the shape {one.shape}, the source model {other.shape}")
         difference = np.abs(one - other).reshape(len(one), -1).max(axis=1)  # one a text
-        largest = max(largest, float(difference.max()))
+        largest = max(largest or 0.0, float(difference.max()))
         if not problem and not difference.max() <= tolerance:
             row = int(difference.argmax())
             text = (DOCUMENTS if part == "encode_document" else QUERIES)[row]
@@ -147,66 +136,39 @@ def _compare(name: str, got: Mapping[str, Any], expected: Mapping[str, Any], tol
     return Check(name, largest, problem)
 
 
-class _Machine:
-    """A machine with an empty disk, but for a cache that holds the build as if it had been downloaded.
-
-    Args:
-        build: The build.
-        folder: An empty folder for the cache and for the files of the processes.
-    """
-
-    def __init__(self, build: Build, folder: Path) -> None:
-        self.build = build
-        self.folder = folder
-        self.cache = folder / "hub"
-        _put_in_cache(self.cache, build.repo_id, build.folders)
-        for base, path in build.bases.items():
-            _put_in_cache(self.cache, base, {"main": path})
-        if build.has_adapter and not build.bases:  # then this user's cache holds the base: show that one, too
-            for base in build.cards["main"].base_models:
-                name = f"models--{base.replace('/', '--')}"
-                if Path(HF_HUB_CACHE, name).is_dir():
-                    (self.cache / name).symlink_to(Path(HF_HUB_CACHE, name).resolve())
-        self.visible = _closure(["sentence-transformers", *(["peft"] if build.has_adapter else [])])
-
-    def run(self, task: str) -> dict[str, Any] | str:
-        """Do one of the probe's tasks in a fresh process: its result, or the reason of its failure."""
-        with_package = task == "blocks"
-        own = Path(sys.modules[OWN_PACKAGE].__file__ or "").parents[1]
-        job = {
-            "task": task,
-            "repo_id": self.build.repo_id,
-            "main": str(self.build.folders["main"].resolve()),
-            "again": str(self.folder / "again"),
-            "queries": QUERIES,
-            "documents": DOCUMENTS,
-            "hidden": [] if with_package else _hidden_modules(self.visible),
-            "visible": [] if with_package else sorted(self.visible),
-            "path": [str(own)] if with_package else [],
-            "blocks": {
-                name: [code for code in card.blocks if (OWN_PACKAGE in code) == with_package]
-                for name, card in self.build.cards.items()
-            },
-        }
-        written, result = self.folder / f"{task}.job", self.folder / f"{task}.result"
-        written.write_text(json.dumps(job), encoding="utf-8")
-        command = [sys.executable, "-I", str(Path(probe.__file__).resolve()), str(written), str(result)]
+def _run(build: Build, cache: Path, tasks: Iterable[str]) -> tuple[dict[str, Any], str]:
+    """Do some of the probe's tasks in a fresh process: their results, and why the next one has none."""
+    with_package = "blocks" in tasks
+    visible = set() if with_package else _closure(["sentence-transformers", *(["peft"] if build.bases else [])])
+    job = {
+        "tasks": list(tasks),
+        "repo_id": build.repo_id,
+        "main": str(build.folders["main"].resolve()),
+        "queries": QUERIES,
+        "documents": DOCUMENTS,
+        "hidden": _hidden_modules(visible) if visible else [],
+        "visible": sorted(visible),
+        "path": [str(Path(__file__).parents[2])] if with_package else [],
+        "blocks": {
+            name: [code for code in card.blocks if (OWN_PACKAGE in code) == with_package]
+            for name, card in build.cards.items()
+        },
+    }
+    # Without settings of the Hub, least of all the token.
+    environment = {name: value for name, value in os.environ.items() if not re.search("HF_|HUGGING|TOKEN", name)}
+    environment |= {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-I", str(Path(__file__).with_name("probe.py"))]
+    with TemporaryDirectory(dir=cache) as folder:
+        Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
+        environment["HF_HOME"] = folder
         try:
-            done = subprocess.run(
-                command, env=self._environment(), cwd=self.folder, capture_output=True, text=True, timeout=TIMEOUT
-            )
+            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
+            problem = _last_words(done.stderr) or f"ended with status {done.returncode}"
         except subprocess.TimeoutExpired:
-            return f"no answer within {TIMEOUT:.0f} s"
-        if done.returncode:
-            return _last_words(done.stderr) or f"ended with status {done.returncode}"
-        answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        return answer
-
-    def _environment(self) -> dict[str, str]:
-        """This process's environment without settings of the Hub, least of all the token."""
-        kept = {name: value for name, value in os.environ.items() if not re.search("HF_|HUGGING|TOKEN", name)}
-        own = {"HF_HOME": str(self.folder / "home"), "HF_HUB_CACHE": str(self.cache), "HF_HUB_OFFLINE": "1"}
-        return {**kept, **own, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+            problem = f"no answer within {TIMEOUT:.0f} s"
+        results = Path(folder, "results.json")
+        return json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}, problem
 
 
 def _put_in_cache(cache: Path, repo_id: str, folders: Mapping[str, Path]) -> None:
@@ -229,7 +191,7 @@ def _hidden_modules(visible: set[str]) -> list[str]:
     hidden = [
         module
         for module, names in packages_distributions().items()
-        if module.isidentifier() and not any(_normal(name) in visible for name in names)
+        if module.isidentifier() and visible.isdisjoint(map(canonicalize_name, names))
     ]
     return sorted({*hidden, OWN_PACKAGE})
 
@@ -237,24 +199,17 @@ def _hidden_modules(visible: set[str]) -> list[str]:
 def _closure(names: Iterable[str]) -> set[str]:
     """Distributions and all their requirements, with the extras that one of them asks for."""
     found: set[tuple[str, str]] = set()
-    waiting = [(_normal(name), "") for name in names]
+    waiting = [(name, "") for name in names]
     while waiting:
         one = waiting.pop()
         if one in found:
             continue
         found.add(one)
-        name, extra = one
-        try:
-            lines = requires(name) or []
-        except PackageNotFoundError:  # for another platform
-            continue
-        wanted = [line for line in map(Requirement, lines) if not line.marker or line.marker.evaluate({"extra": extra})]
-        waiting += [(_normal(line.name), option) for line in wanted for option in ("", *line.extras)]
+        with suppress(PackageNotFoundError):  # for another platform
+            for line in map(Requirement, requires(one[0]) or []):
+                if not line.marker or line.marker.evaluate({"extra": one[1]}):
+                    waiting += [(canonicalize_name(line.name), option) for option in ("", *line.extras)]
     return {name for name, _ in found}
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _last_words(stderr: str) -> str:
