@@ -24,9 +24,8 @@ from e2rank_st.console import Column, reported_errors, show
 if TYPE_CHECKING:
     from e2rank_st.benchmarks.reranking import Failure
     from e2rank_st.benchmarks.results import Result
-    from e2rank_st.benchmarks.speed import Speeds
 
-__all__ = ["app", "mteb", "report", "rerank", "run_script", "show_speeds", "submit", "table"]
+__all__ = ["app", "mteb", "report", "rerank", "run_script", "submit", "table"]
 
 MTEB_COLUMNS = (
     Column("task", share=1),
@@ -90,13 +89,6 @@ def run_script(command: Callable[..., None]) -> None:
     script.command()(command)
     with reported_errors(Path(sys.argv[0]).name):
         script()
-
-
-def show_speeds(speeds: Speeds) -> None:
-    """Show the figures of a benchmark of speed."""
-    first, *others = speeds.rows[0]
-    columns = (Column(first, share=1), *(Column(name, ",") for name in others))
-    show(columns, [tuple(row.values()) for row in speeds.rows], title=speeds.title)
 
 
 def _library(name: str) -> Any:
