@@ -14,6 +14,7 @@ from e2rank_st import E2Rank  # noqa: E402
 from e2rank_st.benchmarks.instructions import listwise_instruction  # noqa: E402
 from e2rank_st.benchmarks.mteb_model import MODES, E2RankMTEB  # noqa: E402
 from e2rank_st.benchmarks.mteb_search import TAIL_SHIFT  # noqa: E402
+from e2rank_st.provenance import counted  # noqa: E402
 from tests.beir import write_collection  # noqa: E402
 
 QUIET = {"batch_size": 32, "show_progress_bar": False}
@@ -142,19 +143,18 @@ def test_search_as_mteb_does(bundled: E2Rank, tmp_path: Path):
 
 def test_vectors_are_never_made_again(tiny: E2Rank, facts: list[str]):
     """Guards against documents that are embedded for reranking: a query costs itself and one prompt."""
-    system = encoder(tiny, keep_vectors=True)
-    queries = {"a": "fleas", "b": "rivers"}
+    system, queries = encoder(tiny, keep_vectors=True), {"a": "fleas", "b": "rivers"}
     repeated = {**numbered(facts), "again": facts[0]}
-    search(system, repeated, queries)
-    cost = system.costs[0]
-    assert (cost.queries, cost.documents, cost.index.texts) == (2, 11, 10)
-    assert (cost.retrieval.texts, cost.reranking.texts) == (2, 2)
-    assert cost.reranking.tokens > cost.retrieval.tokens > 0
+
+    def texts(documents: dict[str, str]) -> int:
+        with counted(tiny) as cost:
+            search(system, documents, queries)
+        return cost.texts
+
+    assert texts(repeated) == 10 + 2 + 2  # distinct documents, queries, prompts
     system.set_mode("embedding")
-    search(system, repeated, queries)
-    assert (system.costs[1].index.texts, system.costs[1].reranking.texts) == (0, 0)
-    search(system, numbered(facts), queries)  # another corpus
-    assert system.costs[2].index.texts == 10
+    assert texts(repeated) == 2
+    assert texts(numbered(facts)) == 10 + 2, "another corpus"
     assert encoder(tiny).keep_vectors is False
 
 
@@ -242,9 +242,7 @@ def test_models_without_instructions_get_none(bundled: E2Rank, facts: list[str])
     assert list(found) == [f"d{hit['corpus_id']}" for hit in expected]
 
 
-@pytest.mark.parametrize(
-    "options", [{"mode": "both"}, {"rerank_depth": 0}, {"chunk_size": 0}, {"name": "model", "revision": "1"}]
-)
+@pytest.mark.parametrize("options", [{"mode": "both"}, {"rerank_depth": 0}, {"name": "model", "revision": "1"}])
 def test_refuses_what_it_cannot_do(tiny: E2Rank, options: dict):
     """Guards against settings that would fail after hours, or mean something else."""
     with pytest.raises(ValueError, match="Got"):

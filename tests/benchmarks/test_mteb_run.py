@@ -106,10 +106,6 @@ def test_a_result_says_what_it_is(found: dict[str, Result], output: Path, data: 
     plain, reranked = (result.systems[mode] for mode, result in found.items())
     assert (plain.kind, plain.parameters, reranked.kind) == ("embedding", {}, "listwise")
     assert (reranked.parameters["max_prompt_tokens"], reranked.parameters["rerank_depth"]) == (LONGEST_PROMPT, 100)
-    costs = [result.mteb["cost"][0]["per_query"] for result in found.values()]
-    assert [cost["texts"] for cost in costs] == [1, 2]
-    assert costs[0]["prompt_tokens"] == 0 < costs[1]["prompt_tokens"]
-    assert found["two-stage"].mteb["cost"][0]["index"]["texts"] == 0  # the vectors of the other mode
     written = "".join(path.read_text(encoding="utf-8") for path in output.glob("*/*"))
     assert str(data) not in written and str(output) not in written
 
@@ -220,13 +216,11 @@ def test_other_data_under_the_same_name(toy: dict[str, Any], tmp_path: Path):
 
 
 def test_few_queries_are_partial(toy: dict[str, Any], tmp_path: Path):
-    """Guards against a smoke run that passes for a result; the corpus stays whole."""
+    """Guards against a smoke run that passes for a result."""
     (outcome,) = run(Options(output_dir=tmp_path, limit=2, **toy, **NFCORPUS, **PLAIN))
     assert outcome.state == "done, local, partial"
     (result,) = results(tmp_path).values()
     assert (result.partial, result.settings["limit"], result.queries) == (True, 2, 2)
-    cost = result.mteb["cost"][0]
-    assert cost["queries"] == 2 and cost["documents"] > 20
 
 
 @pytest.fixture
@@ -252,7 +246,7 @@ def test_tasks_without_search_run_once(toy: dict[str, Any], tmp_path: Path):
     ((place, result),) = results(tmp_path).items()
     assert place == ("MockSTSTask", "embedding")
     system = result.systems["embedding"]
-    assert (system.per_query, result.queries, result.mteb["cost"]) == ({}, 0, [])
+    assert (system.per_query, result.queries) == ({}, 0)
     assert 100 * system.scores["cosine_spearman"] == outcome.score
     with pytest.raises(ValueError, match="None of the tasks searches; run them with the mode embedding"):
         Options(output_dir=tmp_path, modes=["two-stage"], tasks=["sts"], **toy)
@@ -263,10 +257,6 @@ def test_tasks_without_search_run_once(toy: dict[str, Any], tmp_path: Path):
     [
         ({}, "Got no tasks"),
         ({"tasks": ["NFCorpu"]}, "Did you mean: 'NFCorpus'"),
-        ({**NFCORPUS, "modes": ["reranking"]}, "Got the mode 'reranking'; give some of embedding, two-stage"),
-        ({**NFCORPUS, "limit": 0}, "Got limit=0; give at least 1"),
-        ({**NFCORPUS, "prompt_documents": 0}, "Got prompt_documents=0"),
-        ({**NFCORPUS, "data_dir": Path("nowhere")}, "is not a folder"),
         ({**NFCORPUS, "model": "no/such/folder"}, "neither a folder here nor a Hub id"),
     ],
 )

@@ -75,12 +75,10 @@ def test_modes_of_mteb_are_compared(tmp_path: Path):
 
 
 def test_what_is_missing_is_named(tmp_path: Path):
-    """Guards against a mean over other tasks than those that were asked for."""
+    """Guards against a mean over tasks that a system was not measured on."""
     results = [reranking(LEVELS, task=task, **TOY) for task in ("dl19", "dl20")]
     found = read_entries([write_results(tmp_path, *results)])
-    check_complete(found, ["dl19", "dl20"])
-    with pytest.raises(ValueError, match="No results for covid, news; run the evaluation"):
-        check_complete(found, ["dl19", "covid", "news"])
+    check_complete(found)
     with pytest.raises(ValueError, match=f"No results for listwise_k6 of {OWN} on DL20 bm25"):
         check_complete(found[:-1])
 

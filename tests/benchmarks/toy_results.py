@@ -114,7 +114,7 @@ def official(task: str, mode: str, level: float, revision: str, **changes: Any) 
         "evaluation_time": 1.0,
         "scores": scores,
     }
-    return mteb(task, mode, level, local=False, mteb={"cost": [], "result": result}, **changes)
+    return mteb(task, mode, level, local=False, mteb={"result": result}, **changes)
 
 
 def of_another(result: Result, revision: str) -> Result:

@@ -191,7 +191,7 @@ def gains(entries: Sequence[Entry]) -> Any:
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     if len(chosen) > PANELS:
-        figure.suptitle(f"the first {PANELS} of {len(chosen)}: name --tasks to see others")
+        figure.suptitle(f"the first {PANELS} of {len(chosen)}: name fewer result files to see others")
     return figure
 
 

@@ -17,17 +17,17 @@ Axes: B queries, N documents of the corpus, D dimensions.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from e2rank_st.benchmarks.corpus import Corpus, Layout
+from e2rank_st.benchmarks.corpus import Corpus
 from e2rank_st.benchmarks.instructions import instruction_template, listwise_instruction
-from e2rank_st.benchmarks.mteb_search import MODES, Mode, SearchCost, candidate_rows, head_and_tail, named, rerank
+from e2rank_st.benchmarks.mteb_search import MODES, TAIL_SHIFT, Mode, rerank, rules_of
 from e2rank_st.model import E2Rank
-from e2rank_st.provenance import Cost, counted
-from e2rank_st.search.exact import Rules, nearest
+from e2rank_st.search.exact import nearest
 from e2rank_st.search.vectors import Matrix, unit_rows
 
 try:
@@ -65,12 +65,8 @@ class E2RankMTEB(AbsEncoder):
             not taken for the other.
         rerank_depth: How many documents of a query to rerank.
         num_prompt_documents: K, instead of the configured one.
-        chunk_size: How many documents to embed at a time.
         keep_vectors: Whether to take the vectors of the last corpus if the same one comes again, as it does for the
             second mode. This is right only as long as the weights do not change.
-
-    Attributes:
-        costs: A :class:`~e2rank_st.benchmarks.mteb_search.SearchCost` for each search, in their order.
 
     Raises:
         ValueError: A value is not allowed.
@@ -85,24 +81,20 @@ class E2RankMTEB(AbsEncoder):
         mode: Mode = "embedding",
         rerank_depth: int = 100,
         num_prompt_documents: int | None = None,
-        chunk_size: int = 50_000,
         keep_vectors: bool = False,
     ) -> None:
         if "/" not in name:
             raise ValueError(f"Got the name {name!r}; MTEB wants organisation/name.")
-        if rerank_depth < 1 or chunk_size < 1:
-            raise ValueError(f"Got rerank_depth={rerank_depth} and chunk_size={chunk_size}; give at least 1.")
+        if rerank_depth < 1:
+            raise ValueError(f"Got rerank_depth={rerank_depth}; give at least 1.")
         self.model = model
         self.name, self.revision = name, revision
         self.rerank_depth = rerank_depth
         configured = model.listwise.num_prompt_documents
         self.num_prompt_documents = configured if num_prompt_documents is None else num_prompt_documents
-        self.chunk_size = chunk_size
         self.keep_vectors = keep_vectors
-        self.costs: list[SearchCost] = []
         self.instruction_template = instruction_template(model.prompts.get("query"))
-        self._corpus: Corpus | None = None
-        self._index_cost = Cost()
+        self._embedded: tuple[Corpus, Matrix] | None = None
         self.set_mode(mode)
 
     def set_mode(self, mode: Mode) -> None:
@@ -212,17 +204,12 @@ class E2RankMTEB(AbsEncoder):
         prepared: Any = create_dataloader(
             corpus, task_metadata=task_metadata, prompt_type=DOCUMENT, num_proc=num_proc
         ).dataset
-        layout = Layout.of(list(corpus["id"]), prepared.select_columns("text"))
-
-        def encode(texts: list[str]) -> Matrix:
-            return self._embed(texts, task_metadata, DOCUMENT, **encode_kwargs)
-
-        with counted(self.model) as self._index_cost:
-            if self.keep_vectors and self._corpus and self._corpus.layout.fingerprint == layout.fingerprint:
-                return
-            self._corpus = None  # before another one's vectors take memory
-            dimension = self.model.get_embedding_dimension() or 0
-            self._corpus = Corpus.embed(layout, encode, dimension, self.chunk_size)
+        documents = Corpus.of(list(corpus["id"]), prepared.select_columns("text"))
+        if self.keep_vectors and self._embedded and self._embedded[0].fingerprint == documents.fingerprint:
+            return
+        self._embedded = None  # before another one's vectors take memory
+        encode = partial(self._embed, task_metadata=task_metadata, prompt_type=DOCUMENT, **encode_kwargs)
+        self._embedded = documents, documents.embed(encode, self.model.get_embedding_dimension() or 0)
 
     def search(
         self,
@@ -242,8 +229,8 @@ class E2RankMTEB(AbsEncoder):
         Args:
             queries: Queries with ``id`` and ``text``, and perhaps an instruction or a dialogue.
             task_metadata: The task's.
-            hf_split: For :attr:`costs`.
-            hf_subset: For :attr:`costs`.
+            hf_split: Not used.
+            hf_subset: Not used.
             top_k: Most documents of a query.
             encode_kwargs: Arguments of ``SentenceTransformer.encode``.
             top_ranked: Candidates of each query by their ids; without them the whole corpus.
@@ -258,26 +245,28 @@ class E2RankMTEB(AbsEncoder):
             RuntimeError: Nothing was indexed.
             ValueError: A candidate is not in the corpus.
         """
-        if (corpus := self._corpus) is None:
+        if self._embedded is None:
             raise RuntimeError("There is no corpus to search; call index first.")
+        corpus, stored = self._embedded
         # The loader puts instructions and dialogues into the text.
         prepared: Any = create_dataloader(queries, task_metadata=task_metadata, prompt_type=QUERY).dataset
         texts, ids = list(prepared["text"]), list(queries["id"])
         depth = self.rerank_depth if self.mode == "two-stage" else 0
-        with counted(self.model) as retrieval:
-            vectors = unit_rows(self._embed(texts, task_metadata, QUERY, **encode_kwargs))  # (B, D)
-            itself = _leaves_out_itself(task_metadata.name)
-            listed = candidate_rows(corpus.layout, ids, top_ranked, leave_out_itself=itself)
-            rules = None if listed is None else Rules(listed, only=top_ranked is not None)
-            found = nearest(vectors, corpus.vectors, max(top_k, depth), rules=rules, device=self.model.device)
-            results = [named(corpus, near.rows, near.scores.tolist()) for near in found]
-        with counted(self.model) as reranking:
-            if depth:
-                heads = [near.rows[:depth] for near in found]
-                reranked = rerank(self.model, corpus, texts, heads, **self._reranking(task_metadata, encode_kwargs))
-                results = [head_and_tail(*parts) for parts in zip(reranked, results, strict=True)]
-        place = (task_metadata.name, hf_subset, hf_split, self.mode, len(ids), len(corpus.layout.ids))
-        self.costs.append(SearchCost(*place, self._index_cost, retrieval, reranking))
+        vectors = unit_rows(self._embed(texts, task_metadata, QUERY, **encode_kwargs))  # (B, D)
+        rules = rules_of(corpus, ids, top_ranked, leave_out_itself=_leaves_out_itself(task_metadata.name))
+        found = nearest(vectors, stored, max(top_k, depth), rules=rules, device=self.model.device)
+        results = [
+            {corpus.ids[row]: score for row, score in zip(near.rows, near.scores.tolist(), strict=True)}
+            for near in found
+        ]
+        if depth:
+            heads = [near.rows[:depth] for near in found]
+            how = self._reranking(task_metadata, encode_kwargs)
+            reranked = rerank(self.model, corpus, stored, texts, heads, **how)
+            results = [  # the reranked documents, then the rest of stage 1, strictly below
+                head | {id_: score - TAIL_SHIFT for id_, score in scores.items() if id_ not in head}
+                for head, scores in zip(reranked, results, strict=True)
+            ]
         return {id_: dict(islice(scores.items(), top_k)) for id_, scores in zip(ids, results, strict=True)}
 
     def _reranking(self, task_metadata: TaskMetadata, encode_kwargs: Any) -> dict[str, Any]:

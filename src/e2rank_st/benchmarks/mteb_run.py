@@ -1,4 +1,4 @@
-"""MTEB tasks → a result file for each task and mode: scores, their settings, and the cost of a query.
+"""MTEB tasks → a result file for each task and mode: scores and their settings.
 
 Finished tasks are kept when the same options are given again. A task that fails is told with its error, and the others
 still run. Results over local folders are marked local, those of a few queries partial: neither is an official score.
@@ -37,12 +37,11 @@ from e2rank_st.benchmarks.results import Result, SystemResult
 from e2rank_st.model import check_name
 from e2rank_st.provenance import environment, scrubbed
 
-__all__ = ["FAILED", "Options", "Outcome", "metric_name", "plan", "run"]
+__all__ = ["FAILED", "MODES", "Options", "Outcome", "metric_name", "plan", "run"]
 
 logger = logging.getLogger(__name__)
 
 FAILED = "failed"
-LEAST = ("limit", "prompt_documents", "rerank_depth", "batch_size")  # options that are at least 1
 TWO_STAGE_SETTINGS = ("prompt_documents", "rerank_depth")  # the embedding does not depend on them
 # Another value of one of these is another result; the size of a batch changes times only.
 IDENTITY = ("task", "local", "partial", "models", "sources", "settings")
@@ -71,7 +70,7 @@ class Options:
         show_progress_bar: Whether to show bars inside a task.
 
     Raises:
-        ValueError: A value is not allowed, or there is nothing to run.
+        ValueError: A name is unknown, or there is nothing to run.
     """
 
     model: str
@@ -93,13 +92,6 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        if unknown := [mode for mode in self.modes if mode not in MODES]:
-            raise ValueError(f"Got the mode {unknown[0]!r}; give some of {', '.join(MODES)}.")
-        for name in LEAST:
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"Got {name}={value}; give at least 1.")
-        if self.data_dir is not None and not self.data_dir.is_dir():
-            raise ValueError(f"Got the data folder {self.data_dir}, which is not a folder.")
         check_name(self.model)
         plan(self)
 
@@ -245,7 +237,6 @@ class _Runner:
         """Evaluate, and write the result."""
         start = time.perf_counter()
         self.encoder.set_mode(mode)
-        self.encoder.costs.clear()
         if self.options.limit is not None:
             limit_queries(task, self.options.limit)
         for leaf in leaves(task):
@@ -271,7 +262,7 @@ class _Runner:
             environment=environment(self.encoder.model.device),
             queries=len(by_query),
             seconds=round(time.perf_counter() - start, 3),
-            mteb={"cost": [cost.described() for cost in self.encoder.costs], "result": written},
+            mteb={"result": written},
         )
         result.write(self._path(task, mode))
         return result

@@ -11,7 +11,7 @@ A result is written as ``{task}-{first stage}.json``, whole or not at all.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from e2rank_st.benchmarks.first_stages import (
 from e2rank_st.benchmarks.instructions import instructed
 from e2rank_st.benchmarks.measurement import Entrant, measure, results_of
 from e2rank_st.benchmarks.models import Subject, load, load_cross_encoder
-from e2rank_st.benchmarks.reranking_options import Options, chosen_tasks
+from e2rank_st.benchmarks.reranking_options import VECTOR_SYSTEMS, Options, chosen_tasks
 from e2rank_st.benchmarks.results import Result
 from e2rank_st.benchmarks.systems import Embedding, FirstStage, Listwise, Pointwise, Rocchio, System
 from e2rank_st.benchmarks.tasks import Task
@@ -37,7 +37,9 @@ from e2rank_st.evaluation.metrics import MAIN
 from e2rank_st.provenance import environment
 from e2rank_st.search.index import Index
 
-__all__ = ["Failure", "Options", "evaluate", "load_subjects", "run"]
+__all__ = ["VECTOR_SYSTEMS", "Failure", "Options", "evaluate", "load_subjects", "run"]
+
+REFERENCES = ("baseline_embedding", "embedding", "first_stage")  # the others are compared with the first that runs
 
 
 class Failure(NamedTuple):
@@ -99,7 +101,8 @@ def evaluate(options: Options, task: Task, subjects: Mapping[str, Subject]) -> R
     """
     start = time.perf_counter()
     systems = {role: _systems(options, task, role, subject.model) for role, subject in subjects.items()}
-    compare_with = _reference(options, ["first_stage", *(name for part in systems.values() for name in part)])
+    names = {"first_stage", *(name for part in systems.values() for name in part)}
+    compare_with = next(name for name in REFERENCES if name in names)
     instruction = task.retrieval_instruction if options.instructions == "task" else None
     with ExitStack() as stack:
         for role, subject in subjects.items():
@@ -113,7 +116,7 @@ def evaluate(options: Options, task: Task, subjects: Mapping[str, Subject]) -> R
             batch_size=options.batch_size,
             show_progress_bar=options.show_progress_bar,
         )
-    tests: Any = {"relevant_from": task.relevant_from, "compare_with": compare_with, "seed": options.seed}
+    tests: Any = {"relevant_from": task.relevant_from, "compare_with": compare_with}
     result = Result(
         benchmark="reranking",
         task=task.name,
@@ -146,28 +149,16 @@ def _systems(options: Options, task: Task, role: str, model: Any) -> dict[str, S
     has_place = "{instruction}" in model.listwise.format.template and options.instructions == "task"
     found: dict[str, System] = {
         "embedding": Embedding(model),
-        "rocchio": Rocchio(model, options.rocchio_documents, options.rocchio_weight),
+        "rocchio": Rocchio(model),
     }
     for count in options.num_prompt_documents or (None,):
         found["listwise" if len(options.num_prompt_documents) < 2 else f"listwise_k{count}"] = Listwise(
             model,
             num_prompt_documents=count,
-            candidate_order=options.candidate_order,
-            passes=options.passes,
-            query_weight=options.query_weight,
             instruction=task.listwise_instruction if has_place else None,
         )
     prefix = "baseline_" if role == "baseline" else ""
     return {prefix + name: system for name, system in found.items() if system.kind in options.systems}
-
-
-def _reference(options: Options, names: Sequence[str]) -> str:
-    """The system that the others are compared with."""
-    preferred = ("baseline_embedding", "embedding", "first_stage")
-    chosen = options.compare_with or next(name for name in preferred if name in names)
-    if chosen not in names:
-        raise ValueError(f"Got compare_with={chosen!r}, which is none of {', '.join(names)}.")
-    return chosen
 
 
 def _enter(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,10 @@ from typing import Any
 from e2rank_st.benchmarks.models import BUNDLED
 from e2rank_st.benchmarks.tasks import Task, find_tasks
 from e2rank_st.model import check_name
-from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS
 
 __all__ = ["VECTOR_SYSTEMS", "Options", "chosen_tasks"]
 
 VECTOR_SYSTEMS = ("embedding", "rocchio", "listwise")
-CHOICES: Mapping[str, Sequence[Any]] = {
-    "systems": VECTOR_SYSTEMS,
-    "candidate_order": (None, *CANDIDATE_ORDERS),
-    "dtype": ("float32", "bfloat16"),
-    "instructions": ("task", "model"),
-}
-LEAST = {
-    "top_n": 1, "limit": 1, "batch_size": 1, "num_prompt_documents": 1, "passes": 1, "rocchio_documents": 1,
-    "embedding_queries": 0,
-}  # fmt: skip
 # No number depends on these, or the result has them elsewhere.
 NOT_SETTINGS = {
     "tasks", "model", "baseline", "cross_encoder", "data_dir", "output_dir", "runs_dir", "show_progress_bar",
@@ -56,22 +45,14 @@ class Options:
         batch_size: Texts in a forward pass.
         systems: Names of the systems of each model.
         num_prompt_documents: A listwise system for each of these K; empty for one with the model's K.
-        candidate_order: Order of the prompt's documents; None for the model's.
-        passes: Listwise passes.
-        query_weight: Share of the query's own vector in listwise reranking; None for the model's.
-        rocchio_documents: Documents that Rocchio feedback takes to be relevant.
-        rocchio_weight: Weight of their mean.
         instructions: ``task`` for the task's, ``model`` for the model's own.
-        compare_with: The system that the others are compared with; None for the baseline's embedding, or else the
-            model's, or else the first stage.
         embedding_queries: Queries that are also timed without stored vectors.
-        seed: Of bootstrap and randomisation test.
         output_dir: Where results go.
         runs_dir: Where a TREC run of each system goes, with real scores; None for nowhere.
         show_progress_bar: Whether to show one.
 
     Raises:
-        ValueError: A value is not allowed, or the options do not name exactly one source of candidates.
+        ValueError: A name is unknown, or the options do not name exactly one source of candidates.
     """
 
     tasks: Sequence[str] = ()
@@ -94,27 +75,14 @@ class Options:
     batch_size: int = 32
     systems: Sequence[str] = VECTOR_SYSTEMS
     num_prompt_documents: Sequence[int] = ()
-    candidate_order: str | None = None
-    passes: int = 1
-    query_weight: float | None = None
-    rocchio_documents: int = 3
-    rocchio_weight: float = 0.3
     instructions: str = "task"
-    compare_with: str | None = None
     embedding_queries: int = 10
-    seed: int = 0
     output_dir: Path = Path("results")
     runs_dir: Path | None = None
     show_progress_bar: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would fail later, or mean something else."""
-        for name, least in LEAST.items():
-            if any(value is not None and value < least for value in _each(getattr(self, name))):
-                raise ValueError(f"Got {name}={getattr(self, name)}; give at least {least}.")
-        for name, allowed in CHOICES.items():
-            if unknown := [value for value in _each(getattr(self, name)) if value not in allowed]:
-                raise ValueError(f"Got {name}={unknown[0]!r}; give one of {', '.join(map(str, allowed))}.")
         for model in (self.model, self.baseline, self.cross_encoder):
             if model is not None:
                 check_name(model)
@@ -152,11 +120,6 @@ def chosen_tasks(options: Options) -> list[Task]:
         raise ValueError("Got nothing to evaluate on; name tasks, results or a folder in BEIR's layout.")
     name = own.resolve().name.split(".")[0] if own else ""
     return [_of_split(task, options.split) for task in tasks or [Task(name=name, title=name)]]
-
-
-def _each(value: Any) -> Sequence[Any]:
-    """The values of an option that takes several, or the only one."""
-    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _of_split(task: Task, split: str | None) -> Task:

@@ -80,7 +80,7 @@ class Result:
         queries: How many queries there are; 0 where no scores by query are known.
         candidates: Most candidates of a query; 0 where the corpus is searched.
         seconds: Wall-clock time.
-        mteb: ``result``, as MTEB writes it, and the ``cost`` of each search.
+        mteb: ``result``, as MTEB writes it.
     """
 
     benchmark: str
@@ -230,19 +230,15 @@ def titled(entry: Entry, entries: Sequence[Entry]) -> str:
     return f"{entry.name} ({short[entry.model] if len(set(short.values())) == len(models) else entry.model})"
 
 
-def check_complete(entries: Sequence[Entry], tasks: Iterable[str] = ()) -> None:
-    """Check that no task, and no system on a task, is missing.
+def check_complete(entries: Sequence[Entry]) -> None:
+    """Check that no system is missing on a task.
 
     Args:
         entries: All of them.
-        tasks: Names of tasks that have to be there.
 
     Raises:
         ValueError: Something is missing; the message names it.
     """
-    missing = [task for task in tasks if task not in {entry.result.task for entry in entries}]
-    if missing:
-        raise ValueError(f"No results for {', '.join(missing)}; run the evaluation on them, or leave them out.")
     for benchmark in dict.fromkeys(entry.result.benchmark for entry in entries):
         part = [entry for entry in entries if entry.result.benchmark == benchmark]
         there = {(entry.column, entry.model, entry.name) for entry in part}

@@ -19,13 +19,12 @@ from torch import Tensor
 from e2rank_st.benchmarks.candidates import Case
 from e2rank_st.labelling.teachers import CrossEncoderTeacher
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS, cosine
-from e2rank_st.search.reranking import rerank_rows
+from e2rank_st.modeling_e2rank import cosine
 from e2rank_st.search.vectors import Matrix
 
 __all__ = ["Embedding", "FirstStage", "Listwise", "Pointwise", "Rocchio", "System", "best_first", "parameters"]
 
-CONFIGURED = ("num_prompt_documents", "candidate_order", "query_weight")  # what a model decides unless told
+CONFIGURED = ("num_prompt_documents", "candidate_order", "query_weight")  # a model decides them; K can be given, too
 
 
 @dataclass(frozen=True)
@@ -96,55 +95,25 @@ class Listwise:
     Attributes:
         model: The model.
         num_prompt_documents: K; None for the model's.
-        candidate_order: ``given`` or ``similarity``; None for the model's.
-        passes: How often the candidates are reranked; a later pass shows the best of the one before.
-        query_weight: Share of the query's own vector in the final query vector; None for the model's.
         instruction: Of the prompt; None for the model's.
-
-    Raises:
-        ValueError: A value is not allowed.
     """
 
     kind: ClassVar[str] = "listwise"
     model: E2Rank
     num_prompt_documents: int | None = None
-    candidate_order: str | None = None
-    passes: int = 1
-    query_weight: float | None = None
     instruction: str | None = None
 
-    def __post_init__(self) -> None:
-        """Check what ``rerank`` does not."""
-        if self.passes < 1:
-            raise ValueError(f"Got {self.passes} passes; give at least 1.")
-        if self.query_weight is not None and not 0 <= self.query_weight <= 1:
-            raise ValueError(f"Got the query weight {self.query_weight}; give one from 0 to 1.")
-        if self.candidate_order not in (None, *CANDIDATE_ORDERS):
-            raise ValueError(f"Got the order {self.candidate_order!r}; give one of {', '.join(CANDIDATE_ORDERS)}.")
-
     def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
-        """N cosines; a pass costs a forward pass of the prompt, and one of the query where that has a share."""
-        scores = self._pass(case, vectors, list(range(len(case.documents))), self.candidate_order)
-        for _ in range(1, self.passes):
-            scores = self._pass(case, vectors, best_first(scores), "given")
-        return scores
-
-    def _pass(self, case: Case, vectors: Matrix | None, order: list[int], candidate_order: str | None) -> list[float]:
-        """Rerank the candidates in an order; the scores are in the order of the case."""
-        (ranking,) = rerank_rows(
-            self.model,
-            [case.query],
-            [order],
-            [[case.documents[place] for place in order]],
-            [_given(vectors)[order]],
+        """N cosines; costs a forward pass of the prompt, and one of the query where that has a share."""
+        ranking = self.model.rerank(
+            case.query,
+            list(case.documents),
+            document_embeddings=_given(vectors),
             num_prompt_documents=self.num_prompt_documents,
-            candidate_order=candidate_order,
-            query_weight=self.query_weight,
             instruction=self.instruction,
             show_progress_bar=False,
         )
-        scores = {hit["corpus_id"]: float(hit["score"]) for hit in ranking}
-        return [scores[place] for place in range(len(order))]
+        return [hit["score"] for hit in sorted(ranking, key=lambda hit: hit["corpus_id"])]
 
 
 @dataclass(frozen=True)
@@ -174,7 +143,7 @@ def parameters(system: System) -> dict[str, Any]:
     values = {field.name: getattr(system, field.name) for field in fields(system) if field.name != "model"}
     if isinstance(system, Listwise):
         for name in CONFIGURED:
-            if values[name] is None:
+            if values.get(name) is None:
                 values[name] = getattr(system.model.listwise, name)
     return values
 
