@@ -215,12 +215,16 @@ def test_other_data_under_the_same_name(toy: dict[str, Any], tmp_path: Path):
     assert found[0].sources != found[1].sources
 
 
-def test_few_queries_are_partial(toy: dict[str, Any], tmp_path: Path):
-    """Guards against a smoke run that passes for a result."""
+def test_few_queries_are_partial(toy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Guards against a smoke run that passes for a result; the corpus stays whole."""
+    original, sizes = mteb_run.E2RankMTEB.index, []
+    counting = lambda self, corpus, **how: sizes.append(len(corpus)) or original(self, corpus, **how)  # noqa: E731
+    monkeypatch.setattr(mteb_run.E2RankMTEB, "index", counting)
     (outcome,) = run(Options(output_dir=tmp_path, limit=2, **toy, **NFCORPUS, **PLAIN))
     assert outcome.state == "done, local, partial"
     (result,) = results(tmp_path).values()
     assert (result.partial, result.settings["limit"], result.queries) == (True, 2, 2)
+    assert sizes[0] > 20
 
 
 @pytest.fixture

@@ -348,9 +348,11 @@ def submit(
 ) -> None:
     """Check results of MTEB and build a submission to its leaderboard."""
     library = _library("submission")
-    options = library.Options(results, model, name, revision, release_date, benchmark or (), training_code, output_dir)
+    told = {"release_date": release_date, "training_code": training_code}
     try:
-        submitted = library.submit(options)
+        submitted = library.submit(
+            results, model, name, revision, benchmarks=benchmark or (), output_dir=output_dir, **told
+        )
     except library.Refused as error:  # a line for each reason
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
