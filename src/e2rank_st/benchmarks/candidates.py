@@ -78,9 +78,6 @@ class Candidates:
     def checked(self, *, judged_only: bool = False) -> Candidates:
         """Check that cases and judgements are of the same queries and the same documents.
 
-        Args:
-            judged_only: Leave out queries without judgements.
-
         Raises:
             ValueError: They are not.
         """

@@ -216,10 +216,6 @@ FIGURES: Mapping[str, Callable[[Sequence[Entry]], Any]] = {
 def draw(entries: Sequence[Entry], only: Container[str] = FIGURES) -> dict[str, Any]:
     """Draw the figures that there is data for.
 
-    Args:
-        entries: The data.
-        only: Names of those to draw.
-
     Returns:
         Figures by name: ``{benchmark}-{figure}``.
 

@@ -69,12 +69,7 @@ def measure(
     """Rank the candidates of every query by every system, one query at a time, as a search engine does.
 
     The systems take turns, so that a machine whose speed drifts treats all alike. A first call of each is not counted.
-
-    Args:
-        entrants: Who ranks what.
-        embedding_queries: For how many queries the time to embed their candidates is taken.
-        batch_size: Texts in a forward pass there.
-        show_progress_bar: Whether to show one.
+    The time to embed candidates is taken for the first ``embedding_queries``.
 
     Returns:
         Rankings and cost of each system, by its name.
@@ -128,14 +123,7 @@ def results_of(
     relevant_from: int,
     compare_with: str,
 ) -> dict[str, SystemResult]:
-    """Compute the result of each system.
-
-    Args:
-        entrants: Who ranked what.
-        measured: The return value of :func:`measure`.
-        judgements: Of all queries.
-        relevant_from: Least grade that MAP, MRR and recall count as relevant.
-        compare_with: The system that the others are compared with.
+    """Compute the result of each system, and compare all with one of them.
 
     Raises:
         ValueError: A query has no judgements.

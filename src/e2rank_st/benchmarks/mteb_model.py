@@ -98,11 +98,7 @@ class E2RankMTEB(AbsEncoder):
         self.set_mode(mode)
 
     def set_mode(self, mode: Mode) -> None:
-        """Change the mode; the vectors of the last corpus stay.
-
-        Raises:
-            ValueError: There is no such mode.
-        """
+        """Change the mode; the vectors of the last corpus stay."""
         if mode not in MODES:
             raise ValueError(f"Got the mode {mode!r}; give one of {', '.join(MODES)}.")
         self.mode = mode
@@ -140,16 +136,7 @@ class E2RankMTEB(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> Matrix:
-        """Embed texts, of shape (texts, D).
-
-        Args:
-            inputs: MTEB's batches.
-            task_metadata: Where the instruction comes from.
-            hf_split: Not used.
-            hf_subset: Not used.
-            prompt_type: Whether they are queries or documents; None for neither.
-            **kwargs: Arguments of ``SentenceTransformer.encode``.
-        """
+        """Embed the texts of MTEB's batches, of shape (texts, D); ``kwargs`` are those of the model's ``encode``."""
         return self._embed([text for batch in inputs for text in batch["text"]], task_metadata, prompt_type, **kwargs)
 
     def _embed(
@@ -179,22 +166,11 @@ class E2RankMTEB(AbsEncoder):
         corpus: Any,
         *,
         task_metadata: TaskMetadata,
-        hf_split: str,
-        hf_subset: str,
         encode_kwargs: Any,
         num_proc: int | None = None,
-        **kwargs: Any,
+        **_: Any,
     ) -> None:
-        """Embed a corpus, each distinct text once, and keep the vectors.
-
-        Args:
-            corpus: Documents with ``id``, ``text`` and perhaps ``title``.
-            task_metadata: The task's.
-            hf_split: Not used.
-            hf_subset: Not used.
-            encode_kwargs: Arguments of ``SentenceTransformer.encode``.
-            num_proc: How many processes prepare the texts.
-            **kwargs: Not used.
+        """Embed a corpus (``id``, ``text``, perhaps ``title``), each distinct text once, and keep the vectors.
 
         Raises:
             ValueError: A quantised precision is asked for.
@@ -216,26 +192,20 @@ class E2RankMTEB(AbsEncoder):
         queries: Any,
         *,
         task_metadata: TaskMetadata,
-        hf_split: str,
-        hf_subset: str,
         top_k: int,
         encode_kwargs: Any,
         top_ranked: Any = None,
-        num_proc: int | None = None,
-        **kwargs: Any,
+        **_: Any,
     ) -> dict[str, dict[str, float]]:
         """Search the corpus that was indexed last.
 
         Args:
             queries: Queries with ``id`` and ``text``, and perhaps an instruction or a dialogue.
             task_metadata: The task's.
-            hf_split: Not used.
-            hf_subset: Not used.
             top_k: Most documents of a query.
             encode_kwargs: Arguments of ``SentenceTransformer.encode``.
             top_ranked: Candidates of each query by their ids; without them the whole corpus.
-            num_proc: How many processes prepare the texts.
-            **kwargs: Not used.
+            **_: Not used.
 
         Returns:
             For each query, scores of documents: cosines of stage 1, or of stage 2 for those that were reranked and
@@ -293,17 +263,7 @@ def load_e2rank(
     dtype: str = "float32",
     prompts: dict[str, str] | None = None,
 ) -> E2RankMTEB:
-    """Load a model as MTEB's registry does: the ``experiment_kwargs`` of a result are arguments here.
-
-    Args:
-        name: Its Hub id.
-        revision: The commit.
-        device: Where it runs; by default the best there is.
-        mode: See :class:`E2RankMTEB`.
-        prompt_documents: K, instead of the configured one.
-        rerank_depth: How many documents of a query to rerank.
-        dtype: Of the weights.
-        prompts: Texts before queries and documents, instead of the configured ones.
+    """Load a model from the Hub as MTEB's registry does: the ``experiment_kwargs`` of a result are arguments here.
 
     Raises:
         ValueError: A value is not allowed.

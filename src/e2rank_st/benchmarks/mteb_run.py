@@ -49,25 +49,7 @@ IDENTITY = ("task", "local", "partial", "models", "sources", "settings")
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an evaluation by MTEB.
-
-    Attributes:
-        model: Name of the model: see :func:`~e2rank_st.benchmarks.models.load`.
-        output_dir: Where results go, as ``{organisation}__{name}/{task}.{mode}.json``, and finished ones are found.
-        tasks: Names of tasks, as MTEB has them.
-        benchmarks: Names of sets of tasks, as MTEB has them.
-        modes: The modes; a task that does not search is run in the first one only.
-        name: The model's name in results; None for the Hub id, or ``local/`` and the folder's name.
-        revision: Commit of a Hub repository; for a folder, the name of its state in results.
-        data_dir: Local folders in the place of the Hub.
-        limit: Queries of each split.
-        prompt_documents: K; None for the model's.
-        rerank_depth: How many documents of a query to rerank.
-        batch_size: Texts in a forward pass.
-        device: Where the model runs; None for the best there is.
-        dtype: Of the weights.
-        overwrite: Whether to replace a result that depends on something else.
-        show_progress_bar: Whether to show bars inside a task.
+    """The options of ``e2rank eval mteb``, whose ``--help`` says what each means.
 
     Raises:
         ValueError: A name is unknown, or there is nothing to run.
@@ -171,7 +153,7 @@ class _Runner:
     encoder: E2RankMTEB
 
     def run(self, task: AbsTask, modes: Sequence[Mode]) -> Iterator[Outcome]:
-        """Evaluate a copy of a task in some modes; an error becomes an outcome."""
+        """Evaluate a copy of a task in some modes."""
         task = copy.deepcopy(task)
         for mode in modes:
             try:

@@ -87,12 +87,9 @@ def sources_of(task: AbsTask) -> dict[str, str]:
 
 
 def use_folder(task: AbsTask, data_dir: Path) -> None:
-    """Make a task read local folders instead of the Hub.
+    """Make a task read local folders instead of the Hub; it is to be run in a :func:`private_cache`.
 
-    Args:
-        task: Changed in place; to be run in a :func:`private_cache`.
-        data_dir: Has a folder for each leaf, laid out as its Hub repository and called as that or as the task; case
-            does not matter.
+    The data folder has one for each leaf, laid out as its Hub repository and called as that or as the task.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -130,10 +127,6 @@ def private_cache() -> Iterator[None]:
 def limit_queries(task: AbsTask, limit: int) -> None:
     """Load a task's data and keep the first queries of every split; the corpus stays whole.
 
-    Args:
-        task: Changed in place.
-        limit: How many.
-
     Raises:
         ValueError: The task has no queries.
     """
@@ -161,9 +154,6 @@ def _limit_split(data: Any, limit: int) -> None:
 
 def record_queries(task: AbsTask) -> PerQuery:
     """Make a task note the nDCG@10 of each query.
-
-    Args:
-        task: Changed in place.
 
     Returns:
         A table that fills while the task is evaluated; it stays empty for tasks that do not search.

@@ -143,12 +143,7 @@ PARTS = tuple(dict.fromkeys((*TABLES, *FIGURES)))  # a table and a figure may ha
 
 
 def make_tables(entries: Sequence[Entry], only: Sequence[str] = PARTS) -> list[Table]:
-    """The tables that there are entries for.
-
-    Args:
-        entries: The data.
-        only: Names of the tables to make; other names are passed over.
-    """
+    """The tables that there are entries for; names in ``only`` that are those of figures are passed over."""
     makers = [make for name, make in TABLES.items() if name in only]
     tables = []
     for benchmark in dict.fromkeys(entry.result.benchmark for entry in entries):
@@ -179,14 +174,8 @@ def write_figures(
 ) -> list[Path]:
     """Write the figures that there is data for, each whole or not at all.
 
-    Args:
-        entries: The data.
-        folder: Where they go.
-        formats: Endings of the files.
-        only: Names of the figures to draw; other names are passed over.
-
     Returns:
-        The files.
+        The files, of each figure one for each format (``png``, ``pdf``, ``svg``).
 
     Raises:
         ImportError: matplotlib is missing.

@@ -43,12 +43,7 @@ REFERENCES = ("baseline_embedding", "embedding", "first_stage")  # the others ar
 
 
 class Failure(NamedTuple):
-    """A task that could not be evaluated.
-
-    Attributes:
-        task: Its name.
-        error: The reason.
-    """
+    """A task that could not be evaluated, and the reason."""
 
     task: str
     error: str
@@ -87,12 +82,7 @@ def load_subjects(options: Options) -> dict[str, Subject]:
 
 
 def evaluate(options: Options, task: Task, subjects: Mapping[str, Subject]) -> Result:
-    """Evaluate all systems on a task, and write the result.
-
-    Args:
-        options: The options.
-        task: The task.
-        subjects: The models: see :func:`load_subjects`.
+    """Evaluate all systems of the models by role (see :func:`load_subjects`) on a task, and write the result.
 
     Raises:
         ValueError: The data or an option is wrong.

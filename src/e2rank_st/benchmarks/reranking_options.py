@@ -22,34 +22,7 @@ NOT_SETTINGS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an evaluation of reranking.
-
-    Attributes:
-        tasks: Names of tasks, or of benchmarks for all of their tasks.
-        first_stage: Whose candidates.
-        data_dir: Folder with ``rerank/``, and with a folder in BEIR's layout for each corpus; None for the Hub.
-        results: First-stage results with text, JSON lines.
-        qrels: Their judgements in TREC's form.
-        beir: Corpus, queries and judgements in BEIR's layout.
-        split: Whose judgements there; None for the task's, or else ``test``.
-        run: A TREC run over ``beir``.
-        own_first_stage: Whether each model retrieves its own candidates.
-        top_n: Candidates of a query.
-        limit: How many queries to take; the result is then marked partial.
-        judged_only: Whether to leave out queries without judgements.
-        model: Name of the model: see :func:`~e2rank_st.benchmarks.models.load`.
-        baseline: Name of a second model.
-        cross_encoder: Name of a Sentence-Transformers cross-encoder.
-        device: Where they run; None for the best there is.
-        dtype: Of the weights.
-        batch_size: Texts in a forward pass.
-        systems: Names of the systems of each model.
-        num_prompt_documents: A listwise system for each of these K; empty for one with the model's K.
-        instructions: ``task`` for the task's, ``model`` for the model's own.
-        embedding_queries: Queries that are also timed without stored vectors.
-        output_dir: Where results go.
-        runs_dir: Where a TREC run of each system goes, with real scores; None for nowhere.
-        show_progress_bar: Whether to show one.
+    """The options of ``e2rank eval rerank``, whose ``--help`` says what each means.
 
     Raises:
         ValueError: A name is unknown, or the options do not name exactly one source of candidates.

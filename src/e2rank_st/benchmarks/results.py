@@ -233,9 +233,6 @@ def titled(entry: Entry, entries: Sequence[Entry]) -> str:
 def check_complete(entries: Sequence[Entry]) -> None:
     """Check that no system is missing on a task.
 
-    Args:
-        entries: All of them.
-
     Raises:
         ValueError: Something is missing; the message names it.
     """

@@ -47,9 +47,6 @@ MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 def summary(entries: Sequence[Entry]) -> str:
     """Make the full tables, in Markdown: one of reranking, and one of MTEB if both models were run there.
 
-    Args:
-        entries: Of both benchmarks.
-
     Raises:
         ValueError: A system is missing, on all tasks or on one, or is one of several models; or so is a mode of MTEB.
     """
@@ -66,9 +63,6 @@ def summary(entries: Sequence[Entry]) -> str:
 
 def short_summary(entries: Sequence[Entry]) -> str:
     """Make the README's table, in Markdown: four tasks, the base's embedding beside the trained model.
-
-    Args:
-        entries: Of reranking; others are passed over.
 
     Raises:
         ValueError: A task or a system is missing, or a system is one of several models.

@@ -73,17 +73,7 @@ class Rocchio:
 
 
 def feedback(query: Tensor, documents: Tensor, num_documents: int, weight: float) -> Tensor:
-    """Move a query towards the mean of its nearest documents.
-
-    Args:
-        query: Vector of unit length, (D,).
-        documents: Vectors of unit length, (N, D).
-        num_documents: How many are taken, nearest first; more than N takes all.
-        weight: Of the mean.
-
-    Returns:
-        The moved query, (D,).
-    """
+    """Move a query (D,) towards the mean of its nearest documents (N, D), all of unit length."""
     nearest = best_first(cosine(documents, query).tolist())[:num_documents]
     return query + weight * documents[nearest].to(query.device, query.dtype).mean(0) if nearest else query
 
