@@ -61,27 +61,29 @@ def test_rerank_shows_and_writes(data: Path, checkpoint: Path, tmp_path: Path):
     assert len(list((tmp_path / "runs").iterdir())) == 7
 
 
-def test_a_failed_task_is_told(data: Path, checkpoint: Path):
-    """Guards against a run that fails with status 0, and against results of others that are lost."""
+def test_a_failed_task_is_told_and_the_others_run(data: Path, checkpoint: Path):
+    """Guards against a run that fails with status 0, and against a night's results that one bad file costs."""
     options = ["--data-dir", data, "--model", checkpoint, "--device", "cpu", "--systems", "embedding"]
     done = run("rerank", "--tasks", "dl19,dl21", *options, "--embedding-queries", 0)
     assert done.exit_code == 1
     assert "dl19: error: dl19: no dl19_bm25_top100.jsonl" in done.stderr
     assert done.stderr.endswith("1 of 2 tasks failed.\n")
     assert done.stdout.startswith("# DL21, bm25 top 7")
+    assert [path.name for path in Path("results").iterdir()] == ["dl21-bm25.json"]
 
 
 def test_mteb_shows_and_writes(data: Path, checkpoint: Path, tmp_path: Path):
     """Guards against an option that is read and forgotten, and against a failed task that nobody sees."""
     pytest.importorskip("mteb")
     options = ["--data-dir", data, "--model", checkpoint, "--device", "cpu", "--limit", 2, "--output-dir", "out"]
-    done = run("mteb", "--tasks", "NFCorpus,SciFact", "--mode", "embedding", "--name", "org/toy", *options)
+    done = run("mteb", "--tasks", "SciFact,NFCorpus", "--mode", "embedding", "--name", "org/toy", *options)
     assert done.exit_code == 1
-    title, first, second = done.stdout.splitlines()
+    title, second, first = done.stdout.splitlines()
     assert title == "# org/toy"
     assert first.startswith("NFCorpus\tembedding\tndcg@10\t") and first.endswith("\tdone, local, partial")
     assert second.split("\t")[0] == "SciFact" and second.endswith("\tfailed")
-    assert "SciFact embedding: failed: FileNotFoundError: --data-dir has no folder SciFact" in done.stderr
+    error = "FileNotFoundError: --data-dir has no folder SciFact or scifact for the task SciFact."
+    assert f"SciFact embedding: failed: {error}" in done.stderr
     assert [path.name for path in tmp_path.glob("out/org__toy/*")] == ["NFCorpus.embedding.json"]
 
 
@@ -96,6 +98,8 @@ def test_mteb_shows_and_writes(data: Path, checkpoint: Path, tmp_path: Path):
         ("rerank --tasks dl19 --num-prompt-documents 3,0", "got '0'; give whole numbers from 1"),
         ("rerank --tasks dl19 --systems listwise,bm25", "got 'bm25'; give some of embedding, rocchio, listwise"),
         ("mteb", "Got no tasks"),
+        ("mteb --tasks NFCorpu", "Did you mean: 'NFCorpus'"),
+        ("mteb --tasks NFCorpus --model no/such/folder", "neither a folder here nor a Hub id"),
         ("mteb --tasks NFCorpus --mode both", "got 'both'; give some of embedding, two-stage"),
         ("mteb --tasks NFCorpus --data-dir nowhere", "'nowhere' does not exist"),
         ("report", "Missing argument 'RESULTS...'"),
