@@ -79,16 +79,9 @@ class Options:
 
 
 class Outcome(NamedTuple):
-    """The end of one task in one mode.
+    """The end of one task in one mode: its score in points, or NaN and the error of a failed one.
 
-    Attributes:
-        task: Name of the task.
-        mode: Name of the mode.
-        metric: The task's main metric.
-        score: Its value in points; NaN for a failed task.
-        seconds: Wall-clock time.
-        state: ``done``, ``kept`` or ``failed``, and whether the result is local or partial.
-        error: The reason of a failure.
+    The state is ``done``, ``kept`` or ``failed``, and tells whether the result is local or partial.
     """
 
     task: str

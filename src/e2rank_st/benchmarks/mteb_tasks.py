@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -42,30 +41,21 @@ def find_tasks(names: Iterable[str], benchmarks: Iterable[str]) -> list[AbsTask]
 
     Args:
         names: As MTEB calls them, such as ``NFCorpus``.
-        benchmarks: As MTEB calls them, such as ``MTEB(eng, v2)``; case, spaces and brackets do not matter.
+        benchmarks: As MTEB calls them, such as ``MTEB(eng, v2)``.
 
     Raises:
         ValueError: There is none of a name; the message has the nearest one.
     """
     found: dict[str, AbsTask] = {}
-    for name in names:
-        try:
+    try:
+        for name in names:
             found.setdefault(name, mteb.get_task(name))
-        except KeyError as error:
-            raise ValueError(f"There is no task {name!r}: {error.args[0]}") from error
-    known = {_plain(benchmark.name): benchmark for benchmark in mteb.get_benchmarks()}
-    for name in benchmarks:
-        benchmark = known.get(_plain(name))
-        if benchmark is None:
-            nearest = [known[match].name for match in get_close_matches(_plain(name), known, cutoff=0.4)]
-            raise ValueError(f"There is no benchmark {name!r}; nearest: {', '.join(nearest) or 'none'}.")
-        for task in benchmark.tasks:
-            found.setdefault(task.metadata.name, copy.deepcopy(task))
+        for name in benchmarks:
+            for task in mteb.get_benchmark(name).tasks:
+                found.setdefault(task.metadata.name, copy.deepcopy(task))
+    except KeyError as error:
+        raise ValueError(f"MTEB has no {name!r}: {error.args[0]}") from error
     return list(found.values())
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
 
 
 def leaves(task: AbsTask) -> list[AbsTask]:
