@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from e2rank_st.benchmarks.results import Entry, Result, check_complete, marked, read_entries
+from e2rank_st.benchmarks.results import Entry, Result, marked, read_entries
 from tests import ROOT
 from tests.benchmarks.toy_results import BASE, OWN, mteb, of_another, official, reranking, write_results
 
@@ -72,28 +72,6 @@ def test_modes_of_mteb_are_compared(tmp_path: Path):
     found = reranked.system.comparison
     assert (found["against"], found["wins"], found["losses"]) == ("embedding", 6, 0)
     assert (found["difference"], found["p"]) == (pytest.approx(0.1), 2 / 2**6)
-
-
-def test_what_is_missing_is_named(tmp_path: Path):
-    """Guards against a mean over tasks that a system was not measured on."""
-    results = [reranking(LEVELS, task=task, **TOY) for task in ("dl19", "dl20")]
-    found = read_entries([write_results(tmp_path, *results)])
-    check_complete(found)
-    with pytest.raises(ValueError, match=f"No results for listwise_k6 of {OWN} on DL20 bm25"):
-        check_complete(found[:-1])
-
-
-def test_tasks_without_search_are_no_gap(tmp_path: Path):
-    """Guards against a benchmark of all kinds of tasks that cannot be reported, as MTEB(eng, v2) run in both modes."""
-    results = [mteb("STS12", "embedding", 0.8, searched=False)]
-    results += [mteb("NFCorpus", mode, level) for mode, level in (("embedding", 0.3), ("two-stage", 0.4))]
-    found = read_entries([write_results(tmp_path, *results)])
-    check_complete(found)
-    with pytest.raises(ValueError, match=f"No results for two-stage of {OWN} on SciFact"):
-        check_complete(read_entries([write_results(tmp_path, mteb("SciFact", "embedding", 0.3))]))
-    other = mteb("NFCorpus", "embedding", 0.3, model="org/other")
-    with pytest.raises(ValueError, match="No results for embedding of org/other on STS12"):
-        check_complete([*found, Entry(other, "embedding", other.systems["embedding"])])
 
 
 @pytest.mark.parametrize(

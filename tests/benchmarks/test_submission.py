@@ -18,7 +18,7 @@ from mteb.results import TaskResult  # noqa: E402
 
 from e2rank_st import E2Rank  # noqa: E402
 from e2rank_st.benchmarks import submission  # noqa: E402
-from e2rank_st.benchmarks.mteb_search import MODES  # noqa: E402
+from e2rank_st.benchmarks.mteb_model import MODES  # noqa: E402
 from e2rank_st.benchmarks.mteb_tasks import find_tasks, sources_of  # noqa: E402
 from e2rank_st.benchmarks.results import Result  # noqa: E402
 from e2rank_st.benchmarks.submission import Refused, check  # noqa: E402

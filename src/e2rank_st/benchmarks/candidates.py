@@ -5,6 +5,7 @@ Whatever does not fit together is refused here, since it would score zero withou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -120,8 +121,7 @@ class Candidates:
 
 def _twice(ids: Sequence[str]) -> str | None:
     """The first id that comes again, if any."""
-    seen: set[str] = set()
-    return next((id_ for id_ in ids if id_ in seen or seen.add(id_)), None)  # type: ignore[func-returns-value]
+    return next((id_ for id_, number in Counter(ids).items() if number > 1), None)
 
 
 def some(ids: Iterable[str]) -> str:

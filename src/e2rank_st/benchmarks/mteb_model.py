@@ -17,18 +17,20 @@ Axes: B queries, N documents of the corpus, D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, islice, pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
+from transformers.utils.logging import tqdm
 
 from e2rank_st.benchmarks.corpus import Corpus
 from e2rank_st.benchmarks.instructions import instruction_template, listwise_instruction
-from e2rank_st.benchmarks.mteb_search import MODES, TAIL_SHIFT, Mode, rerank, rules_of
 from e2rank_st.model import E2Rank
-from e2rank_st.search.exact import nearest
-from e2rank_st.search.vectors import Matrix, unit_rows
+from e2rank_st.search.exact import Rules, nearest
+from e2rank_st.search.reranking import rerank_rows
+from e2rank_st.search.vectors import Matrix, Rows, unit_rows
 
 try:
     from mteb._create_dataloaders import create_dataloader
@@ -44,9 +46,14 @@ if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
     from torch.utils.data import DataLoader
 
-__all__ = ["MODES", "E2RankMTEB", "Mode", "load_e2rank"]
+__all__ = ["MODES", "TAIL_SHIFT", "E2RankMTEB", "Mode", "load_e2rank"]
 
 QUERY, DOCUMENT = PromptType("query"), PromptType("document")
+Mode: TypeAlias = Literal["embedding", "two-stage"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+# A cosine of stage 1 is not comparable with one of stage 2. Shifted by this, it is below all of those: in [-4, -2].
+TAIL_SHIFT = 3.0
+QUERIES_AT_ONCE = 64  # in one call of rerank, between two steps of the progress bar
 
 
 class E2RankMTEB(AbsEncoder):
@@ -223,7 +230,7 @@ class E2RankMTEB(AbsEncoder):
         texts, ids = list(prepared["text"]), list(queries["id"])
         depth = self.rerank_depth if self.mode == "two-stage" else 0
         vectors = unit_rows(self._embed(texts, task_metadata, QUERY, **encode_kwargs))  # (B, D)
-        rules = rules_of(corpus, ids, top_ranked, leave_out_itself=_leaves_out_itself(task_metadata.name))
+        rules = _rules_of(corpus, ids, top_ranked, leave_out_itself=_leaves_out_itself(task_metadata.name))
         found = nearest(vectors, stored, max(top_k, depth), rules=rules, device=self.model.device)
         results = [
             {corpus.ids[row]: score for row, score in zip(near.rows, near.scores.tolist(), strict=True)}
@@ -232,7 +239,7 @@ class E2RankMTEB(AbsEncoder):
         if depth:
             heads = [near.rows[:depth] for near in found]
             how = self._reranking(task_metadata, encode_kwargs)
-            reranked = rerank(self.model, corpus, stored, texts, heads, **how)
+            reranked = _rerank(self.model, corpus, stored, texts, heads, **how)
             results = [  # the reranked documents, then the rest of stage 1, strictly below
                 head | {id_: score - TAIL_SHIFT for id_, score in scores.items() if id_ not in head}
                 for head, scores in zip(reranked, results, strict=True)
@@ -283,3 +290,49 @@ def _leaves_out_itself(task: str) -> bool:
         if getattr(getattr(cls, "metadata", None), "name", None) == task:
             return bool(cls.ignore_identical_ids)  # type: ignore[attr-defined]
     return False
+
+
+def _rules_of(corpus: Corpus, queries: Sequence[str], top_ranked: Any, *, leave_out_itself: bool) -> Rules | None:
+    """Find the documents that stage 1 may return for each query, or the ones that it may not; None for no rule.
+
+    Raises:
+        ValueError: A candidate is not in the corpus.
+    """
+    if top_ranked is None and not leave_out_itself:
+        return None
+    listed = []
+    for query in queries:
+        itself = {query} & corpus.row_of.keys() if leave_out_itself else set()
+        ids = itself if top_ranked is None else set(top_ranked.get(query) or ()) - itself
+        if missing := sorted(ids - corpus.row_of.keys()):
+            raise ValueError(f"Query {query!r} has {len(missing)} candidates that the corpus lacks, as {missing[0]!r}.")
+        listed.append(np.sort(np.fromiter(map(corpus.row_of.__getitem__, ids), np.int64, len(ids))))
+    return Rules(listed, only=top_ranked is not None)
+
+
+def _rerank(
+    model: E2Rank,
+    corpus: Corpus,
+    vectors: Matrix,
+    queries: Sequence[str],
+    heads: Sequence[Rows],
+    *,
+    bar: bool,
+    **options: Any,
+) -> list[dict[str, float]]:
+    """Rerank the rows of each query's head, in the order of stage 1, with stored vectors; scores by id, best first.
+
+    There is one progress bar for all calls, since each is short.
+    """
+    results: list[dict[str, float]] = []
+    options |= {"candidate_order": "given", "show_progress_bar": False}
+    with tqdm(total=len(queries), desc="rerank", disable=not bar) as progress:
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            part = slice(start, start + QUERIES_AT_ONCE)
+            rows = heads[part]
+            documents = corpus.read(np.concatenate(rows))
+            texts = [documents[first:last] for first, last in pairwise(accumulate(map(len, rows), initial=0))]
+            for ranking in rerank_rows(model, queries[part], rows, texts, [vectors[head] for head in rows], **options):
+                results.append({corpus.ids[hit["corpus_id"]]: hit["score"] for hit in ranking})
+            progress.update(len(rows))
+    return results

@@ -81,17 +81,7 @@ def submit(
     training_code: str | None,
     output_dir: Path,
 ) -> list[Result]:
-    """Check results, and write a submission.
-
-    Args:
-        paths: Result files of MTEB, or folders of them.
-        folder: Of the trained adapter, with its ``training.json``.
-        name: Hub id of the model, as results have it.
-        revision: The commit there that was evaluated.
-        release_date: When that was published, ``YYYY-MM-DD``.
-        benchmarks: Sets of tasks that have to be complete.
-        training_code: Address of the training code, if it is public.
-        output_dir: Where to write.
+    """Check results, and write a submission: the options are those of ``e2rank eval submit``.
 
     Returns:
         The results in it.
@@ -110,11 +100,7 @@ def submit(
 
 
 def read_results(paths: Iterable[Path], name: str) -> list[Result]:
-    """Read the results of a model by MTEB.
-
-    Args:
-        paths: Result files, or folders of them; those of other models and benchmarks are passed over.
-        name: The model's name in results.
+    """Read the results of a model by MTEB; those of other models and benchmarks are passed over.
 
     Raises:
         ValueError: There are none, or a file is not a result.
@@ -129,12 +115,7 @@ def read_results(paths: Iterable[Path], name: str) -> list[Result]:
 
 
 def check(results: Sequence[Result], revision: str, benchmarks: Sequence[str]) -> None:
-    """Check that results may be submitted.
-
-    Args:
-        results: Of one model.
-        revision: The commit of the model on the Hub that they have to be of.
-        benchmarks: Sets of tasks that have to be complete.
+    """Check that results of a model may be submitted, and that sets of tasks are complete.
 
     Raises:
         Refused: They may not; the message has a line for each reason.
@@ -210,12 +191,7 @@ def by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def make_meta(model: E2Rank, folder: Path, **told: Any) -> ModelMeta:
-    """Describe a model for the mteb package.
-
-    Args:
-        model: The model.
-        folder: Its folder, with its ``training.json``; MTEB adds the training data of its base.
-        **told: Its name, revision and release date, and fields of ``ModelMeta`` that no file tells.
+    """Describe a model for the mteb package; what is ``told`` are the fields of ``ModelMeta`` that no file tells.
 
     Raises:
         ValidationError: A value is not allowed.
@@ -246,12 +222,7 @@ def make_meta(model: E2Rank, folder: Path, **told: Any) -> ModelMeta:
 
 
 def write(results: Sequence[Result], meta: ModelMeta, folder: Path) -> list[ModelMeta]:
-    """Write the leaderboard's layout and the model for the mteb package, all or nothing.
-
-    Args:
-        results: Results that were checked.
-        meta: The model.
-        folder: Where to; replaced if an earlier submission is there.
+    """Write the leaderboard's layout and the model for the mteb package, all or nothing, over an earlier submission.
 
     Returns:
         The model as each of its experiments has it, the plain embedding first.

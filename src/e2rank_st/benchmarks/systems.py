@@ -47,7 +47,7 @@ class Embedding:
 
     def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
         """N cosines; costs one forward pass."""
-        return cosine(_given(vectors), _embedded_query(self.model, case)).tolist()
+        return cosine(torch.as_tensor(vectors), _embedded_query(self.model, case)).tolist()
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Rocchio:
 
     def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
         """N cosines to ``query + weight * mean(nearest documents)``; costs one forward pass."""
-        documents = _given(vectors)
+        documents = torch.as_tensor(vectors)
         query = feedback(_embedded_query(self.model, case), documents, self.num_documents, self.weight)
         return cosine(documents, query).tolist()
 
@@ -98,7 +98,7 @@ class Listwise:
         ranking = self.model.rerank(
             case.query,
             list(case.documents),
-            document_embeddings=_given(vectors),
+            document_embeddings=torch.as_tensor(vectors),
             num_prompt_documents=self.num_prompt_documents,
             instruction=self.instruction,
             show_progress_bar=False,
@@ -146,9 +146,3 @@ def best_first(scores: Sequence[float]) -> list[int]:
 def _embedded_query(model: E2Rank, case: Case) -> Tensor:
     vector: Tensor = model.encode_query(case.query, convert_to_tensor=True, show_progress_bar=False)
     return vector.float()
-
-
-def _given(vectors: Matrix | None) -> Tensor:
-    if vectors is None:
-        raise ValueError("Got no document vectors; embed the candidates first.")
-    return torch.as_tensor(vectors)

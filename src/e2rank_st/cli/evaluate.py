@@ -22,7 +22,6 @@ from e2rank_st.cli.options import BatchSize, Device, Verbose, examples
 from e2rank_st.console import Column, reported_errors, show
 
 if TYPE_CHECKING:
-    from e2rank_st.benchmarks.reranking import Failure
     from e2rank_st.benchmarks.results import Result
 
 __all__ = ["app", "mteb", "report", "rerank", "run_script", "submit", "table"]
@@ -221,9 +220,15 @@ def rerank(
         counts, names = _counts(num_prompt_documents), _chosen(systems, library.VECTOR_SYSTEMS)
         lists = {"tasks": _listed(tasks), "systems": names, "num_prompt_documents": counts}
         options = _options(library, {**given, **lists, "runs_dir": runs})
-    outcomes = list(map(_shown, library.run(options)))
-    if failed := outcomes.count(False):
-        typer.echo(f"{failed} of {len(outcomes)} tasks failed.", err=True)
+    failed = []
+    for outcome in library.run(options):
+        failed.append(isinstance(outcome, library.Failure))
+        if failed[-1]:
+            typer.echo(f"{outcome.task}: error: {outcome.error}", err=True)
+        else:
+            _show_result(outcome)
+    if any(failed):
+        typer.echo(f"{sum(failed)} of {len(failed)} tasks failed.", err=True)
         raise typer.Exit(1)
 
 
@@ -238,15 +243,6 @@ def _options(library: Any, given: dict[str, Any]) -> Any:
         if "datasets" in sys.modules:  # as MTEB loads them
             sys.modules["datasets"].disable_progress_bars()
     return library.Options(**given, show_progress_bar=on_terminal)
-
-
-def _shown(outcome: Result | Failure) -> bool:
-    """Show the table of a task, or tell why there is none."""
-    if isinstance(outcome, tuple):
-        typer.echo(f"{outcome.task}: error: {outcome.error}", err=True)
-        return False
-    _show_result(outcome)
-    return True
 
 
 def _show_result(result: Result) -> None:
@@ -290,12 +286,11 @@ def report(
     ] = "",
 ) -> None:
     """Make tables, in Markdown, and figures of all results."""
-    library, reader = _library("report"), _library("results")
+    library = _library("report")
     with _usage():
         parts = _chosen(only, library.PARTS) or library.PARTS
         formats = _chosen(figure_format, ("png", "pdf", "svg"))
-    entries = reader.read_entries(results)
-    reader.check_complete(entries)
+    entries = _library("results").read_entries(results)
     tables = library.make_tables(entries, parts)
     if output_dir is None:
         typer.echo("\n".join(made.markdown for made in tables), nl=False)

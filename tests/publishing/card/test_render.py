@@ -28,7 +28,6 @@ from tests.benchmarks.toy_results import (
     BASE,
     ENVIRONMENT,
     REVISION,
-    mteb,
     of_another,
     official,
     reranking,
@@ -132,14 +131,6 @@ def test_official_results_are_told_as_mteb_tells_them(tmp_path: Path):
     ]
     assert entry["source"]["name"] == "MTEB"
     assert "†" not in text
-
-
-def test_tasks_of_all_kinds(tmp_path: Path):
-    """Guards against a benchmark such as MTEB(eng, v2), run in both modes, that no card can show."""
-    searched = [mteb("NFCorpus", mode, level) for mode, level in (("embedding", 0.3), ("two-stage", 0.4))]
-    text = card(tmp_path, *searched, mteb("STS12", "embedding", 0.8, searched=False))
-    assert "| two-stage | e2rank-st/e2rank-toy | 40.00 |  |  |" in text
-    assert "| embedding | e2rank-st/e2rank-toy | 30.00 | 80.00 | 55.00 |" in text
 
 
 def test_a_run_of_our_own_on_public_data(tmp_path: Path):
