@@ -144,22 +144,18 @@ def test_report_prints_tables_and_draws_figures(tmp_path: Path):
 
 
 def test_only_some_parts(tmp_path: Path):
-    """Guards against a figure that is added to a folder and replaces the others by those of other results."""
+    """Guards against a figure that replaces those of other results in its folder, and against a curve of one point."""
     folder = write_results(tmp_path / "results", DL19)
     places = ["--output-dir", tmp_path / "tables", "--figures", tmp_path / "figures"]
     done = invoke(folder, *places, "--only", "prompt-documents,metrics")
     assert (done.exit_code, done.stdout) == (0, ""), done.stderr
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {"reranking-metrics.md", "reranking-metrics.csv"}
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"reranking-prompt-documents.png"}
-
-
-def test_figures_without_data_are_left_out_and_said_so(tmp_path: Path):
-    """Guards against a curve of one point."""
-    del (levels := dict(LEVELS))["listwise_k3"]
-    folder = write_results(tmp_path / "results", reranking(levels, task="dl19", **TOY))
-    done = invoke(folder, "--figures", tmp_path / "figures", "--only", "prompt-documents")
+    systems = {name: system for name, system in DL19.systems.items() if name != "listwise_k3"}
+    one = write_results(tmp_path / "one", replace(DL19, systems=systems))
+    done = invoke(one, "--figures", tmp_path / "none", "--only", "prompt-documents")
     assert (done.exit_code, done.stderr) == (0, "no data for these figures\n")
-    assert not (tmp_path / "figures").exists()
+    assert not (tmp_path / "none").exists()
 
 
 def test_systems_differ_without_colour(tmp_path: Path):

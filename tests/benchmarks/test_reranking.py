@@ -136,8 +136,8 @@ def test_instructions_of_the_task(result: Result, folder: Path, checkpoint: Path
     assert TASKS["dl21"].retrieval_instruction in result.models["model"]["prompts"]["query"]
     assert result.systems["listwise_k2"].parameters["instruction"] == TASKS["dl21"].listwise_instruction
     before = tiny.prompts["query"]
-    with instructed(tiny, "Find it") as prompt:
-        assert prompt == tiny.prompts["query"] == "Instruct: Find it\nQuery:"
+    with instructed(tiny, "Find it"):
+        assert tiny.prompts["query"] == "Instruct: Find it\nQuery:"
     assert tiny.prompts["query"] == before
     own = {"tasks": ["dl21"], "data_dir": folder, "instructions": "model", "systems": ["listwise"]}
     found = one(small(checkpoint, tmp_path, **own))

@@ -109,16 +109,13 @@ class E2RankMTEB(AbsEncoder):
         if mode not in MODES:
             raise ValueError(f"Got the mode {mode!r}; give one of {', '.join(MODES)}.")
         self.mode = mode
-        self.mteb_model_meta: ModelMeta = self._meta()
-
-    def _meta(self) -> ModelMeta:
         experiment: dict[str, Any] = {"mode": self.mode}
         if self.mode == "two-stage":
             experiment |= {"prompt_documents": self.num_prompt_documents, "rerank_depth": self.rerank_depth}
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         if dtype != "float32":
             experiment["dtype"] = dtype
-        meta: ModelMeta = ModelMeta.create_empty(
+        self.mteb_model_meta: ModelMeta = ModelMeta.create_empty(
             overwrites={
                 "name": self.name,
                 "revision": self.revision,
@@ -131,7 +128,6 @@ class E2RankMTEB(AbsEncoder):
                 "experiment_kwargs": experiment,
             }
         )
-        return meta
 
     def encode(
         self,

@@ -224,10 +224,15 @@ class _Runner:
         ).task_results
         written = json.loads(found.model_dump_json())  # as JSON has it: no NaN
         by_query = one_level(per_query)
+        listwise = listwise_configuration(self.subject.model)
+        listwise |= {
+            "num_prompt_documents": self.encoder.num_prompt_documents,
+            "rerank_depth": self.options.rerank_depth,
+        }
         system = SystemResult(
             kind="embedding" if mode == MODES[0] else "listwise",
             model="model",
-            parameters={} if mode == MODES[0] else self._listwise(),
+            parameters={} if mode == MODES[0] else listwise,
             scores=_means(written["scores"]) | {known["main_metric"]: found.get_score()},
             per_query=by_query,
         )
@@ -241,10 +246,6 @@ class _Runner:
         )
         result.write(self._path(task, mode))
         return result
-
-    def _listwise(self) -> dict[str, Any]:
-        told = {"num_prompt_documents": self.encoder.num_prompt_documents, "rerank_depth": self.options.rerank_depth}
-        return listwise_configuration(self.subject.model) | told
 
 
 def metric_name(name: str) -> str:

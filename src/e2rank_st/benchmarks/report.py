@@ -62,8 +62,8 @@ class Table:
 def main_table(entries: Sequence[Entry], benchmark: str) -> Table:
     """The main score of each system on each task, and the mean over tasks, in points.
 
-    A cell is empty where a mode of MTEB makes no difference. The mean is then empty, too: it would be over different
-    tasks.
+    A cell is empty where there is no result, or a mode of MTEB makes no difference. The mean is then empty, too: it
+    would be over different tasks.
     """
     columns: dict[str, list[Entry]] = {}
     for entry in entries:

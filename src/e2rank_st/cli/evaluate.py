@@ -253,8 +253,7 @@ def _show_result(result: Result) -> None:
     rows = []
     for name, system in result.systems.items():
         low, high = (f"{100 * bound:.1f}" for bound in system.interval or (0, 0))
-        found, tokens = system.comparison, system.tokens
-        stored, fresh = (system.latency[kind] for kind in ("stored", "fresh"))
+        found, tokens, stored, fresh = system.comparison, system.tokens, *map(system.latency.get, ("stored", "fresh"))
         test = [f"{100 * found['difference']:+.2f}", f"{found['p']:.4f}"] if found else ["", ""]
         counts = f"{found['wins']}/{found['ties']}/{found['losses']}" if found else ""
         times = [f"{stored['median']:.1f}", f"{stored['p95']:.1f}"] if stored else ["", ""]
