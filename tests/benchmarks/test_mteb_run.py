@@ -39,13 +39,6 @@ PLAIN: dict[str, Any] = {"modes": ["embedding"]}
 
 
 @pytest.fixture(scope="module")
-def model(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny.save(str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_collection(folder / "nfcorpus")
@@ -54,9 +47,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def toy(model: Path, data: Path) -> dict[str, Any]:
+def toy(checkpoint: Path, data: Path) -> dict[str, Any]:
     """Options of a run on the toy data."""
-    return {"model": str(model), "data_dir": data, "device": "cpu"}
+    return {"model": str(checkpoint), "data_dir": data, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +87,7 @@ def test_a_result_says_what_it_is(found: dict[str, Result], output: Path, data: 
         assert main == result.mteb["result"]["scores"]["test"][0]["main_score"]
         assert not [name for name in system.scores if "_at_" in name or name.startswith("nauc")]
         assert (result.local, result.partial, result.settings["seed"]) == (True, False, 42)
-        assert result.models["model"]["name"] == "local/tiny"
+        assert result.models["model"]["name"] == "local/tiny-qwen3"
         assert result.models["model"]["revision"].startswith("state-")
         local = f"local-sha256-{folder_sha256(data / 'nfcorpus')[:12]}"
         assert result.sources == {"NFCorpus": f"mteb/nfcorpus@{local}"}
@@ -124,15 +117,15 @@ def test_another_model_of_the_same_name_is_not_taken_for_it(toy: dict[str, Any],
     assert "There is a result already, and it differs in settings" in outcomes[1].error
 
 
-def test_per_query_scores_are_those_of_the_ranking(found: dict[str, Result], model: Path, data: Path):
+def test_per_query_scores_are_those_of_the_ranking(found: dict[str, Result], tiny: E2Rank, data: Path):
     """Guards against per-query scores of another metric or another order of queries, by our own nDCG."""
     recorded = found["embedding"].systems["embedding"].per_query
-    encoder, folder = E2Rank(str(model), device="cpu"), data / "nfcorpus"
+    folder = data / "nfcorpus"
     corpus, queries, qrels = (
         pq.read_table(folder / f"{name}.parquet").to_pydict() for name in ("corpus", "queries", "qrels_test")
     )
     prompt = "Instruct: Given a question, retrieve relevant documents that best answer the question\nQuery:"
-    cosines = encoder.encode_query(queries["text"], prompt=prompt) @ encoder.encode_document(corpus["text"]).T
+    cosines = tiny.encode_query(queries["text"], prompt=prompt) @ tiny.encode_document(corpus["text"]).T
     relevant = dict(zip(qrels["query-id"], qrels["corpus-id"], strict=True))
     for query, scores in zip(queries["_id"], cosines, strict=True):
         ids = [corpus["_id"][row] for row in scores.argsort()[::-1]]

@@ -200,15 +200,7 @@ class E2RankMTEB(AbsEncoder):
         top_ranked: Any = None,
         **_: Any,
     ) -> dict[str, dict[str, float]]:
-        """Search the corpus that was indexed last.
-
-        Args:
-            queries: Queries with ``id`` and ``text``, and perhaps an instruction or a dialogue.
-            task_metadata: The task's.
-            top_k: Most documents of a query.
-            encode_kwargs: Arguments of ``SentenceTransformer.encode``.
-            top_ranked: Candidates of each query by their ids; without them the whole corpus.
-            **_: Not used.
+        """Search the corpus that was indexed last, or the candidates of each query by their ids.
 
         Returns:
             For each query, scores of documents: cosines of stage 1, or of stage 2 for those that were reranked and

@@ -37,11 +37,7 @@ REVISION = "local"
 
 
 def find_tasks(names: Iterable[str], benchmarks: Iterable[str]) -> list[AbsTask]:
-    """The tasks with these names and those of these benchmarks, each once, in this order.
-
-    Args:
-        names: As MTEB calls them, such as ``NFCorpus``.
-        benchmarks: As MTEB calls them, such as ``MTEB(eng, v2)``.
+    """The tasks with these names of MTEB's and those of these benchmarks, each once, in this order.
 
     Raises:
         ValueError: There is none of a name; the message has the nearest one.
@@ -149,20 +145,19 @@ def record_queries(task: AbsTask) -> PerQuery:
         A table that fills while the task is evaluated; it stays empty for tasks that do not search.
     """
     recorded: PerQuery = {}
+
+    def recorder(leaf: AbsTask, original: Callable[..., Any]) -> Callable[..., Any]:
+        def task_specific_scores(scores: Any, *arguments: Any, hf_split: str, hf_subset: str, **options: Any) -> Any:
+            by_query = {query: metrics["ndcg_cut_10"] for query, metrics in sorted(scores.items())}
+            recorded[f"{leaf.metadata.name}/{hf_subset}/{hf_split}"] = by_query
+            return original(leaf, scores, *arguments, hf_split=hf_split, hf_subset=hf_subset, **options)
+
+        return task_specific_scores
+
     for leaf in leaves(task):
         if isinstance(leaf, AbsTaskRetrieval):
-            recording = _recorder(leaf, type(leaf).task_specific_scores, recorded)
-            leaf.task_specific_scores = recording  # type: ignore[method-assign]
+            leaf.task_specific_scores = recorder(leaf, type(leaf).task_specific_scores)  # type: ignore[method-assign]
     return recorded
-
-
-def _recorder(task: AbsTask, original: Callable[..., Any], recorded: PerQuery) -> Callable[..., Any]:
-    def task_specific_scores(scores: Any, *arguments: Any, hf_split: str, hf_subset: str, **options: Any) -> Any:
-        place = f"{task.metadata.name}/{hf_subset}/{hf_split}"
-        recorded[place] = {query: metrics["ndcg_cut_10"] for query, metrics in sorted(scores.items())}
-        return original(task, scores, *arguments, hf_split=hf_split, hf_subset=hf_subset, **options)
-
-    return task_specific_scores
 
 
 def one_level(recorded: PerQuery) -> dict[str, float]:
