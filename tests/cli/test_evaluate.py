@@ -116,13 +116,6 @@ def test_usage_errors(arguments: str, message: str):
     assert message in " ".join(done.stderr.split())
 
 
-def test_errors_are_a_line():
-    """Guards against a traceback where a path is wrong."""
-    done = run("report", "nowhere")
-    assert (done.exit_code, done.stdout) == (1, "")
-    assert done.stderr == "e2rank: error: nowhere: No such file or directory\n"
-
-
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch):
     """Guards against a traceback where the extra is not installed."""
     monkeypatch.setitem(sys.modules, "mteb", None)

@@ -155,9 +155,6 @@ def make_tables(entries: Sequence[Entry], only: Sequence[str] = PARTS) -> list[T
 def write_tables(tables: Iterable[Table], folder: Path) -> list[Path]:
     """Write each table as Markdown and as comma-separated values, each file whole or not at all.
 
-    Returns:
-        The files.
-
     Raises:
         OSError: A file cannot be written.
     """
@@ -172,10 +169,7 @@ def write_tables(tables: Iterable[Table], folder: Path) -> list[Path]:
 def write_figures(
     entries: Sequence[Entry], folder: Path, formats: Sequence[str] = ("png",), only: Sequence[str] = PARTS
 ) -> list[Path]:
-    """Write the figures that there is data for, each whole or not at all.
-
-    Returns:
-        The files, of each figure one for each format (``png``, ``pdf``, ``svg``).
+    """Write the figures that there is data for in each format (``png``, ``pdf``, ``svg``), whole or not at all.
 
     Raises:
         ImportError: matplotlib is missing.

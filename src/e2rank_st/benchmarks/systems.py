@@ -54,10 +54,7 @@ class Embedding:
 class Rocchio:
     """Pseudo-relevance feedback on the vectors (Rocchio 1971): the query, moved towards its nearest documents.
 
-    Attributes:
-        model: The model.
-        num_documents: How many of the nearest documents are taken to be relevant.
-        weight: Of their mean vector; that of the query is 1.
+    The weight is that of their mean vector; the query's is 1.
     """
 
     kind: ClassVar[str] = "rocchio"
@@ -80,13 +77,7 @@ def feedback(query: Tensor, documents: Tensor, num_documents: int, weight: float
 
 @dataclass(frozen=True)
 class Listwise:
-    """Listwise reranking, as ``model.rerank`` does it.
-
-    Attributes:
-        model: The model.
-        num_prompt_documents: K; None for the model's.
-        instruction: Of the prompt; None for the model's.
-    """
+    """Listwise reranking, as ``model.rerank`` does it, with another K or instruction than the model's if given."""
 
     kind: ClassVar[str] = "listwise"
     model: E2Rank
@@ -108,12 +99,7 @@ class Listwise:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A cross-encoder: a forward pass of query and document for each candidate.
-
-    Attributes:
-        model: A Sentence-Transformers cross-encoder with a single output.
-        batch_size: Pairs in a forward pass.
-    """
+    """A cross-encoder with a single output: a forward pass of query and document for each candidate."""
 
     kind: ClassVar[str] = "cross_encoder"
     model: CrossEncoder
