@@ -232,15 +232,11 @@ def test_models_without_instructions_get_none(bundled: E2Rank, facts: list[str])
     assert list(found) == [f"d{hit['corpus_id']}" for hit in expected]
 
 
-@pytest.mark.parametrize("options", [{"mode": "both"}, {"rerank_depth": 0}, {"name": "model", "revision": "1"}])
-def test_refuses_what_it_cannot_do(tiny: E2Rank, options: dict):
-    """Guards against settings that would fail after hours, or mean something else."""
-    with pytest.raises(ValueError, match="Got"):
-        E2RankMTEB(tiny, **{"name": "org/model", "revision": "1", **options})
-
-
-def test_search_needs_an_index_and_full_precision(tiny: E2Rank):
-    """Guards against quantised vectors in a search by cosine, and against a search of nothing."""
+def test_refuses_what_it_cannot_do(tiny: E2Rank):
+    """Guards against settings that fail after hours, quantised vectors in a search by cosine, a search of nothing."""
+    for options in ({"mode": "both"}, {"rerank_depth": 0}, {"name": "model"}):
+        with pytest.raises(ValueError, match="Got"):
+            E2RankMTEB(tiny, **{"name": "org/model", "revision": "1", **options})
     place = {"task_metadata": mteb.get_task("NFCorpus").metadata, "hf_split": "test", "hf_subset": "default"}
     with pytest.raises(ValueError, match="precision='int8'"):
         encoder(tiny).index([], encode_kwargs={"precision": "int8"}, num_proc=None, **place)

@@ -18,8 +18,6 @@ class Case:
     """A query with its N candidates.
 
     Attributes:
-        query_id: Id of the query.
-        query: Its text.
         ids: Ids of the candidates, best first.
         documents: Their texts.
         scores: Their scores by the first stage, descending.

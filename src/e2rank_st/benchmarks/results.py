@@ -139,7 +139,6 @@ class Entry:
 
     Attributes:
         result: Where it is from.
-        name: Name of the system.
         system: How it did.
     """
 

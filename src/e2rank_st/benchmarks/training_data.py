@@ -25,7 +25,6 @@ class TrainingSet:
     """A data set.
 
     Attributes:
-        name: Its name in training.
         title: Its authors' name for it.
         licence: Terms of use of its texts and judgements.
         labels: Where its labels come from, apart from a teacher model.
