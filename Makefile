@@ -19,7 +19,7 @@ TORCH_INDEX ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url h
 # Errors only: otherwise pip lists every package, and every index that has none of it.
 INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test check format train eval table benchmark publish-check clean
+.PHONY: help demo test check format data train eval table benchmark publish-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +39,12 @@ format: $(VENV)/.dev  ## fix what check would say about imports and format
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-train: build/stage2/final  ## train the bundled model, from the data in DATA into build, which is kept; about 50 minutes on 2 cores
+# Both targets that read the data come here first.
+data:
+	@test -d "$(DATA)" || { echo "There is no folder $(DATA). Name the folder with the data: make $(MAKECMDGOALS) DATA=..." >&2; \
+		echo "recipes/e2rank-minilm-l6/data.md says where the data is public, and how it is laid out." >&2; exit 1; }
+
+train: data build/stage2/final  ## train the bundled model, from the data in DATA into build, which is kept; about 50 minutes on 2 cores
 
 # A stage goes on from its last checkpoint if it was interrupted. To train anew, remove the folders in build.
 TRAIN = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train
@@ -70,7 +75,7 @@ MTEB = $(EVAL) mteb --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $
 FIGURES = --figures model_card/report
 TABLE = $(EVAL) table $(RESULTS) --readme README.md --docs docs/evaluation.md
 
-eval: $(VENV)/.dev $(GIVEN) $(OWN_FILES) $(SIZES)  ## measure the bundled model and its base on the data in DATA; then report, card, table
+eval: data $(VENV)/.dev $(GIVEN) $(OWN_FILES) $(SIZES)  ## measure the bundled model and its base on the data in DATA; then report, card, table
 	$(MTEB) --model bundled-base
 	$(MTEB) --model bundled
 	$(EVAL) report $(RESULTS) $(FIGURES)

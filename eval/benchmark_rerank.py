@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from e2rank_st.cli.evaluate import run_script, show_speeds
+from e2rank_st.cli.evaluate import run_script
+from e2rank_st.console import Column, show
 
 
 def main(
@@ -19,7 +20,8 @@ def main(
     """Time one rerank: this package against the plain recipe, with the same weights and candidates."""
     from e2rank_st.benchmarks.speed import time_reranking
 
-    show_speeds(time_reranking(turns))
+    title, rows = time_reranking(turns)
+    show((Column("variant", share=1), Column("milliseconds a query", ","), Column("speedup", ",")), rows, title)
 
 
 if __name__ == "__main__":

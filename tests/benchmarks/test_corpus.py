@@ -7,11 +7,11 @@ import pytest
 
 datasets = pytest.importorskip("datasets")
 
-from e2rank_st.benchmarks.corpus import Corpus, Layout  # noqa: E402
+from e2rank_st.benchmarks.corpus import Corpus  # noqa: E402
 
 
-def layout_of(documents: dict[str, str]) -> Layout:
-    return Layout.of(list(documents), datasets.Dataset.from_dict({"text": list(documents.values())}))
+def corpus_of(documents: dict[str, str]) -> Corpus:
+    return Corpus.of(list(documents), datasets.Dataset.from_dict({"text": list(documents.values())}))
 
 
 def test_order_does_not_depend_on_the_given_one():
@@ -19,11 +19,11 @@ def test_order_does_not_depend_on_the_given_one():
     documents = {f"d{number}": f"text {number % 4}" for number in range(12)}
     shuffled = list(documents.items())
     random.Random(1).shuffle(shuffled)
-    first, second = layout_of(documents), layout_of(dict(shuffled))
+    first, second = corpus_of(documents), corpus_of(dict(shuffled))
     assert first.ids == second.ids != list(documents)
     assert first.fingerprint == second.fingerprint
     assert first.read(np.arange(12)) == [documents[id_] for id_ in first.ids]
-    assert layout_of({**documents, "d0": "another"}).fingerprint != first.fingerprint
+    assert corpus_of({**documents, "d0": "another"}).fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
@@ -36,10 +36,10 @@ def test_embeds_each_text_once(chunk_size: int):
         sent.extend(texts)
         return np.asarray([[float(len(sent)), hash(text) % 97 + 1.0] for text in texts])
 
-    layout = layout_of(documents)
-    corpus = Corpus.embed(layout, encode, 2, chunk_size)
+    corpus = corpus_of(documents)
+    vectors = corpus.embed(encode, 2, chunk_size)
     assert sorted(sent) == ["text 0", "text 1", "text 2"]
     for text in set(documents.values()):
-        rows = [row for row, id_ in enumerate(layout.ids) if documents[id_] == text]
+        rows = [row for row, id_ in enumerate(corpus.ids) if documents[id_] == text]
         assert len(rows) > 1
-        assert (corpus.vectors[rows] == corpus.vectors[rows[0]]).all()
+        assert (vectors[rows] == vectors[rows[0]]).all()

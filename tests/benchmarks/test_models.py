@@ -49,11 +49,9 @@ def test_neither_folder_nor_hub_id(source: str):
 
 
 def test_models_are_described_and_not_located(tiny: E2Rank, checkpoint: Path, tmp_path: Path):
-    """Guards against a folder of somebody's machine in a published result, and against another revision each time."""
-    found, again = (load(str(checkpoint), **OPTIONS).describe() for _ in range(2))
-    assert found == again
+    """Guards against a folder of somebody's machine in a published result."""
+    found = load(str(checkpoint), **OPTIONS).describe()
     assert (found["name"], found["dtype"], found["prompts"]) == ("local/tiny-qwen3", "float32", tiny.prompts)
-    assert found["revision"].startswith("state-")
     assert found["parameters"] == sum(part.numel() for part in tiny.parameters())
     tiny_cross_encoder(tmp_path / "mine")
     pair = load_cross_encoder(str(tmp_path / "mine"), "cpu").describe()

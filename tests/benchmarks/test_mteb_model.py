@@ -12,8 +12,8 @@ datasets = pytest.importorskip("datasets")
 
 from e2rank_st import E2Rank  # noqa: E402
 from e2rank_st.benchmarks.instructions import listwise_instruction  # noqa: E402
-from e2rank_st.benchmarks.mteb_model import MODES, E2RankMTEB  # noqa: E402
-from e2rank_st.benchmarks.mteb_search import TAIL_SHIFT  # noqa: E402
+from e2rank_st.benchmarks.mteb_model import MODES, TAIL_SHIFT, E2RankMTEB  # noqa: E402
+from e2rank_st.provenance import counted  # noqa: E402
 from tests.beir import write_collection  # noqa: E402
 
 QUIET = {"batch_size": 32, "show_progress_bar": False}
@@ -142,19 +142,18 @@ def test_search_as_mteb_does(bundled: E2Rank, tmp_path: Path):
 
 def test_vectors_are_never_made_again(tiny: E2Rank, facts: list[str]):
     """Guards against documents that are embedded for reranking: a query costs itself and one prompt."""
-    system = encoder(tiny, keep_vectors=True)
-    queries = {"a": "fleas", "b": "rivers"}
+    system, queries = encoder(tiny, keep_vectors=True), {"a": "fleas", "b": "rivers"}
     repeated = {**numbered(facts), "again": facts[0]}
-    search(system, repeated, queries)
-    cost = system.costs[0]
-    assert (cost.queries, cost.documents, cost.index.texts) == (2, 11, 10)
-    assert (cost.retrieval.texts, cost.reranking.texts) == (2, 2)
-    assert cost.reranking.tokens > cost.retrieval.tokens > 0
+
+    def texts(documents: dict[str, str]) -> int:
+        with counted(tiny) as cost:
+            search(system, documents, queries)
+        return cost.texts
+
+    assert texts(repeated) == 10 + 2 + 2  # distinct documents, queries, prompts
     system.set_mode("embedding")
-    search(system, repeated, queries)
-    assert (system.costs[1].index.texts, system.costs[1].reranking.texts) == (0, 0)
-    search(system, numbered(facts), queries)  # another corpus
-    assert system.costs[2].index.texts == 10
+    assert texts(repeated) == 2
+    assert texts(numbered(facts)) == 10 + 2, "another corpus"
     assert encoder(tiny).keep_vectors is False
 
 
@@ -207,15 +206,6 @@ def test_modes_do_not_share_a_cached_result(tiny: E2Rank, tmp_path: Path):
     assert collided[0] == collided[1], "MTEB does not share results any more: the experiment's name may go"
 
 
-def test_experiment_names_what_a_score_depends_on(tiny: E2Rank):
-    """Guards against results of different settings under one name."""
-    names = {
-        encoder(tiny, **options).mteb_model_meta.experiment_name
-        for options in ({}, {"mode": "embedding"}, {"rerank_depth": 20}, {"num_prompt_documents": 5})
-    }
-    assert len(names) == 4
-
-
 def test_instructions_come_from_the_task(tiny: E2Rank):
     """Guards against the model's default instruction for every task, and against one where the model takes none."""
     task = mteb.get_task("SciFact").metadata
@@ -242,17 +232,11 @@ def test_models_without_instructions_get_none(bundled: E2Rank, facts: list[str])
     assert list(found) == [f"d{hit['corpus_id']}" for hit in expected]
 
 
-@pytest.mark.parametrize(
-    "options", [{"mode": "both"}, {"rerank_depth": 0}, {"chunk_size": 0}, {"name": "model", "revision": "1"}]
-)
-def test_refuses_what_it_cannot_do(tiny: E2Rank, options: dict):
-    """Guards against settings that would fail after hours, or mean something else."""
-    with pytest.raises(ValueError, match="Got"):
-        E2RankMTEB(tiny, **{"name": "org/model", "revision": "1", **options})
-
-
-def test_search_needs_an_index_and_full_precision(tiny: E2Rank):
-    """Guards against quantised vectors in a search by cosine, and against a search of nothing."""
+def test_refuses_what_it_cannot_do(tiny: E2Rank):
+    """Guards against settings that fail after hours, quantised vectors in a search by cosine, a search of nothing."""
+    for options in ({"mode": "both"}, {"rerank_depth": 0}, {"name": "model"}):
+        with pytest.raises(ValueError, match="Got"):
+            E2RankMTEB(tiny, **{"name": "org/model", "revision": "1", **options})
     place = {"task_metadata": mteb.get_task("NFCorpus").metadata, "hf_split": "test", "hf_subset": "default"}
     with pytest.raises(ValueError, match="precision='int8'"):
         encoder(tiny).index([], encode_kwargs={"precision": "int8"}, num_proc=None, **place)

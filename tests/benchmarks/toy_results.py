@@ -27,16 +27,7 @@ def reranking(
     model: str = OWN,
     **changes: Any,
 ) -> Result:
-    """A result of reranking.
-
-    Args:
-        levels: Mean nDCG@10 by the name of the system; ``listwise_k3`` is one with three documents in the prompt.
-        task: Name of the task.
-        stage: Name of the first stage.
-        compare_with: The system that the others are compared with.
-        model: Name of the model.
-        **changes: Other fields of the result.
-    """
+    """A result of reranking, of systems with a mean nDCG@10; ``listwise_k3`` has three documents in the prompt."""
     systems = {}
     for name, level in levels.items():
         kind, _, count = name.removeprefix("baseline_").partition("_k")
@@ -71,16 +62,7 @@ def reranking(
 
 
 def mteb(task: str, mode: str, level: float, *, model: str = OWN, searched: bool = True, **changes: Any) -> Result:
-    """A result of MTEB.
-
-    Args:
-        task: Name of the task.
-        mode: Name of the mode.
-        level: The main score.
-        model: Name of the model.
-        searched: Whether the task searches, so that there are scores by query.
-        **changes: Other fields of the result.
-    """
+    """A result of MTEB; there are scores by query if the task searches."""
     metric = "ndcg@10" if searched else "cosine_spearman"
     system = SystemResult(
         kind="embedding" if mode == "embedding" else "listwise",
@@ -114,7 +96,7 @@ def official(task: str, mode: str, level: float, revision: str, **changes: Any) 
         "evaluation_time": 1.0,
         "scores": scores,
     }
-    return mteb(task, mode, level, local=False, mteb={"cost": [], "result": result}, **changes)
+    return mteb(task, mode, level, local=False, mteb={"result": result}, **changes)
 
 
 def of_another(result: Result, revision: str) -> Result:

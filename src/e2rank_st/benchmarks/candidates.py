@@ -5,6 +5,7 @@ Whatever does not fit together is refused here, since it would score zero withou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -17,8 +18,6 @@ class Case:
     """A query with its N candidates.
 
     Attributes:
-        query_id: Id of the query.
-        query: Its text.
         ids: Ids of the candidates, best first.
         documents: Their texts.
         scores: Their scores by the first stage, descending.
@@ -78,9 +77,6 @@ class Candidates:
     def checked(self, *, judged_only: bool = False) -> Candidates:
         """Check that cases and judgements are of the same queries and the same documents.
 
-        Args:
-            judged_only: Leave out queries without judgements.
-
         Raises:
             ValueError: They are not.
         """
@@ -123,8 +119,7 @@ class Candidates:
 
 def _twice(ids: Sequence[str]) -> str | None:
     """The first id that comes again, if any."""
-    seen: set[str] = set()
-    return next((id_ for id_ in ids if id_ in seen or seen.add(id_)), None)  # type: ignore[func-returns-value]
+    return next((id_ for id_, number in Counter(ids).items() if number > 1), None)
 
 
 def some(ids: Iterable[str]) -> str:

@@ -20,13 +20,13 @@ import numpy as np
 from e2rank_st.search.vectors import Matrix, Rows, unit_rows
 from e2rank_st.storage import text_id
 
-__all__ = ["Corpus", "Layout"]
+__all__ = ["Corpus"]
 
 TEXTS_AT_ONCE = 10_000  # read from disk to be hashed
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class Corpus:
     """N documents in the order of their hashes.
 
     Attributes:
@@ -42,7 +42,7 @@ class Layout:
     hashes: Rows
 
     @classmethod
-    def of(cls, ids: Sequence[str], texts: Any) -> Layout:
+    def of(cls, ids: Sequence[str], texts: Any) -> Corpus:
         """Sort documents by the hash of their text, and equal ones by that of their id.
 
         Args:
@@ -79,34 +79,22 @@ class Layout:
         texts: list[str] = self.texts[self.places[rows].tolist()]["text"]
         return texts
 
-
-@dataclass(frozen=True, eq=False)
-class Corpus:
-    """N documents and their vectors.
-
-    Attributes:
-        layout: The documents.
-        vectors: Unit vectors, (N, D).
-    """
-
-    layout: Layout
-    vectors: Matrix
-
-    @classmethod
-    def embed(cls, layout: Layout, encode: Callable[[list[str]], Any], dimension: int, chunk_size: int) -> Corpus:
+    def embed(self, encode: Callable[[list[str]], Any], dimension: int, chunk_size: int = 50_000) -> Matrix:
         """Embed each distinct text once.
 
         Args:
-            layout: The documents.
             encode: Texts → vectors, (texts, D).
             dimension: D.
             chunk_size: How many documents to embed at a time.
+
+        Returns:
+            Unit vectors, (N, D).
         """
-        vectors = np.empty((len(layout.ids), dimension), np.float32)
+        vectors = np.empty((len(self.ids), dimension), np.float32)
         for start in range(0, len(vectors), chunk_size):
             rows = np.arange(start, min(start + chunk_size, len(vectors)))
-            fresh = rows[layout.sources[rows] == rows]
+            fresh = rows[self.sources[rows] == rows]
             if len(fresh):
-                vectors[fresh] = unit_rows(encode(layout.read(fresh)))
-            vectors[rows] = vectors[layout.sources[rows]]
-        return cls(layout, vectors)
+                vectors[fresh] = unit_rows(encode(self.read(fresh)))
+            vectors[rows] = vectors[self.sources[rows]]
+        return vectors

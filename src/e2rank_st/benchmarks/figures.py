@@ -10,7 +10,7 @@ import importlib
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from e2rank_st.benchmarks.results import Entry, marked, titled
 
@@ -24,17 +24,10 @@ LEGEND_LETTERS, LEGEND_MARK = 12, 8  # letters of a legend to an inch, and what 
 PANELS = 12  # tasks that get a panel in the figure of gains
 
 
-class Style(NamedTuple):
-    """How a system is drawn."""
-
-    colour: str
-    hatch: str
-    marker: str
-    line: str
-
-
-def _style(place: int) -> Style:
-    return Style(*(options[place % len(options)] for options in (COLOURS, HATCHES, MARKERS, LINES)))
+def _style(place: int) -> tuple[str, str, str, str]:
+    """Colour, hatch, marker and line of a system."""
+    colour, hatch, marker, line = (kind[place % len(kind)] for kind in (COLOURS, HATCHES, MARKERS, LINES))
+    return colour, hatch, marker, line
 
 
 def _figure(width: float, height: float) -> Any:
@@ -68,7 +61,7 @@ def scores(entries: Sequence[Entry]) -> Any:
     figure = _figure(max(6.0, 1.5 + 0.28 * len(groups) * len(columns)), 4)
     axes = figure.subplots()
     for place, (label, part) in enumerate(groups.items()):
-        style = _style(place)
+        colour, hatch, _, _ = _style(place)
         for entry in part:
             height = 100 * entry.main
             reach = [[abs(height - 100 * bound)] for bound in entry.system.interval] if entry.system.interval else None
@@ -77,8 +70,8 @@ def scores(entries: Sequence[Entry]) -> Any:
                 height,
                 width,
                 yerr=reach,
-                color=style.colour,
-                hatch=style.hatch,
+                color=colour,
+                hatch=hatch,
                 edgecolor="black",
                 linewidth=0.6,
                 error_kw={"linewidth": 0.8, "capsize": 2},
@@ -99,22 +92,22 @@ def latency(entries: Sequence[Entry]) -> Any:
     figure = _figure(7, 4.2)
     axes = figure.subplots()
     for place, (label, part) in enumerate(_by_label(entries).items()):
-        style, height = _style(place), 100 * fmean(entry.main for entry in part)
+        (colour, _, marker, _), height = _style(place), 100 * fmean(entry.main for entry in part)
         times = {}
         for kind in ("stored", "fresh"):
             medians = [spread["median"] for entry in part if (spread := entry.system.latency.get(kind))]
             if medians:
                 times[kind] = fmean(medians)
-        axes.plot(list(times.values()), [height] * len(times), color=style.colour, linewidth=0.8, linestyle=":")
+        axes.plot(list(times.values()), [height] * len(times), color=colour, linewidth=0.8, linestyle=":")
         for kind, time in times.items():
-            fill = style.colour if kind == "stored" else "white"
+            fill = colour if kind == "stored" else "white"
             axes.plot(
                 time,
                 height,
-                style.marker,
-                color=style.colour,
+                marker,
+                color=colour,
                 markerfacecolor=fill,
-                markeredgecolor="black" if kind == "stored" else style.colour,
+                markeredgecolor="black" if kind == "stored" else colour,
                 markersize=8,
                 label=label if kind == next(iter(times)) else None,
             )
@@ -137,20 +130,20 @@ def prompt_documents(entries: Sequence[Entry]) -> Any:
     axes = figure.subplots()
     several = len({model for _, model in curves}) > 1
     for place, ((column, model), part) in enumerate(curves.items()):
-        style = _style(place)
+        colour, _, marker, line = _style(place)
         points = sorted((_count(entry) or 0, 100 * entry.main) for entry in part)
         label = f"{marked(part[0])} ({model})" if several else marked(part[0])
         axes.plot(
             *zip(*points, strict=True),
-            color=style.colour,
-            marker=style.marker,
-            linestyle=style.line,
+            color=colour,
+            marker=marker,
+            linestyle=line,
             markeredgecolor="black",
             label=label,
         )
         for entry in entries:
             if entry.system.kind == "embedding" and (entry.column, entry.model) == (column, model):
-                axes.axhline(100 * entry.main, color=style.colour, linewidth=0.9, linestyle=(0, (1, 3)))
+                axes.axhline(100 * entry.main, color=colour, linewidth=0.9, linestyle=(0, (1, 3)))
     axes.set_xticks(sorted({_count(entry) or 0 for part in curves.values() for entry in part}))
     _axes(axes, "dotted level: plain embedding", "documents in the prompt (K)", "nDCG@10")
     figure.legend(loc="outside lower center", fontsize="small", frameon=False)  # the curves fill the axes
@@ -191,7 +184,7 @@ def gains(entries: Sequence[Entry]) -> Any:
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     if len(chosen) > PANELS:
-        figure.suptitle(f"the first {PANELS} of {len(chosen)}: name --tasks to see others")
+        figure.suptitle(f"the first {PANELS} of {len(chosen)}: name fewer result files to see others")
     return figure
 
 
@@ -215,10 +208,6 @@ FIGURES: Mapping[str, Callable[[Sequence[Entry]], Any]] = {
 
 def draw(entries: Sequence[Entry], only: Container[str] = FIGURES) -> dict[str, Any]:
     """Draw the figures that there is data for.
-
-    Args:
-        entries: The data.
-        only: Names of those to draw.
 
     Returns:
         Figures by name: ``{benchmark}-{figure}``.

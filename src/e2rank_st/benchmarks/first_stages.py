@@ -9,10 +9,9 @@ from __future__ import annotations
 import importlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from huggingface_hub import hf_hub_download
 
@@ -34,15 +33,8 @@ NOTHING: Excluded = {}
 SAMPLE_SEED = 0  # of the queries that a task is a sample of: another one is another task
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where the files of a task lie.
-
-    Attributes:
-        results: First-stage results with text.
-        qrels: Judgements in TREC's form.
-        local: Whether they are the user's own and not those of the public data set.
-    """
+class Files(NamedTuple):
+    """First-stage results with text, and judgements in TREC's form; local, if not those of the public data set."""
 
     results: Path
     qrels: Path
@@ -50,12 +42,7 @@ class Files:
 
 
 def locate(task: Task, first_stage: str, data_dir: Path | None) -> Files:
-    """Find a task's files in a folder, or fetch them from the Hub.
-
-    Args:
-        task: The task.
-        first_stage: What found the candidates, for example ``bm25``.
-        data_dir: Folder with ``rerank/``; None for the Hub.
+    """Find a task's files in the folder ``rerank`` of a data folder, or, without one, fetch them from the Hub.
 
     Raises:
         FileNotFoundError: The folder lacks a file; the message says which, and where it is public.
@@ -71,10 +58,6 @@ def locate(task: Task, first_stage: str, data_dir: Path | None) -> Files:
 
 def read_excluded(task: Task, data_dir: Path | None) -> Excluded:
     """Read which documents a task leaves out, whatever finds the candidates.
-
-    Args:
-        task: The task.
-        data_dir: Folder with ``rerank/``; None for the Hub.
 
     Raises:
         FileNotFoundError: The folder lacks the file.
@@ -114,12 +97,6 @@ def _exclusion(row: Row) -> tuple[str, frozenset[str]]:
 
 def read_files(files: Files, first_stage: str, top_n: int, excluded: Excluded = NOTHING) -> Candidates:
     """Read first-stage results with text, and their judgements.
-
-    Args:
-        files: Where they are.
-        first_stage: Name of what found the candidates.
-        top_n: Most candidates of a query.
-        excluded: Documents that are left out, by query.
 
     Raises:
         DataError: A row of a file is bad.
@@ -162,14 +139,7 @@ def _hashes(*paths: Path) -> dict[str, str]:
 
 
 def read_over_collection(folder: Path, split: str, run: Path, top_n: int, excluded: Excluded = NOTHING) -> Candidates:
-    """Read a TREC run whose texts and judgements are those of a folder in BEIR's layout.
-
-    Args:
-        folder: As :meth:`~e2rank_st.data.beir.JudgedCorpus.load` takes it.
-        split: Whose judgements.
-        run: The run.
-        top_n: Most candidates of a query.
-        excluded: Documents that are left out, by query.
+    """Read a TREC run whose texts and judgements are those of a split of a folder in BEIR's layout.
 
     Raises:
         ValueError: The run has a query or a document that is not in the folder.
@@ -211,16 +181,8 @@ def own_first_stage(
 ) -> tuple[Candidates, Index]:
     """Retrieve the candidates of each judged query from a folder in BEIR's layout by the model itself.
 
-    Equally near documents come in the order of a hash: that of a corpus may show which ones are relevant.
-
-    Args:
-        subject: The model.
-        task: Which split, how many of its queries, and which part of the corpus.
-        folder: As :meth:`~e2rank_st.data.beir.JudgedCorpus.load` takes it.
-        top_n: Candidates of a query.
-        excluded: Documents that are left out, by query.
-        batch_size: Texts in a forward pass.
-        show_progress_bar: Whether to show one.
+    The task says which split, how many of its queries, and which part of the corpus. Equally near documents come in
+    the order of a hash: that of a corpus may show which ones are relevant.
 
     Returns:
         The candidates, and the vectors of the whole corpus.

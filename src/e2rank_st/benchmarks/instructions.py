@@ -35,18 +35,14 @@ def listwise_instruction(retrieval: str) -> str | None:
 
 
 @contextmanager
-def instructed(model: E2Rank, instruction: str | None) -> Iterator[str]:
-    """Put a task's retrieval instruction into the query prompt of a model, if the prompt has a place for one.
-
-    Yields:
-        The prompt.
-    """
+def instructed(model: E2Rank, instruction: str | None) -> Iterator[None]:
+    """Put a task's retrieval instruction into the query prompt of a model, if the prompt has a place for one."""
     before = model.prompts.get("query") or ""
     template = instruction_template(before)
     if instruction is not None and template is not None:
         model.prompts["query"] = template.replace("{instruction}", instruction)
     try:
-        yield model.prompts.get("query") or ""
+        yield
     finally:
         if before:
             model.prompts["query"] = before

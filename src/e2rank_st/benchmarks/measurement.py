@@ -69,12 +69,7 @@ def measure(
     """Rank the candidates of every query by every system, one query at a time, as a search engine does.
 
     The systems take turns, so that a machine whose speed drifts treats all alike. A first call of each is not counted.
-
-    Args:
-        entrants: Who ranks what.
-        embedding_queries: For how many queries the time to embed their candidates is taken.
-        batch_size: Texts in a forward pass there.
-        show_progress_bar: Whether to show one.
+    The time to embed candidates is taken for the first ``embedding_queries``.
 
     Returns:
         Rankings and cost of each system, by its name.
@@ -127,19 +122,8 @@ def results_of(
     *,
     relevant_from: int,
     compare_with: str,
-    samples: int = 10_000,
-    seed: int = 0,
 ) -> dict[str, SystemResult]:
-    """Compute the result of each system.
-
-    Args:
-        entrants: Who ranked what.
-        measured: The return value of :func:`measure`.
-        judgements: Of all queries.
-        relevant_from: Least grade that MAP, MRR and recall count as relevant.
-        compare_with: The system that the others are compared with.
-        samples: Of the bootstrap.
-        seed: Of all draws.
+    """Compute the result of each system, and compare all with one of them.
 
     Raises:
         ValueError: A query has no judgements.
@@ -149,7 +133,7 @@ def results_of(
     for role, name, system in ((entrant.role, *item) for entrant in entrants for item in entrant.systems.items()):
         main, comparison = scores[name][MAIN], None
         if name != compare_with:
-            found = compare(compare_with, main, scores[compare_with][MAIN], samples=samples, seed=seed)
+            found = compare(compare_with, main, scores[compare_with][MAIN])
             rounded = {"difference": round(found.difference, DIGITS), "p": round(found.p, DIGITS)}
             comparison = found._asdict() | rounded | {"interval": _rounded(found.interval)}
         results[name] = SystemResult(
@@ -158,7 +142,7 @@ def results_of(
             parameters=parameters(system),
             scores={metric: round(mean(values), DIGITS) for metric, values in scores[name].items()},
             per_query={query: round(score, DIGITS) for query, score in main.items()},
-            interval=_rounded(bootstrap_interval(list(main.values()), samples=samples, seed=seed)),
+            interval=_rounded(bootstrap_interval(list(main.values()))),
             latency=_latency(measured[name], system),
             tokens=_spread(list(measured[name].tokens.values())),
             comparison=comparison,

@@ -62,14 +62,10 @@ def load(
     device: str | None = None,
     dtype: str = "float32",
 ) -> Subject:
-    """Load an E2Rank model.
+    """Load an E2Rank model from a folder or the Hub, ``bundled``, or ``bundled-base`` that it was trained from.
 
-    Args:
-        source: A folder, a Hub id, ``bundled``, or ``bundled-base`` for the model that it was trained from.
-        name: Its name in results; by default the Hub id, or ``local/`` and the folder's name.
-        revision: The commit to load from the Hub; for other sources, the name of this state in results.
-        device: Where it runs; by default the best device.
-        dtype: Of the weights.
+    Its name in results is by default the Hub id, or ``local/`` and the folder's name. The revision is the commit to
+    load from the Hub; for other sources, the name of this state in results.
 
     Raises:
         ValueError: The source is neither a folder nor a Hub id.

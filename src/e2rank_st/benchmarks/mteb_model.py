@@ -17,18 +17,20 @@ Axes: B queries, N documents of the corpus, D dimensions.
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate, islice, pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
+from transformers.utils.logging import tqdm
 
-from e2rank_st.benchmarks.corpus import Corpus, Layout
+from e2rank_st.benchmarks.corpus import Corpus
 from e2rank_st.benchmarks.instructions import instruction_template, listwise_instruction
-from e2rank_st.benchmarks.mteb_search import MODES, Mode, SearchCost, candidate_rows, head_and_tail, named, rerank
 from e2rank_st.model import E2Rank
-from e2rank_st.provenance import Cost, counted
 from e2rank_st.search.exact import Rules, nearest
-from e2rank_st.search.vectors import Matrix, unit_rows
+from e2rank_st.search.reranking import rerank_rows
+from e2rank_st.search.vectors import Matrix, Rows, unit_rows
 
 try:
     from mteb._create_dataloaders import create_dataloader
@@ -44,9 +46,14 @@ if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
     from torch.utils.data import DataLoader
 
-__all__ = ["MODES", "E2RankMTEB", "Mode", "load_e2rank"]
+__all__ = ["MODES", "TAIL_SHIFT", "E2RankMTEB", "Mode", "load_e2rank"]
 
 QUERY, DOCUMENT = PromptType("query"), PromptType("document")
+Mode: TypeAlias = Literal["embedding", "two-stage"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+# A cosine of stage 1 is not comparable with one of stage 2. Shifted by this, it is below all of those: in [-4, -2].
+TAIL_SHIFT = 3.0
+QUERIES_AT_ONCE = 64  # in one call of rerank, between two steps of the progress bar
 
 
 class E2RankMTEB(AbsEncoder):
@@ -65,12 +72,8 @@ class E2RankMTEB(AbsEncoder):
             not taken for the other.
         rerank_depth: How many documents of a query to rerank.
         num_prompt_documents: K, instead of the configured one.
-        chunk_size: How many documents to embed at a time.
         keep_vectors: Whether to take the vectors of the last corpus if the same one comes again, as it does for the
             second mode. This is right only as long as the weights do not change.
-
-    Attributes:
-        costs: A :class:`~e2rank_st.benchmarks.mteb_search.SearchCost` for each search, in their order.
 
     Raises:
         ValueError: A value is not allowed.
@@ -85,45 +88,34 @@ class E2RankMTEB(AbsEncoder):
         mode: Mode = "embedding",
         rerank_depth: int = 100,
         num_prompt_documents: int | None = None,
-        chunk_size: int = 50_000,
         keep_vectors: bool = False,
     ) -> None:
         if "/" not in name:
             raise ValueError(f"Got the name {name!r}; MTEB wants organisation/name.")
-        if rerank_depth < 1 or chunk_size < 1:
-            raise ValueError(f"Got rerank_depth={rerank_depth} and chunk_size={chunk_size}; give at least 1.")
+        if rerank_depth < 1:
+            raise ValueError(f"Got rerank_depth={rerank_depth}; give at least 1.")
         self.model = model
         self.name, self.revision = name, revision
         self.rerank_depth = rerank_depth
         configured = model.listwise.num_prompt_documents
         self.num_prompt_documents = configured if num_prompt_documents is None else num_prompt_documents
-        self.chunk_size = chunk_size
         self.keep_vectors = keep_vectors
-        self.costs: list[SearchCost] = []
         self.instruction_template = instruction_template(model.prompts.get("query"))
-        self._corpus: Corpus | None = None
-        self._index_cost = Cost()
+        self._embedded: tuple[Corpus, Matrix] | None = None
         self.set_mode(mode)
 
     def set_mode(self, mode: Mode) -> None:
-        """Change the mode; the vectors of the last corpus stay.
-
-        Raises:
-            ValueError: There is no such mode.
-        """
+        """Change the mode; the vectors of the last corpus stay."""
         if mode not in MODES:
             raise ValueError(f"Got the mode {mode!r}; give one of {', '.join(MODES)}.")
         self.mode = mode
-        self.mteb_model_meta: ModelMeta = self._meta()
-
-    def _meta(self) -> ModelMeta:
         experiment: dict[str, Any] = {"mode": self.mode}
         if self.mode == "two-stage":
             experiment |= {"prompt_documents": self.num_prompt_documents, "rerank_depth": self.rerank_depth}
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         if dtype != "float32":
             experiment["dtype"] = dtype
-        meta: ModelMeta = ModelMeta.create_empty(
+        self.mteb_model_meta: ModelMeta = ModelMeta.create_empty(
             overwrites={
                 "name": self.name,
                 "revision": self.revision,
@@ -136,7 +128,6 @@ class E2RankMTEB(AbsEncoder):
                 "experiment_kwargs": experiment,
             }
         )
-        return meta
 
     def encode(
         self,
@@ -148,16 +139,7 @@ class E2RankMTEB(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> Matrix:
-        """Embed texts, of shape (texts, D).
-
-        Args:
-            inputs: MTEB's batches.
-            task_metadata: Where the instruction comes from.
-            hf_split: Not used.
-            hf_subset: Not used.
-            prompt_type: Whether they are queries or documents; None for neither.
-            **kwargs: Arguments of ``SentenceTransformer.encode``.
-        """
+        """Embed the texts of MTEB's batches, of shape (texts, D); ``kwargs`` are those of the model's ``encode``."""
         return self._embed([text for batch in inputs for text in batch["text"]], task_metadata, prompt_type, **kwargs)
 
     def _embed(
@@ -187,22 +169,11 @@ class E2RankMTEB(AbsEncoder):
         corpus: Any,
         *,
         task_metadata: TaskMetadata,
-        hf_split: str,
-        hf_subset: str,
         encode_kwargs: Any,
         num_proc: int | None = None,
-        **kwargs: Any,
+        **_: Any,
     ) -> None:
-        """Embed a corpus, each distinct text once, and keep the vectors.
-
-        Args:
-            corpus: Documents with ``id``, ``text`` and perhaps ``title``.
-            task_metadata: The task's.
-            hf_split: Not used.
-            hf_subset: Not used.
-            encode_kwargs: Arguments of ``SentenceTransformer.encode``.
-            num_proc: How many processes prepare the texts.
-            **kwargs: Not used.
+        """Embed a corpus (``id``, ``text``, perhaps ``title``), each distinct text once, and keep the vectors.
 
         Raises:
             ValueError: A quantised precision is asked for.
@@ -212,43 +183,24 @@ class E2RankMTEB(AbsEncoder):
         prepared: Any = create_dataloader(
             corpus, task_metadata=task_metadata, prompt_type=DOCUMENT, num_proc=num_proc
         ).dataset
-        layout = Layout.of(list(corpus["id"]), prepared.select_columns("text"))
-
-        def encode(texts: list[str]) -> Matrix:
-            return self._embed(texts, task_metadata, DOCUMENT, **encode_kwargs)
-
-        with counted(self.model) as self._index_cost:
-            if self.keep_vectors and self._corpus and self._corpus.layout.fingerprint == layout.fingerprint:
-                return
-            self._corpus = None  # before another one's vectors take memory
-            dimension = self.model.get_embedding_dimension() or 0
-            self._corpus = Corpus.embed(layout, encode, dimension, self.chunk_size)
+        documents = Corpus.of(list(corpus["id"]), prepared.select_columns("text"))
+        if self.keep_vectors and self._embedded and self._embedded[0].fingerprint == documents.fingerprint:
+            return
+        self._embedded = None  # before another one's vectors take memory
+        encode = partial(self._embed, task_metadata=task_metadata, prompt_type=DOCUMENT, **encode_kwargs)
+        self._embedded = documents, documents.embed(encode, self.model.get_embedding_dimension() or 0)
 
     def search(
         self,
         queries: Any,
         *,
         task_metadata: TaskMetadata,
-        hf_split: str,
-        hf_subset: str,
         top_k: int,
         encode_kwargs: Any,
         top_ranked: Any = None,
-        num_proc: int | None = None,
-        **kwargs: Any,
+        **_: Any,
     ) -> dict[str, dict[str, float]]:
-        """Search the corpus that was indexed last.
-
-        Args:
-            queries: Queries with ``id`` and ``text``, and perhaps an instruction or a dialogue.
-            task_metadata: The task's.
-            hf_split: For :attr:`costs`.
-            hf_subset: For :attr:`costs`.
-            top_k: Most documents of a query.
-            encode_kwargs: Arguments of ``SentenceTransformer.encode``.
-            top_ranked: Candidates of each query by their ids; without them the whole corpus.
-            num_proc: How many processes prepare the texts.
-            **kwargs: Not used.
+        """Search the corpus that was indexed last, or the candidates of each query by their ids.
 
         Returns:
             For each query, scores of documents: cosines of stage 1, or of stage 2 for those that were reranked and
@@ -258,26 +210,28 @@ class E2RankMTEB(AbsEncoder):
             RuntimeError: Nothing was indexed.
             ValueError: A candidate is not in the corpus.
         """
-        if (corpus := self._corpus) is None:
+        if self._embedded is None:
             raise RuntimeError("There is no corpus to search; call index first.")
+        corpus, stored = self._embedded
         # The loader puts instructions and dialogues into the text.
         prepared: Any = create_dataloader(queries, task_metadata=task_metadata, prompt_type=QUERY).dataset
         texts, ids = list(prepared["text"]), list(queries["id"])
         depth = self.rerank_depth if self.mode == "two-stage" else 0
-        with counted(self.model) as retrieval:
-            vectors = unit_rows(self._embed(texts, task_metadata, QUERY, **encode_kwargs))  # (B, D)
-            itself = _leaves_out_itself(task_metadata.name)
-            listed = candidate_rows(corpus.layout, ids, top_ranked, leave_out_itself=itself)
-            rules = None if listed is None else Rules(listed, only=top_ranked is not None)
-            found = nearest(vectors, corpus.vectors, max(top_k, depth), rules=rules, device=self.model.device)
-            results = [named(corpus, near.rows, near.scores.tolist()) for near in found]
-        with counted(self.model) as reranking:
-            if depth:
-                heads = [near.rows[:depth] for near in found]
-                reranked = rerank(self.model, corpus, texts, heads, **self._reranking(task_metadata, encode_kwargs))
-                results = [head_and_tail(*parts) for parts in zip(reranked, results, strict=True)]
-        place = (task_metadata.name, hf_subset, hf_split, self.mode, len(ids), len(corpus.layout.ids))
-        self.costs.append(SearchCost(*place, self._index_cost, retrieval, reranking))
+        vectors = unit_rows(self._embed(texts, task_metadata, QUERY, **encode_kwargs))  # (B, D)
+        rules = _rules_of(corpus, ids, top_ranked, leave_out_itself=_leaves_out_itself(task_metadata.name))
+        found = nearest(vectors, stored, max(top_k, depth), rules=rules, device=self.model.device)
+        results = [
+            {corpus.ids[row]: score for row, score in zip(near.rows, near.scores.tolist(), strict=True)}
+            for near in found
+        ]
+        if depth:
+            heads = [near.rows[:depth] for near in found]
+            how = self._reranking(task_metadata, encode_kwargs)
+            reranked = _rerank(self.model, corpus, stored, texts, heads, **how)
+            results = [  # the reranked documents, then the rest of stage 1, strictly below
+                head | {id_: score - TAIL_SHIFT for id_, score in scores.items() if id_ not in head}
+                for head, scores in zip(reranked, results, strict=True)
+            ]
         return {id_: dict(islice(scores.items(), top_k)) for id_, scores in zip(ids, results, strict=True)}
 
     def _reranking(self, task_metadata: TaskMetadata, encode_kwargs: Any) -> dict[str, Any]:
@@ -304,17 +258,7 @@ def load_e2rank(
     dtype: str = "float32",
     prompts: dict[str, str] | None = None,
 ) -> E2RankMTEB:
-    """Load a model as MTEB's registry does: the ``experiment_kwargs`` of a result are arguments here.
-
-    Args:
-        name: Its Hub id.
-        revision: The commit.
-        device: Where it runs; by default the best there is.
-        mode: See :class:`E2RankMTEB`.
-        prompt_documents: K, instead of the configured one.
-        rerank_depth: How many documents of a query to rerank.
-        dtype: Of the weights.
-        prompts: Texts before queries and documents, instead of the configured ones.
+    """Load a model from the Hub as MTEB's registry does: the ``experiment_kwargs`` of a result are arguments here.
 
     Raises:
         ValueError: A value is not allowed.
@@ -334,3 +278,49 @@ def _leaves_out_itself(task: str) -> bool:
         if getattr(getattr(cls, "metadata", None), "name", None) == task:
             return bool(cls.ignore_identical_ids)  # type: ignore[attr-defined]
     return False
+
+
+def _rules_of(corpus: Corpus, queries: Sequence[str], top_ranked: Any, *, leave_out_itself: bool) -> Rules | None:
+    """Find the documents that stage 1 may return for each query, or the ones that it may not; None for no rule.
+
+    Raises:
+        ValueError: A candidate is not in the corpus.
+    """
+    if top_ranked is None and not leave_out_itself:
+        return None
+    listed = []
+    for query in queries:
+        itself = {query} & corpus.row_of.keys() if leave_out_itself else set()
+        ids = itself if top_ranked is None else set(top_ranked.get(query) or ()) - itself
+        if missing := sorted(ids - corpus.row_of.keys()):
+            raise ValueError(f"Query {query!r} has {len(missing)} candidates that the corpus lacks, as {missing[0]!r}.")
+        listed.append(np.sort(np.fromiter(map(corpus.row_of.__getitem__, ids), np.int64, len(ids))))
+    return Rules(listed, only=top_ranked is not None)
+
+
+def _rerank(
+    model: E2Rank,
+    corpus: Corpus,
+    vectors: Matrix,
+    queries: Sequence[str],
+    heads: Sequence[Rows],
+    *,
+    bar: bool,
+    **options: Any,
+) -> list[dict[str, float]]:
+    """Rerank the rows of each query's head, in the order of stage 1, with stored vectors; scores by id, best first.
+
+    There is one progress bar for all calls, since each is short.
+    """
+    results: list[dict[str, float]] = []
+    options |= {"candidate_order": "given", "show_progress_bar": False}
+    with tqdm(total=len(queries), desc="rerank", disable=not bar) as progress:
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            part = slice(start, start + QUERIES_AT_ONCE)
+            rows = heads[part]
+            documents = corpus.read(np.concatenate(rows))
+            texts = [documents[first:last] for first, last in pairwise(accumulate(map(len, rows), initial=0))]
+            for ranking in rerank_rows(model, queries[part], rows, texts, [vectors[head] for head in rows], **options):
+                results.append({corpus.ids[hit["corpus_id"]]: hit["score"] for hit in ranking})
+            progress.update(len(rows))
+    return results

@@ -1,4 +1,4 @@
-"""MTEB tasks → a result file for each task and mode: scores, their settings, and the cost of a query.
+"""MTEB tasks → a result file for each task and mode: scores and their settings.
 
 Finished tasks are kept when the same options are given again. A task that fails is told with its error, and the others
 still run. Results over local folders are marked local, those of a few queries partial: neither is an official score.
@@ -37,12 +37,11 @@ from e2rank_st.benchmarks.results import Result, SystemResult
 from e2rank_st.model import check_name
 from e2rank_st.provenance import environment, scrubbed
 
-__all__ = ["FAILED", "Options", "Outcome", "metric_name", "plan", "run"]
+__all__ = ["FAILED", "MODES", "Options", "Outcome", "metric_name", "plan", "run"]
 
 logger = logging.getLogger(__name__)
 
 FAILED = "failed"
-LEAST = ("limit", "prompt_documents", "rerank_depth", "batch_size")  # options that are at least 1
 TWO_STAGE_SETTINGS = ("prompt_documents", "rerank_depth")  # the embedding does not depend on them
 # Another value of one of these is another result; the size of a batch changes times only.
 IDENTITY = ("task", "local", "partial", "models", "sources", "settings")
@@ -50,28 +49,10 @@ IDENTITY = ("task", "local", "partial", "models", "sources", "settings")
 
 @dataclass(frozen=True)
 class Options:
-    """Options of an evaluation by MTEB.
-
-    Attributes:
-        model: Name of the model: see :func:`~e2rank_st.benchmarks.models.load`.
-        output_dir: Where results go, as ``{organisation}__{name}/{task}.{mode}.json``, and finished ones are found.
-        tasks: Names of tasks, as MTEB has them.
-        benchmarks: Names of sets of tasks, as MTEB has them.
-        modes: The modes; a task that does not search is run in the first one only.
-        name: The model's name in results; None for the Hub id, or ``local/`` and the folder's name.
-        revision: Commit of a Hub repository; for a folder, the name of its state in results.
-        data_dir: Local folders in the place of the Hub.
-        limit: Queries of each split.
-        prompt_documents: K; None for the model's.
-        rerank_depth: How many documents of a query to rerank.
-        batch_size: Texts in a forward pass.
-        device: Where the model runs; None for the best there is.
-        dtype: Of the weights.
-        overwrite: Whether to replace a result that depends on something else.
-        show_progress_bar: Whether to show bars inside a task.
+    """The options of ``e2rank eval mteb``, whose ``--help`` says what each means.
 
     Raises:
-        ValueError: A value is not allowed, or there is nothing to run.
+        ValueError: A name is unknown, or there is nothing to run.
     """
 
     model: str
@@ -93,28 +74,14 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        if unknown := [mode for mode in self.modes if mode not in MODES]:
-            raise ValueError(f"Got the mode {unknown[0]!r}; give some of {', '.join(MODES)}.")
-        for name in LEAST:
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"Got {name}={value}; give at least 1.")
-        if self.data_dir is not None and not self.data_dir.is_dir():
-            raise ValueError(f"Got the data folder {self.data_dir}, which is not a folder.")
         check_name(self.model)
         plan(self)
 
 
 class Outcome(NamedTuple):
-    """The end of one task in one mode.
+    """The end of one task in one mode: its score in points, or NaN and the error of a failed one.
 
-    Attributes:
-        task: Name of the task.
-        mode: Name of the mode.
-        metric: The task's main metric.
-        score: Its value in points; NaN for a failed task.
-        seconds: Wall-clock time.
-        state: ``done``, ``kept`` or ``failed``, and whether the result is local or partial.
-        error: The reason of a failure.
+    The state is ``done``, ``kept`` or ``failed``, and tells whether the result is local or partial.
     """
 
     task: str
@@ -179,7 +146,7 @@ class _Runner:
     encoder: E2RankMTEB
 
     def run(self, task: AbsTask, modes: Sequence[Mode]) -> Iterator[Outcome]:
-        """Evaluate a copy of a task in some modes; an error becomes an outcome."""
+        """Evaluate a copy of a task in some modes."""
         task = copy.deepcopy(task)
         for mode in modes:
             try:
@@ -245,7 +212,6 @@ class _Runner:
         """Evaluate, and write the result."""
         start = time.perf_counter()
         self.encoder.set_mode(mode)
-        self.encoder.costs.clear()
         if self.options.limit is not None:
             limit_queries(task, self.options.limit)
         for leaf in leaves(task):
@@ -258,10 +224,15 @@ class _Runner:
         ).task_results
         written = json.loads(found.model_dump_json())  # as JSON has it: no NaN
         by_query = one_level(per_query)
+        listwise = listwise_configuration(self.subject.model)
+        listwise |= {
+            "num_prompt_documents": self.encoder.num_prompt_documents,
+            "rerank_depth": self.options.rerank_depth,
+        }
         system = SystemResult(
             kind="embedding" if mode == MODES[0] else "listwise",
             model="model",
-            parameters={} if mode == MODES[0] else self._listwise(),
+            parameters={} if mode == MODES[0] else listwise,
             scores=_means(written["scores"]) | {known["main_metric"]: found.get_score()},
             per_query=by_query,
         )
@@ -271,14 +242,10 @@ class _Runner:
             environment=environment(self.encoder.model.device),
             queries=len(by_query),
             seconds=round(time.perf_counter() - start, 3),
-            mteb={"cost": [cost.described() for cost in self.encoder.costs], "result": written},
+            mteb={"result": written},
         )
         result.write(self._path(task, mode))
         return result
-
-    def _listwise(self) -> dict[str, Any]:
-        told = {"num_prompt_documents": self.encoder.num_prompt_documents, "rerank_depth": self.options.rerank_depth}
-        return listwise_configuration(self.subject.model) | told
 
 
 def metric_name(name: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
@@ -38,34 +37,21 @@ REVISION = "local"
 
 
 def find_tasks(names: Iterable[str], benchmarks: Iterable[str]) -> list[AbsTask]:
-    """The tasks with these names and those of these benchmarks, each once, in this order.
-
-    Args:
-        names: As MTEB calls them, such as ``NFCorpus``.
-        benchmarks: As MTEB calls them, such as ``MTEB(eng, v2)``; case, spaces and brackets do not matter.
+    """The tasks with these names of MTEB's and those of these benchmarks, each once, in this order.
 
     Raises:
         ValueError: There is none of a name; the message has the nearest one.
     """
     found: dict[str, AbsTask] = {}
-    for name in names:
-        try:
+    try:
+        for name in names:
             found.setdefault(name, mteb.get_task(name))
-        except KeyError as error:
-            raise ValueError(f"There is no task {name!r}: {error.args[0]}") from error
-    known = {_plain(benchmark.name): benchmark for benchmark in mteb.get_benchmarks()}
-    for name in benchmarks:
-        benchmark = known.get(_plain(name))
-        if benchmark is None:
-            nearest = [known[match].name for match in get_close_matches(_plain(name), known, cutoff=0.4)]
-            raise ValueError(f"There is no benchmark {name!r}; nearest: {', '.join(nearest) or 'none'}.")
-        for task in benchmark.tasks:
-            found.setdefault(task.metadata.name, copy.deepcopy(task))
+        for name in benchmarks:
+            for task in mteb.get_benchmark(name).tasks:
+                found.setdefault(task.metadata.name, copy.deepcopy(task))
+    except KeyError as error:
+        raise ValueError(f"MTEB has no {name!r}: {error.args[0]}") from error
     return list(found.values())
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
 
 
 def leaves(task: AbsTask) -> list[AbsTask]:
@@ -87,12 +73,9 @@ def sources_of(task: AbsTask) -> dict[str, str]:
 
 
 def use_folder(task: AbsTask, data_dir: Path) -> None:
-    """Make a task read local folders instead of the Hub.
+    """Make a task read local folders instead of the Hub; it is to be run in a :func:`private_cache`.
 
-    Args:
-        task: Changed in place; to be run in a :func:`private_cache`.
-        data_dir: Has a folder for each leaf, laid out as its Hub repository and called as that or as the task; case
-            does not matter.
+    The data folder has one for each leaf, laid out as its Hub repository and called as that or as the task.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -130,10 +113,6 @@ def private_cache() -> Iterator[None]:
 def limit_queries(task: AbsTask, limit: int) -> None:
     """Load a task's data and keep the first queries of every split; the corpus stays whole.
 
-    Args:
-        task: Changed in place.
-        limit: How many.
-
     Raises:
         ValueError: The task has no queries.
     """
@@ -162,27 +141,23 @@ def _limit_split(data: Any, limit: int) -> None:
 def record_queries(task: AbsTask) -> PerQuery:
     """Make a task note the nDCG@10 of each query.
 
-    Args:
-        task: Changed in place.
-
     Returns:
         A table that fills while the task is evaluated; it stays empty for tasks that do not search.
     """
     recorded: PerQuery = {}
+
+    def recorder(leaf: AbsTask, original: Callable[..., Any]) -> Callable[..., Any]:
+        def task_specific_scores(scores: Any, *arguments: Any, hf_split: str, hf_subset: str, **options: Any) -> Any:
+            by_query = {query: metrics["ndcg_cut_10"] for query, metrics in sorted(scores.items())}
+            recorded[f"{leaf.metadata.name}/{hf_subset}/{hf_split}"] = by_query
+            return original(leaf, scores, *arguments, hf_split=hf_split, hf_subset=hf_subset, **options)
+
+        return task_specific_scores
+
     for leaf in leaves(task):
         if isinstance(leaf, AbsTaskRetrieval):
-            recording = _recorder(leaf, type(leaf).task_specific_scores, recorded)
-            leaf.task_specific_scores = recording  # type: ignore[method-assign]
+            leaf.task_specific_scores = recorder(leaf, type(leaf).task_specific_scores)  # type: ignore[method-assign]
     return recorded
-
-
-def _recorder(task: AbsTask, original: Callable[..., Any], recorded: PerQuery) -> Callable[..., Any]:
-    def task_specific_scores(scores: Any, *arguments: Any, hf_split: str, hf_subset: str, **options: Any) -> Any:
-        place = f"{task.metadata.name}/{hf_subset}/{hf_split}"
-        recorded[place] = {query: metrics["ndcg_cut_10"] for query, metrics in sorted(scores.items())}
-        return original(task, scores, *arguments, hf_split=hf_split, hf_subset=hf_subset, **options)
-
-    return task_specific_scores
 
 
 def one_level(recorded: PerQuery) -> dict[str, float]:

@@ -62,8 +62,8 @@ class Table:
 def main_table(entries: Sequence[Entry], benchmark: str) -> Table:
     """The main score of each system on each task, and the mean over tasks, in points.
 
-    A cell is empty where a mode of MTEB makes no difference. The mean is then empty, too: it would be over different
-    tasks.
+    A cell is empty where there is no result, or a mode of MTEB makes no difference. The mean is then empty, too: it
+    would be over different tasks.
     """
     columns: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -143,12 +143,7 @@ PARTS = tuple(dict.fromkeys((*TABLES, *FIGURES)))  # a table and a figure may ha
 
 
 def make_tables(entries: Sequence[Entry], only: Sequence[str] = PARTS) -> list[Table]:
-    """The tables that there are entries for.
-
-    Args:
-        entries: The data.
-        only: Names of the tables to make; other names are passed over.
-    """
+    """The tables that there are entries for; names in ``only`` that are those of figures are passed over."""
     makers = [make for name, make in TABLES.items() if name in only]
     tables = []
     for benchmark in dict.fromkeys(entry.result.benchmark for entry in entries):
@@ -159,9 +154,6 @@ def make_tables(entries: Sequence[Entry], only: Sequence[str] = PARTS) -> list[T
 
 def write_tables(tables: Iterable[Table], folder: Path) -> list[Path]:
     """Write each table as Markdown and as comma-separated values, each file whole or not at all.
-
-    Returns:
-        The files.
 
     Raises:
         OSError: A file cannot be written.
@@ -177,16 +169,7 @@ def write_tables(tables: Iterable[Table], folder: Path) -> list[Path]:
 def write_figures(
     entries: Sequence[Entry], folder: Path, formats: Sequence[str] = ("png",), only: Sequence[str] = PARTS
 ) -> list[Path]:
-    """Write the figures that there is data for, each whole or not at all.
-
-    Args:
-        entries: The data.
-        folder: Where they go.
-        formats: Endings of the files.
-        only: Names of the figures to draw; other names are passed over.
-
-    Returns:
-        The files.
+    """Write the figures that there is data for in each format (``png``, ``pdf``, ``svg``), whole or not at all.
 
     Raises:
         ImportError: matplotlib is missing.

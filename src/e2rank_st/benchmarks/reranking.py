@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,26 +28,111 @@ from e2rank_st.benchmarks.first_stages import (
 )
 from e2rank_st.benchmarks.instructions import instructed
 from e2rank_st.benchmarks.measurement import Entrant, measure, results_of
-from e2rank_st.benchmarks.models import Subject, load, load_cross_encoder
-from e2rank_st.benchmarks.reranking_options import Options, chosen_tasks
+from e2rank_st.benchmarks.models import BUNDLED, Subject, load, load_cross_encoder
 from e2rank_st.benchmarks.results import Result
 from e2rank_st.benchmarks.systems import Embedding, FirstStage, Listwise, Pointwise, Rocchio, System
-from e2rank_st.benchmarks.tasks import Task
+from e2rank_st.benchmarks.tasks import Task, find_tasks
 from e2rank_st.data.trec import write_run
 from e2rank_st.evaluation.metrics import MAIN
+from e2rank_st.model import check_name
 from e2rank_st.provenance import environment
 from e2rank_st.search.index import Index
 
-__all__ = ["Failure", "Options", "evaluate", "load_subjects", "run"]
+__all__ = ["VECTOR_SYSTEMS", "Failure", "Options", "chosen_tasks", "run"]
+
+REFERENCES = ("baseline_embedding", "embedding", "first_stage")  # the others are compared with the first that runs
+
+VECTOR_SYSTEMS = ("embedding", "rocchio", "listwise")
+# No number depends on these, or the result has them elsewhere.
+NOT_SETTINGS = {
+    "tasks", "model", "baseline", "cross_encoder", "data_dir", "output_dir", "runs_dir", "show_progress_bar",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of ``e2rank eval rerank``, whose ``--help`` says what each means.
+
+    Raises:
+        ValueError: A name is unknown, or the options do not name exactly one source of candidates.
+    """
+
+    tasks: Sequence[str] = ()
+    first_stage: str = "bm25"
+    data_dir: Path | None = None
+    results: Path | None = None
+    qrels: Path | None = None
+    beir: Path | None = None
+    split: str | None = None
+    run: Path | None = None
+    own_first_stage: bool = False
+    top_n: int = 100
+    limit: int | None = None
+    judged_only: bool = False
+    model: str = BUNDLED
+    baseline: str | None = None
+    cross_encoder: str | None = None
+    device: str | None = None
+    dtype: str = "float32"
+    batch_size: int = 32
+    systems: Sequence[str] = VECTOR_SYSTEMS
+    num_prompt_documents: Sequence[int] = ()
+    instructions: str = "task"
+    embedding_queries: int = 10
+    output_dir: Path = Path("results")
+    runs_dir: Path | None = None
+    show_progress_bar: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail later, or mean something else."""
+        for model in (self.model, self.baseline, self.cross_encoder):
+            if model is not None:
+                check_name(model)
+        chosen_tasks(self)
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the numbers; files by their names only."""
+        values = {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
+        if self.own_first_stage or self.results or self.beir:
+            del values["first_stage"]  # a default that nothing read
+        return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def chosen_tasks(options: Options) -> list[Task]:
+    """The tasks that the options name; files of the user's own are a task, too.
+
+    Raises:
+        ValueError: A task is unknown, or the options do not name exactly one source of candidates.
+    """
+    tasks = find_tasks(options.tasks)
+    own = options.results or options.beir
+    if options.results and options.beir:
+        raise ValueError("Got results and a folder in BEIR's layout; give one source of candidates.")
+    if bool(options.results) != bool(options.qrels):
+        raise ValueError("Results and qrels belong together; give both.")
+    if options.run and (not options.beir or options.own_first_stage):
+        raise ValueError("A run needs texts from a folder in BEIR's layout, and no own first stage.")
+    if options.beir and not options.run and not options.own_first_stage:
+        raise ValueError("A folder in BEIR's layout has no candidates; give a run, or ask for an own first stage.")
+    if options.own_first_stage and not options.beir and not options.data_dir:
+        raise ValueError("An own first stage needs a corpus; give a folder in BEIR's layout, or a data folder.")
+    if own and len(tasks) > 1:
+        raise ValueError(f"Got files of one test set for {len(tasks)} tasks; name at most one.")
+    if not own and not tasks:
+        raise ValueError("Got nothing to evaluate on; name tasks, results or a folder in BEIR's layout.")
+    name = own.resolve().name.split(".")[0] if own else ""
+    return [_of_split(task, options.split) for task in tasks or [Task(name=name, title=name)]]
+
+
+def _of_split(task: Task, split: str | None) -> Task:
+    """The task on another split: under another name, since it is another task."""
+    if split in (None, task.split):
+        return task
+    return replace(task, name=f"{task.name}-{split}", title=f"{task.title} {split}", split=split, sample=None)
 
 
 class Failure(NamedTuple):
-    """A task that could not be evaluated.
-
-    Attributes:
-        task: Its name.
-        error: The reason.
-    """
+    """A task that could not be evaluated, and the reason."""
 
     task: str
     error: str
@@ -62,21 +148,16 @@ def run(options: Options) -> Iterator[Result | Failure]:
         OSError: A model cannot be loaded.
         ImportError: The weights are not installed and the Hub cannot be reached.
     """
-    subjects = load_subjects(options)
+    subjects = _load(options)
     for task in chosen_tasks(options):
         try:
-            yield evaluate(options, task, subjects)
+            yield _evaluate(options, task, subjects)
         except (ValueError, OSError, ImportError) as error:
             yield Failure(task.name, str(error))
 
 
-def load_subjects(options: Options) -> dict[str, Subject]:
-    """Load the models by role: ``model`` and, where asked for, ``baseline`` and ``cross_encoder``.
-
-    Raises:
-        OSError: A model cannot be loaded.
-        ImportError: The weights are not installed and the Hub cannot be reached.
-    """
+def _load(options: Options) -> dict[str, Subject]:
+    """Load the models by role: ``model`` and, where asked for, ``baseline`` and ``cross_encoder``."""
     names = {"model": options.model, "baseline": options.baseline}
     found = {role: load(name, device=options.device, dtype=options.dtype) for role, name in names.items() if name}
     if options.cross_encoder:
@@ -84,22 +165,12 @@ def load_subjects(options: Options) -> dict[str, Subject]:
     return found
 
 
-def evaluate(options: Options, task: Task, subjects: Mapping[str, Subject]) -> Result:
-    """Evaluate all systems on a task, and write the result.
-
-    Args:
-        options: The options.
-        task: The task.
-        subjects: The models: see :func:`load_subjects`.
-
-    Raises:
-        ValueError: The data or an option is wrong.
-        OSError: A file cannot be read or written.
-        ImportError: A package is missing.
-    """
+def _evaluate(options: Options, task: Task, subjects: Mapping[str, Subject]) -> Result:
+    """Evaluate all systems of the models on a task, and write the result."""
     start = time.perf_counter()
     systems = {role: _systems(options, task, role, subject.model) for role, subject in subjects.items()}
-    compare_with = _reference(options, ["first_stage", *(name for part in systems.values() for name in part)])
+    names = {"first_stage", *(name for part in systems.values() for name in part)}
+    compare_with = next(name for name in REFERENCES if name in names)
     instruction = task.retrieval_instruction if options.instructions == "task" else None
     with ExitStack() as stack:
         for role, subject in subjects.items():
@@ -113,7 +184,7 @@ def evaluate(options: Options, task: Task, subjects: Mapping[str, Subject]) -> R
             batch_size=options.batch_size,
             show_progress_bar=options.show_progress_bar,
         )
-    tests: Any = {"relevant_from": task.relevant_from, "compare_with": compare_with, "seed": options.seed}
+    tests: Any = {"relevant_from": task.relevant_from, "compare_with": compare_with}
     result = Result(
         benchmark="reranking",
         task=task.name,
@@ -146,28 +217,16 @@ def _systems(options: Options, task: Task, role: str, model: Any) -> dict[str, S
     has_place = "{instruction}" in model.listwise.format.template and options.instructions == "task"
     found: dict[str, System] = {
         "embedding": Embedding(model),
-        "rocchio": Rocchio(model, options.rocchio_documents, options.rocchio_weight),
+        "rocchio": Rocchio(model),
     }
     for count in options.num_prompt_documents or (None,):
         found["listwise" if len(options.num_prompt_documents) < 2 else f"listwise_k{count}"] = Listwise(
             model,
             num_prompt_documents=count,
-            candidate_order=options.candidate_order,
-            passes=options.passes,
-            query_weight=options.query_weight,
             instruction=task.listwise_instruction if has_place else None,
         )
     prefix = "baseline_" if role == "baseline" else ""
     return {prefix + name: system for name, system in found.items() if system.kind in options.systems}
-
-
-def _reference(options: Options, names: Sequence[str]) -> str:
-    """The system that the others are compared with."""
-    preferred = ("baseline_embedding", "embedding", "first_stage")
-    chosen = options.compare_with or next(name for name in preferred if name in names)
-    if chosen not in names:
-        raise ValueError(f"Got compare_with={chosen!r}, which is none of {', '.join(names)}.")
-    return chosen
 
 
 def _enter(

@@ -22,7 +22,6 @@ __all__ = [
     "Entry",
     "Result",
     "SystemResult",
-    "check_complete",
     "marked",
     "read_entries",
     "titled",
@@ -80,7 +79,7 @@ class Result:
         queries: How many queries there are; 0 where no scores by query are known.
         candidates: Most candidates of a query; 0 where the corpus is searched.
         seconds: Wall-clock time.
-        mteb: ``result``, as MTEB writes it, and the ``cost`` of each search.
+        mteb: ``result``, as MTEB writes it.
     """
 
     benchmark: str
@@ -140,7 +139,6 @@ class Entry:
 
     Attributes:
         result: Where it is from.
-        name: Name of the system.
         system: How it did.
     """
 
@@ -228,34 +226,3 @@ def titled(entry: Entry, entries: Sequence[Entry]) -> str:
         return entry.name
     short = {model: model.rpartition("/")[2] for model in models}
     return f"{entry.name} ({short[entry.model] if len(set(short.values())) == len(models) else entry.model})"
-
-
-def check_complete(entries: Sequence[Entry], tasks: Iterable[str] = ()) -> None:
-    """Check that no task, and no system on a task, is missing.
-
-    Args:
-        entries: All of them.
-        tasks: Names of tasks that have to be there.
-
-    Raises:
-        ValueError: Something is missing; the message names it.
-    """
-    missing = [task for task in tasks if task not in {entry.result.task for entry in entries}]
-    if missing:
-        raise ValueError(f"No results for {', '.join(missing)}; run the evaluation on them, or leave them out.")
-    for benchmark in dict.fromkeys(entry.result.benchmark for entry in entries):
-        part = [entry for entry in entries if entry.result.benchmark == benchmark]
-        there = {(entry.column, entry.model, entry.name) for entry in part}
-        gaps = [
-            f"{name} of {model or 'the first stage'} on {column}"
-            for column in dict.fromkeys(entry.column for entry in part)
-            for model, name in dict.fromkeys((entry.model, entry.name) for entry in part)
-            if (column, model, name) not in there and not (benchmark == "mteb" and _alike(part, column, name))
-        ]
-        if gaps:
-            raise ValueError(f"No results for {'; '.join(gaps)}. Run them, or report these files apart.")
-
-
-def _alike(entries: Sequence[Entry], column: str, name: str) -> bool:
-    """Whether a mode of MTEB makes no difference to a task: one that does not search is run in one mode only."""
-    return name != MTEB_REFERENCE and not any(entry.system.per_query for entry in entries if entry.column == column)

@@ -11,7 +11,6 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,22 +22,9 @@ from e2rank_st.data.docstrings import QUERIES, collect
 from e2rank_st.provenance import environment
 from e2rank_st.search.index import Index
 
-__all__ = ["Speeds", "time_reranking"]
+__all__ = ["time_reranking"]
 
 NUM_CANDIDATES = 100
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """The figures of a benchmark.
-
-    Attributes:
-        title: Sizes of the benchmark, and the device.
-        rows: Figures of each variant, by name; the first is the name of the variant.
-    """
-
-    title: str
-    rows: list[dict[str, Any]]
 
 
 def plain_recipe(model: E2Rank, query: str, documents: list[str]) -> list[int]:
@@ -95,21 +81,24 @@ def measure(model: E2Rank, turns: int) -> dict[str, list[float]]:
     return seconds
 
 
-def time_reranking(turns: int = 5) -> Speeds:
+def time_reranking(turns: int = 5) -> tuple[str, list[tuple[str, float, float]]]:
     """Time the variants with the bundled model on the CPU.
 
     Args:
         turns: Counted runs of each, at least 1.
+
+    Returns:
+        A title with sizes and device. For each variant its name, milliseconds a query, and its speedup over the first.
     """
     seconds = measure(E2Rank.from_bundled(device="cpu"), turns)
     baseline = next(iter(seconds.values()))
     rows = [
-        {
-            "variant": name,
-            "milliseconds a query": round(1000 * statistics.median(times), 1),
-            "speedup": round(statistics.median(a / b for a, b in zip(baseline, times, strict=True)), 2),
-        }
+        (
+            name,
+            round(1000 * statistics.median(times), 1),
+            round(statistics.median(a / b for a, b in zip(baseline, times, strict=True)), 2),
+        )
         for name, times in seconds.items()
     ]
     size = f"{NUM_CANDIDATES} candidates, {len(QUERIES)} queries, {turns} turns"
-    return Speeds(f"{size}; {environment(torch.device('cpu'))['hardware']['device']}", rows)
+    return f"{size}; {environment(torch.device('cpu'))['hardware']['device']}", rows

@@ -7,11 +7,11 @@ Differences are in points, with the p-value of the paired randomisation test ove
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from e2rank_st.benchmarks.report import Table, p_value
-from e2rank_st.benchmarks.results import MTEB_REFERENCE, Entry, check_complete, marked
+from e2rank_st.benchmarks.results import MTEB_REFERENCE, Entry, marked
 from e2rank_st.evaluation.metrics import mean
 from e2rank_st.evaluation.significance import compare
 from e2rank_st.storage import write_text
@@ -47,18 +47,13 @@ MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 def summary(entries: Sequence[Entry]) -> str:
     """Make the full tables, in Markdown: one of reranking, and one of MTEB if both models were run there.
 
-    Args:
-        entries: Of both benchmarks.
-
     Raises:
         ValueError: A system is missing, on all tasks or on one, or is one of several models; or so is a mode of MTEB.
     """
     part = [entry for entry in entries if entry.result.benchmark == "reranking"]
     models = {name: _only_model(name, part) for name in SYSTEMS}
-    check_complete(part)
-    tasks = [[entry for entry in part if entry.column == column] for column in dict.fromkeys(e.column for e in part)]
     tables = [
-        (HEADER, [_line(task) for task in tasks]),
+        (HEADER, [_line(of, SYSTEMS, RIVALS) for of in _by_task(part).values()]),
         (MTEB_HEADER, _mteb_lines(entries, models[TESTED], models[RIVALS[0]])),
     ]
     return "\n".join(Table("summary", "", header, tuple(lines)).markdown for header, lines in tables if lines)
@@ -67,27 +62,17 @@ def summary(entries: Sequence[Entry]) -> str:
 def short_summary(entries: Sequence[Entry]) -> str:
     """Make the README's table, in Markdown: four tasks, the base's embedding beside the trained model.
 
-    Args:
-        entries: Of reranking; others are passed over.
-
     Raises:
         ValueError: A task or a system is missing, or a system is one of several models.
     """
-    found = {
-        (entry.result.task, entry.result.first_stage, entry.name): entry
-        for entry in entries
-        if (entry.result.task, entry.result.first_stage) in SHORT_TASKS
-    }
-    wanted = [(task, stage, name) for task, stage in SHORT_TASKS for name in SHORT_SYSTEMS]
-    if missing := [f"{name} on {task} {stage}" for task, stage, name in wanted if (task, stage, name) not in found]:
-        raise ValueError(f"No results for {', '.join(missing)}; run e2rank eval rerank on these tasks.")
+    part = [entry for entry in entries if (entry.result.task, entry.result.first_stage) in SHORT_TASKS]
     for name in SHORT_SYSTEMS:
-        _only_model(name, list(found.values()))
-    lines = []
-    for (task, stage), title in SHORT_TASKS.items():
-        shown = [found[task, stage, name] for name in SHORT_SYSTEMS]
-        name, *cells = _cells(shown, shown[-1], shown[1:2])
-        lines.append((title + name.removeprefix(shown[0].column), *cells))
+        _only_model(name, part)
+    lines, tasks = [], _by_task(part)
+    for task, title in SHORT_TASKS.items():
+        name, *cells = _line(tasks.get(task, {}), SHORT_SYSTEMS, RIVALS[:1], " ".join(task))
+        marks = name.removeprefix(tasks[task][TESTED].column)
+        lines.append((title + marks, *cells))
     return Table("summary", "", SHORT_HEADER, tuple(lines)).markdown
 
 
@@ -99,35 +84,31 @@ def _only_model(name: str, entries: Sequence[Entry]) -> str:
     return models.pop()
 
 
-def _line(entries: Sequence[Entry]) -> tuple[str, ...]:
-    """A task's cells."""
-    of = {entry.name: entry for entry in entries}
-    return _cells([of[name] for name in SYSTEMS], of[TESTED], [of[name] for name in RIVALS])
+def _by_task(entries: Iterable[Entry], form: str = "{0.name}") -> dict[tuple[str, str], dict[str, Entry]]:
+    """For each task and first stage, its entries by a name."""
+    found: dict[tuple[str, str], dict[str, Entry]] = {}
+    for entry in entries:
+        found.setdefault((entry.result.task, entry.result.first_stage), {})[form.format(entry)] = entry
+    return found
 
 
 def _mteb_lines(entries: Sequence[Entry], model: str, baseline: str) -> list[tuple[str, ...]]:
     """The cells of each of MTEB's tasks that has scores by query, of both models."""
-    of = {
-        (entry.result.task, entry.model, entry.name): entry
-        for entry in entries
-        if entry.result.benchmark == "mteb" and entry.system.per_query
-    }
-    lines = []
-    for task in dict.fromkeys(task for task, _, _ in of):
-        if not {(task, model), (task, baseline)} <= {key[:2] for key in of}:
-            continue
-        keys = [(task, baseline, MTEB_REFERENCE), (task, model, MTEB_REFERENCE), (task, model, MTEB_TESTED)]
-        if gaps := [f"{mode} of {name}" for _, name, mode in (key for key in keys if key not in of)]:
-            raise ValueError(f"No results for {', '.join(gaps)} on {task}; run e2rank eval mteb in both modes.")
-        shown = [of[key] for key in keys]
-        lines.append(_cells(shown, shown[-1], shown[:1]))
-    return lines
+    part = [entry for entry in entries if entry.result.benchmark == "mteb" and entry.system.per_query]
+    tasks = _by_task((entry for entry in part if entry.model in (model, baseline)), "{0.name} of {0.model}")
+    shown = [f"{MTEB_REFERENCE} of {baseline}", f"{MTEB_REFERENCE} of {model}", f"{MTEB_TESTED} of {model}"]
+    both = [of for of in tasks.values() if len({entry.model for entry in of.values()}) == 2]
+    return [_line(of, shown, shown[:1]) for of in both]
 
 
-def _cells(shown: Sequence[Entry], tested: Entry, rivals: Sequence[Entry]) -> tuple[str, ...]:
-    """Task, number of queries, scores, and the gain of the tested system over each rival."""
+def _line(of: Mapping[str, Entry], names: Iterable[str], rivals: Iterable[str], task: str = "") -> tuple[str, ...]:
+    """Task, number of queries, scores, and the gain of the last system over each rival."""
+    if missing := [name for name in names if name not in of]:
+        task = task or next(iter(of.values())).column
+        raise ValueError(f"No results for {', '.join(missing)} on {task}; run e2rank eval on it.")
+    shown = [of[name] for name in names]
     scores = [f"{100 * mean(entry.system.per_query):.2f}" for entry in shown]
-    found = [compare(rival.name, tested.system.per_query, rival.system.per_query) for rival in rivals]
+    found = [compare(name, shown[-1].system.per_query, of[name].system.per_query) for name in rivals]
     gains = [f"{100 * test.difference:+.2f}, {p_value(test.p)}" for test in found]
     return (marked(*shown), str(shown[0].result.queries), *scores, *gains)
 

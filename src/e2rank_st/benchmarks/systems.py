@@ -19,13 +19,12 @@ from torch import Tensor
 from e2rank_st.benchmarks.candidates import Case
 from e2rank_st.labelling.teachers import CrossEncoderTeacher
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS, cosine
-from e2rank_st.search.reranking import rerank_rows
+from e2rank_st.modeling_e2rank import cosine
 from e2rank_st.search.vectors import Matrix
 
 __all__ = ["Embedding", "FirstStage", "Listwise", "Pointwise", "Rocchio", "System", "best_first", "parameters"]
 
-CONFIGURED = ("num_prompt_documents", "candidate_order", "query_weight")  # what a model decides unless told
+CONFIGURED = ("num_prompt_documents", "candidate_order", "query_weight")  # a model decides them; K can be given, too
 
 
 @dataclass(frozen=True)
@@ -48,17 +47,14 @@ class Embedding:
 
     def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
         """N cosines; costs one forward pass."""
-        return cosine(_given(vectors), _embedded_query(self.model, case)).tolist()
+        return cosine(torch.as_tensor(vectors), _embedded_query(self.model, case)).tolist()
 
 
 @dataclass(frozen=True)
 class Rocchio:
     """Pseudo-relevance feedback on the vectors (Rocchio 1971): the query, moved towards its nearest documents.
 
-    Attributes:
-        model: The model.
-        num_documents: How many of the nearest documents are taken to be relevant.
-        weight: Of their mean vector; that of the query is 1.
+    The weight is that of their mean vector; the query's is 1.
     """
 
     kind: ClassVar[str] = "rocchio"
@@ -68,93 +64,42 @@ class Rocchio:
 
     def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
         """N cosines to ``query + weight * mean(nearest documents)``; costs one forward pass."""
-        documents = _given(vectors)
+        documents = torch.as_tensor(vectors)
         query = feedback(_embedded_query(self.model, case), documents, self.num_documents, self.weight)
         return cosine(documents, query).tolist()
 
 
 def feedback(query: Tensor, documents: Tensor, num_documents: int, weight: float) -> Tensor:
-    """Move a query towards the mean of its nearest documents.
-
-    Args:
-        query: Vector of unit length, (D,).
-        documents: Vectors of unit length, (N, D).
-        num_documents: How many are taken, nearest first; more than N takes all.
-        weight: Of the mean.
-
-    Returns:
-        The moved query, (D,).
-    """
+    """Move a query (D,) towards the mean of its nearest documents (N, D), all of unit length."""
     nearest = best_first(cosine(documents, query).tolist())[:num_documents]
     return query + weight * documents[nearest].to(query.device, query.dtype).mean(0) if nearest else query
 
 
 @dataclass(frozen=True)
 class Listwise:
-    """Listwise reranking, as ``model.rerank`` does it.
-
-    Attributes:
-        model: The model.
-        num_prompt_documents: K; None for the model's.
-        candidate_order: ``given`` or ``similarity``; None for the model's.
-        passes: How often the candidates are reranked; a later pass shows the best of the one before.
-        query_weight: Share of the query's own vector in the final query vector; None for the model's.
-        instruction: Of the prompt; None for the model's.
-
-    Raises:
-        ValueError: A value is not allowed.
-    """
+    """Listwise reranking, as ``model.rerank`` does it, with another K or instruction than the model's if given."""
 
     kind: ClassVar[str] = "listwise"
     model: E2Rank
     num_prompt_documents: int | None = None
-    candidate_order: str | None = None
-    passes: int = 1
-    query_weight: float | None = None
     instruction: str | None = None
 
-    def __post_init__(self) -> None:
-        """Check what ``rerank`` does not."""
-        if self.passes < 1:
-            raise ValueError(f"Got {self.passes} passes; give at least 1.")
-        if self.query_weight is not None and not 0 <= self.query_weight <= 1:
-            raise ValueError(f"Got the query weight {self.query_weight}; give one from 0 to 1.")
-        if self.candidate_order not in (None, *CANDIDATE_ORDERS):
-            raise ValueError(f"Got the order {self.candidate_order!r}; give one of {', '.join(CANDIDATE_ORDERS)}.")
-
     def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
-        """N cosines; a pass costs a forward pass of the prompt, and one of the query where that has a share."""
-        scores = self._pass(case, vectors, list(range(len(case.documents))), self.candidate_order)
-        for _ in range(1, self.passes):
-            scores = self._pass(case, vectors, best_first(scores), "given")
-        return scores
-
-    def _pass(self, case: Case, vectors: Matrix | None, order: list[int], candidate_order: str | None) -> list[float]:
-        """Rerank the candidates in an order; the scores are in the order of the case."""
-        (ranking,) = rerank_rows(
-            self.model,
-            [case.query],
-            [order],
-            [[case.documents[place] for place in order]],
-            [_given(vectors)[order]],
+        """N cosines; costs a forward pass of the prompt, and one of the query where that has a share."""
+        ranking = self.model.rerank(
+            case.query,
+            list(case.documents),
+            document_embeddings=torch.as_tensor(vectors),
             num_prompt_documents=self.num_prompt_documents,
-            candidate_order=candidate_order,
-            query_weight=self.query_weight,
             instruction=self.instruction,
             show_progress_bar=False,
         )
-        scores = {hit["corpus_id"]: float(hit["score"]) for hit in ranking}
-        return [scores[place] for place in range(len(order))]
+        return [hit["score"] for hit in sorted(ranking, key=lambda hit: hit["corpus_id"])]
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A cross-encoder: a forward pass of query and document for each candidate.
-
-    Attributes:
-        model: A Sentence-Transformers cross-encoder with a single output.
-        batch_size: Pairs in a forward pass.
-    """
+    """A cross-encoder with a single output: a forward pass of query and document for each candidate."""
 
     kind: ClassVar[str] = "cross_encoder"
     model: CrossEncoder
@@ -174,7 +119,7 @@ def parameters(system: System) -> dict[str, Any]:
     values = {field.name: getattr(system, field.name) for field in fields(system) if field.name != "model"}
     if isinstance(system, Listwise):
         for name in CONFIGURED:
-            if values[name] is None:
+            if values.get(name) is None:
                 values[name] = getattr(system.model.listwise, name)
     return values
 
@@ -187,9 +132,3 @@ def best_first(scores: Sequence[float]) -> list[int]:
 def _embedded_query(model: E2Rank, case: Case) -> Tensor:
     vector: Tensor = model.encode_query(case.query, convert_to_tensor=True, show_progress_bar=False)
     return vector.float()
-
-
-def _given(vectors: Matrix | None) -> Tensor:
-    if vectors is None:
-        raise ValueError("Got no document vectors; embed the candidates first.")
-    return torch.as_tensor(vectors)

@@ -25,7 +25,6 @@ class TrainingSet:
     """A data set.
 
     Attributes:
-        name: Its name in training.
         title: Its authors' name for it.
         licence: Terms of use of its texts and judgements.
         labels: Where its labels come from, apart from a teacher model.
@@ -144,11 +143,7 @@ class TrainingData:
         return [row for row in TRAINING_SETS if row.name in self.train]
 
     def seen(self, task: str) -> str:
-        """Say how much of a task the model has seen.
-
-        Args:
-            task: Its name, for MTEB or in ``tasks.py``.
-        """
+        """Say how much of a task, by its name for MTEB or in ``tasks.py``, the model has seen."""
         row = next((row for row in TRAINING_SETS if task in row.tasks), None)
         if row is None:
             return "no: the base was trained on it" if task in SEEN_BY_BASE else "yes"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,9 @@ from e2rank_st.cli.options import BatchSize, Device, Verbose, examples
 from e2rank_st.console import Column, reported_errors, show
 
 if TYPE_CHECKING:
-    from e2rank_st.benchmarks.reranking import Failure
     from e2rank_st.benchmarks.results import Result
-    from e2rank_st.benchmarks.speed import Speeds
 
-__all__ = ["app", "mteb", "report", "rerank", "run_script", "show_speeds", "submit", "table"]
+__all__ = ["app", "mteb", "report", "rerank", "run_script", "submit", "table"]
 
 MTEB_COLUMNS = (
     Column("task", share=1),
@@ -72,7 +70,8 @@ ModelName = Annotated[
     Option("--model", metavar="NAME", help="Folder, Hub id, 'bundled', or 'bundled-base' for its base."),
 ]
 DataDir = Annotated[
-    Path | None, Option(metavar="DIR", help="Local folders in the place of the Hub; marks results local.")
+    Path | None,
+    Option(metavar="DIR", exists=True, file_okay=False, help="Local folders, not the Hub; marks results local."),
 ]
 Limit = Annotated[
     int | None, Option(min=1, metavar="N", help="First N queries only, for a try; marks results partial.")
@@ -90,13 +89,6 @@ def run_script(command: Callable[..., None]) -> None:
     script.command()(command)
     with reported_errors(Path(sys.argv[0]).name):
         script()
-
-
-def show_speeds(speeds: Speeds) -> None:
-    """Show the figures of a benchmark of speed."""
-    first, *others = speeds.rows[0]
-    columns = (Column(first, share=1), *(Column(name, ",") for name in others))
-    show(columns, [tuple(row.values()) for row in speeds.rows], title=speeds.title)
 
 
 def _library(name: str) -> Any:
@@ -123,12 +115,18 @@ def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _numbers(text: str) -> list[int]:
-    """The whole numbers between commas."""
-    names = _listed(text)
-    if odd := [name for name in names if not name.isdecimal()]:
-        raise ValueError(f"got {odd[0]!r}; give whole numbers, with commas between them")
-    return [int(name) for name in names]
+def _chosen(text: str, allowed: Sequence[str]) -> list[str]:
+    """The names between commas, each one of those allowed."""
+    if unknown := [name for name in _listed(text) if name not in allowed]:
+        raise ValueError(f"got {unknown[0]!r}; give some of {', '.join(allowed)}")
+    return _listed(text)
+
+
+def _counts(text: str) -> list[int]:
+    """The numbers between commas."""
+    if odd := [name for name in _listed(text) if not name.isdecimal() or int(name) < 1]:
+        raise ValueError(f"got {odd[0]!r}; give whole numbers from 1, with commas between them")
+    return list(map(int, _listed(text)))
 
 
 @app.command(
@@ -162,7 +160,7 @@ def mteb(
     library = _library("mteb_run")
     with _usage():
         del given["benchmark"], given["mode"]
-        lists = {"tasks": _listed(tasks), "benchmarks": benchmark or (), "modes": _listed(mode)}
+        lists = {"tasks": _listed(tasks), "benchmarks": benchmark or (), "modes": _chosen(mode, library.MODES)}
         options = _options(library, given | lists)
     outcomes = []
     for outcome in library.run(options):
@@ -207,21 +205,10 @@ def rerank(
     num_prompt_documents: Annotated[
         str, Option("--num-prompt-documents", "-k", metavar="K,...", help="A listwise system for each K.")
     ] = "",
-    candidate_order: Annotated[
-        Literal["given", "similarity"] | None, Option(help="Of the documents in the prompt; by default the model's.")
-    ] = None,
-    passes: Annotated[int, Option(min=1, metavar="N", help="Listwise passes.")] = 1,
-    query_weight: Annotated[
-        float | None, Option(min=0, max=1, metavar="W", help="Share of the query's own vector; by default the model's.")
-    ] = None,
-    rocchio_documents: Annotated[int, Option(min=1, metavar="N", help="Documents of Rocchio feedback.")] = 3,
-    rocchio_weight: Annotated[float, Option(metavar="W", help="Weight of Rocchio feedback.")] = 0.3,
     instructions: Annotated[
         Literal["task", "model"], Option(help="The task's or the model's own; published scores are with the model's.")
     ] = "task",
-    compare_with: Annotated[str | None, Option(metavar="SYSTEM", help="By default a plain embedding.")] = None,
     embedding_queries: Annotated[int, Option(min=0, metavar="N", help="Queries timed without stored vectors.")] = 10,
-    seed: Annotated[int, Option(metavar="N", help="Of bootstrap and randomisation test.")] = 0,
     output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go.")] = Path("results"),
     runs: Annotated[Path | None, Option(metavar="DIR", help="Write a TREC run of each system there.")] = None,
     verbose: Verbose = 0,
@@ -230,12 +217,18 @@ def rerank(
     given = dict(locals())  # the options by name, as the library has them
     library = _library("reranking")
     with _usage():
-        counts = _numbers(num_prompt_documents)
-        lists = {"tasks": _listed(tasks), "systems": _listed(systems), "num_prompt_documents": counts}
+        counts, names = _counts(num_prompt_documents), _chosen(systems, library.VECTOR_SYSTEMS)
+        lists = {"tasks": _listed(tasks), "systems": names, "num_prompt_documents": counts}
         options = _options(library, {**given, **lists, "runs_dir": runs})
-    outcomes = list(map(_shown, library.run(options)))
-    if failed := outcomes.count(False):
-        typer.echo(f"{failed} of {len(outcomes)} tasks failed.", err=True)
+    failed = []
+    for outcome in library.run(options):
+        failed.append(isinstance(outcome, library.Failure))
+        if failed[-1]:
+            typer.echo(f"{outcome.task}: error: {outcome.error}", err=True)
+        else:
+            _show_result(outcome)
+    if any(failed):
+        typer.echo(f"{sum(failed)} of {len(failed)} tasks failed.", err=True)
         raise typer.Exit(1)
 
 
@@ -252,15 +245,6 @@ def _options(library: Any, given: dict[str, Any]) -> Any:
     return library.Options(**given, show_progress_bar=on_terminal)
 
 
-def _shown(outcome: Result | Failure) -> bool:
-    """Show the table of a task, or tell why there is none."""
-    if isinstance(outcome, tuple):
-        typer.echo(f"{outcome.task}: error: {outcome.error}", err=True)
-        return False
-    _show_result(outcome)
-    return True
-
-
 def _show_result(result: Result) -> None:
     """Show a table of the systems."""
     marks = [mark for mark in ("local", "partial") if getattr(result, mark)]
@@ -269,8 +253,7 @@ def _show_result(result: Result) -> None:
     rows = []
     for name, system in result.systems.items():
         low, high = (f"{100 * bound:.1f}" for bound in system.interval or (0, 0))
-        found, tokens = system.comparison, system.tokens
-        stored, fresh = (system.latency[kind] for kind in ("stored", "fresh"))
+        found, tokens, stored, fresh = system.comparison, system.tokens, *map(system.latency.get, ("stored", "fresh"))
         test = [f"{100 * found['difference']:+.2f}", f"{found['p']:.4f}"] if found else ["", ""]
         counts = f"{found['wins']}/{found['ties']}/{found['losses']}" if found else ""
         times = [f"{stored['median']:.1f}", f"{stored['p95']:.1f}"] if stored else ["", ""]
@@ -284,7 +267,7 @@ def _show_result(result: Result) -> None:
     epilog=_examples(
         "report results",
         "report results --output-dir report --figure-format png,pdf",
-        "report results --tasks dl19,dl20,covid --only scores,comparisons",
+        "report results --only scores,comparisons",
     )
 )
 def report(
@@ -296,21 +279,17 @@ def report(
         Path | None, Option(metavar="DIR", help="Draw the figures there; by default in --output-dir.")
     ] = None,
     figure_format: Annotated[str, Option(metavar="NAME,...", help="png, pdf or svg.")] = "png",
-    tasks: Annotated[str, Option(metavar="NAME,...", help="Tasks that have to be there.")] = "",
     only: Annotated[
         str,
         Option(metavar="NAME,...", help="scores, metrics, comparisons, latency, prompt-documents, gains."),
     ] = "",
 ) -> None:
     """Make tables, in Markdown, and figures of all results."""
-    library, reader = _library("report"), _library("results")
-    parts, formats = _listed(only) or library.PARTS, _listed(figure_format)
+    library = _library("report")
     with _usage():
-        for found, allowed in ((parts, library.PARTS), (formats, ("png", "pdf", "svg"))):
-            if unknown := [part for part in found if part not in allowed]:
-                raise ValueError(f"got {unknown[0]!r}; give some of {', '.join(allowed)}")
-    entries = reader.read_entries(results)
-    reader.check_complete(entries, _listed(tasks))
+        parts = _chosen(only, library.PARTS) or library.PARTS
+        formats = _chosen(figure_format, ("png", "pdf", "svg"))
+    entries = _library("results").read_entries(results)
     tables = library.make_tables(entries, parts)
     if output_dir is None:
         typer.echo("\n".join(made.markdown for made in tables), nl=False)
@@ -363,9 +342,11 @@ def submit(
 ) -> None:
     """Check results of MTEB and build a submission to its leaderboard."""
     library = _library("submission")
-    options = library.Options(results, model, name, revision, release_date, benchmark or (), training_code, output_dir)
+    told = {"release_date": release_date, "training_code": training_code}
     try:
-        submitted = library.submit(options)
+        submitted = library.submit(
+            results, model, name, revision, benchmarks=benchmark or (), output_dir=output_dir, **told
+        )
     except library.Refused as error:  # a line for each reason
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

@@ -25,14 +25,12 @@ class Facts:
     """A trained model.
 
     Attributes:
-        name: Of its folder.
         adapter: ``adapter_config.json``.
         trained_parameters: Numbers in the adapter.
         dimension: D.
         pooling: How token embeddings become one vector.
         max_tokens: Most tokens of a query or document.
         prompts: Texts before queries and documents.
-        listwise: The reranking configuration.
         training: ``training.json``.
         data: The data that it was trained on and chosen by.
     """

@@ -45,12 +45,7 @@ def own_entries(name: str, entries: Sequence[Entry]) -> list[Entry]:
 
 
 def card_data(facts: Facts, own: Sequence[Entry]) -> ModelCardData:
-    """Make the metadata.
-
-    Args:
-        facts: Of the model.
-        own: Its entries, see :func:`own_entries`.
-    """
+    """Make the metadata of a model from its facts and its entries: see :func:`own_entries`."""
     return ModelCardData(
         language=LANGUAGE,
         license=LICENCE,

@@ -59,7 +59,6 @@ class Card:
     """A model card.
 
     Attributes:
-        text: The whole card.
         metadata: Its YAML.
     """
 

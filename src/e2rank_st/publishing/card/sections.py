@@ -36,30 +36,24 @@ MEANINGS = {  # of the figures that a report may hold
     "prompt-documents": "Quality against the number of documents in the prompt",
     "gains": "Gains and losses of listwise reranking, query by query",
 }
+ORDERS = {"similarity": "those nearest to the query by the model's own cosine", "given": "the caller's first"}
 
 
 def overview(facts: Facts) -> str:
     """The model, a row a property."""
-    listwise = facts.listwise
+    listwise, share = facts.listwise, facts.listwise.query_weight
     rows = {
         "base": f"[{facts.base}](https://huggingface.co/{facts.base})",
         "trained": f"LoRA of rank {facts.adapter['r']}, {facts.trained_parameters:,} parameters, merged",
         "vectors": f"{facts.dimension} dimensions, {facts.pooling} pooling, unit length, compared by cosine",
         "longest text": f"{facts.max_tokens} tokens of a query or document; the rest is cut",
         "longest prompt": f"{listwise.max_prompt_tokens} tokens, the query's at most {listwise.max_query_tokens}",
-        "documents in a prompt": f"{listwise.num_prompt_documents}, {_order(facts)}",
-        "final query vector": _weights(listwise.query_weight),
+        "documents in a prompt": f"{listwise.num_prompt_documents}, {ORDERS[listwise.candidate_order]}",
+        "final query vector": f"{1 - share:g} of the prompt's, {share:g} of the query's own"
+        if share
+        else "the prompt's",
     }
     return markdown_table(("", ""), rows.items())
-
-
-def _order(facts: Facts) -> str:
-    known = {"similarity": "those nearest to the query by the model's own cosine", "given": "the caller's first"}
-    return known[facts.listwise.candidate_order]
-
-
-def _weights(query: float) -> str:
-    return f"{1 - query:g} of the prompt's, {query:g} of the query's own" if query else "the prompt's"
 
 
 def formats(facts: Facts) -> str:
@@ -95,13 +89,7 @@ def _tables(tables: Iterable[Table]) -> str:
 
 
 def figures(entries: Sequence[Entry], report: Path, card: Path) -> str:
-    """Links to the figures that lie in the report's folder.
-
-    Args:
-        entries: The data of the figures.
-        report: Folder of the report.
-        card: The card that links to them.
-    """
+    """Links from the card to the figures that lie in the report's folder."""
     benchmarks = dict.fromkeys(entry.result.benchmark for entry in entries)
     paths = [(report / f"{benchmark}-{name}.png", name) for benchmark in benchmarks for name in FIGURES]
     links = [
