@@ -68,6 +68,7 @@ def test_rocchio_closed_form(tiny: E2Rank, case: Case, vectors: Matrix):
 def test_listwise_is_rerank(tiny: E2Rank, case: Case, vectors: Matrix, count: int | None):
     """Guards against another reranking than the one that a user calls."""
     options = {"num_prompt_documents": count, "instruction": "Rank these"}
+    options |= {} if count is None else {"candidate_order": "similarity", "query_weight": 0.3}
     expected = tiny.rerank(QUERY, list(case.documents), document_embeddings=vectors, **options)
     scores = {hit["corpus_id"]: hit["score"] for hit in expected}
     assert Listwise(tiny, **options).scores(case, vectors) == [scores[place] for place in range(len(scores))]

@@ -77,6 +77,8 @@ class Options:
     batch_size: int = 32
     systems: Sequence[str] = VECTOR_SYSTEMS
     num_prompt_documents: Sequence[int] = ()
+    candidate_order: str | None = None
+    query_weight: float | None = None
     instructions: str = "task"
     embedding_queries: int = 10
     output_dir: Path = Path("results")
@@ -223,6 +225,8 @@ def _systems(options: Options, task: Task, role: str, model: Any) -> dict[str, S
         found["listwise" if len(options.num_prompt_documents) < 2 else f"listwise_k{count}"] = Listwise(
             model,
             num_prompt_documents=count,
+            candidate_order=options.candidate_order,
+            query_weight=options.query_weight,
             instruction=task.listwise_instruction if has_place else None,
         )
     prefix = "baseline_" if role == "baseline" else ""

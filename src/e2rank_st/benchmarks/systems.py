@@ -24,7 +24,7 @@ from e2rank_st.search.vectors import Matrix
 
 __all__ = ["Embedding", "FirstStage", "Listwise", "Pointwise", "Rocchio", "System", "best_first", "parameters"]
 
-CONFIGURED = ("num_prompt_documents", "candidate_order", "query_weight")  # a model decides them; K can be given, too
+CONFIGURED = ("num_prompt_documents", "candidate_order", "query_weight")  # the model decides them unless they are given
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,13 @@ def feedback(query: Tensor, documents: Tensor, num_documents: int, weight: float
 
 @dataclass(frozen=True)
 class Listwise:
-    """Listwise reranking, as ``model.rerank`` does it, with another K or instruction than the model's if given."""
+    """Listwise reranking, as ``model.rerank`` does it; None leaves an option to the model."""
 
     kind: ClassVar[str] = "listwise"
     model: E2Rank
     num_prompt_documents: int | None = None
+    candidate_order: str | None = None
+    query_weight: float | None = None
     instruction: str | None = None
 
     def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
@@ -91,6 +93,8 @@ class Listwise:
             list(case.documents),
             document_embeddings=torch.as_tensor(vectors),
             num_prompt_documents=self.num_prompt_documents,
+            candidate_order=self.candidate_order,
+            query_weight=self.query_weight,
             instruction=self.instruction,
             show_progress_bar=False,
         )

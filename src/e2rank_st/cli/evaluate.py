@@ -205,6 +205,12 @@ def rerank(
     num_prompt_documents: Annotated[
         str, Option("--num-prompt-documents", "-k", metavar="K,...", help="A listwise system for each K.")
     ] = "",
+    candidate_order: Annotated[
+        Literal["given", "similarity"] | None, Option(help="Documents of the prompt; by default as the model has it.")
+    ] = None,
+    query_weight: Annotated[
+        float | None, Option(min=0, max=1, metavar="W", help="The query's share in listwise; by default the model's.")
+    ] = None,
     instructions: Annotated[
         Literal["task", "model"], Option(help="The task's or the model's own; published scores are with the model's.")
     ] = "task",
