@@ -78,7 +78,6 @@ def mine(
     settings: MiningSettings | None = None,
     *,
     source: str = "",
-    document_embeddings: Any = None,
     parts: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     show_progress_bar: bool | None = None,
@@ -93,7 +92,6 @@ def mine(
         collection: Corpus, queries and judgements. A query without judged documents, ``{}``, gets candidates only.
         settings: Rules for candidates.
         source: Name of the data set, for the slates.
-        document_embeddings: Stored vectors of all N documents in the order of the corpus, NumPy or torch, (N, D).
         parts: A folder for vectors and finished chunks. An interrupted run resumes there, with the same result as an
             unbroken run. Delete the folder after the slates are written.
         batch_size: Texts in a forward pass.
@@ -103,12 +101,12 @@ def mine(
         The slates, in the order of the judgements. One chunk of queries is mined at a time.
 
     Raises:
-        ValueError: A judgement lacks its text, the vectors do not fit the corpus, or the folder belongs to a run with
-            different data, settings or model. Vectors that are not finite are found while mining.
+        ValueError: A judgement lacks its text, or the folder belongs to a run with different data, settings or model.
+            Vectors that are not finite are found while mining.
         DataError: A query or a judged document is empty; found while mining.
     """
     options = {"batch_size": batch_size, "show_progress_bar": progress_wanted(show_progress_bar, logger)}
-    return _Miner(model, collection, settings or MiningSettings(), document_embeddings, parts, options).slates(source)
+    return _Miner(model, collection, settings or MiningSettings(), parts, options).slates(source)
 
 
 class _DistinctTexts:
@@ -121,9 +119,8 @@ class _DistinctTexts:
         rows: dict[bytes, int] = {}
         self.row_of: dict[str, int] = {}
         self.ids: list[str] = []  # (rows,) the first id with a row's text
-        self.places: list[int] = []  # (rows,) its place in the corpus
         digest = hashlib.sha256()
-        for place, (id_, text) in enumerate(texts.items()):
+        for id_, text in texts.items():
             digest.update(json.dumps([id_, text]).encode())
             plain = " ".join(text.split()).casefold()
             if not plain:
@@ -131,9 +128,7 @@ class _DistinctTexts:
             row = rows.setdefault(hashlib.blake2b(plain.encode(), digest_size=16).digest(), len(rows))
             if row == len(self.ids):
                 self.ids.append(id_)
-                self.places.append(place)
             self.row_of[id_] = row
-        self.size = len(texts)
         self.sha256 = digest.hexdigest()
 
 
@@ -145,7 +140,6 @@ class _Miner:
         model: SentenceTransformer,
         collection: JudgedCorpus,
         settings: MiningSettings,
-        document_embeddings: Any,
         parts: str | os.PathLike[str] | None,
         options: Mapping[str, Any],
     ) -> None:
@@ -158,12 +152,6 @@ class _Miner:
         _check_texts(collection)
         if not self.corpus.ids:
             raise ValueError("The corpus holds no text; give at least one document that is not empty.")
-        self.given = None if document_embeddings is None else unit_rows(document_embeddings)
-        if self.given is not None and len(self.given) != self.corpus.size:
-            raise ValueError(
-                f"Got {len(self.given)} document_embeddings for a corpus of {self.corpus.size}; "
-                "give a row for each document, in the order of the corpus."
-            )
         self.parts = _Parts(None if parts is None else Path(parts), self._description())
         self._check_model()
 
@@ -237,8 +225,6 @@ class _Miner:
     @cached_property
     def vectors(self) -> Matrix:
         """Unit vectors of the distinct texts, (rows, D)."""
-        if self.given is not None:
-            return self.given[self.corpus.places]
         return self._embedded("documents", self.model.encode_document, self.corpus.ids, self.collection.corpus)
 
     @cached_property
@@ -266,7 +252,6 @@ class _Miner:
             "settings": asdict(self.settings),
             "corpus": self.corpus.sha256,
             "judgements": judged.hexdigest(),
-            "document_embeddings": None if self.given is None else hashlib.sha256(self.given.data).hexdigest(),
             "model": {"prompts": self.model.prompts, "max_seq_length": self.model.max_seq_length},
             "batch_size": self.options["batch_size"],
         }

@@ -112,36 +112,17 @@ class E2RankTeacher(Teacher):
 
 
 class EmbeddingTeacher(Teacher):
-    """A stronger embedding model; labels are cosines to the query, sharpened by feedback from its own best documents.
+    """A stronger embedding model; labels are cosines to the query.
 
-    ``q + feedback_weight · mean(best documents)`` is Rocchio's pseudo-relevance feedback on vectors of unit length.
     Slates share passages, so the teacher embeds each distinct text once and keeps its vector.
 
     Args:
         model: Any Sentence-Transformers model.
-        feedback_documents: Number of its best documents of a slate to feed back; 0 for none.
-        feedback_weight: Weight of these documents; the query has the weight 1.
         batch_size: Texts in a forward pass.
-
-    Raises:
-        ValueError: A number is negative.
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        *,
-        feedback_documents: int = 0,
-        feedback_weight: float = 0.5,
-        batch_size: int = 32,
-    ) -> None:
-        if feedback_documents < 0 or feedback_weight < 0:
-            raise ValueError(
-                f"feedback_documents and feedback_weight must be at least 0, got {feedback_documents} and "
-                f"{feedback_weight}."
-            )
+    def __init__(self, model: SentenceTransformer, *, batch_size: int = 32) -> None:
         self.model = model
-        self.feedback_documents, self.feedback_weight = feedback_documents, feedback_weight
         self.batch_size = batch_size
         self._kept: dict[str, dict[str, Tensor]] = {"query": {}, "document": {}}
 
@@ -154,16 +135,9 @@ class EmbeddingTeacher(Teacher):
         query_vectors = self._vectors("query", queries)
         document_vectors = self._vectors("document", [text for texts in documents for text in texts])
         return [
-            self._scores(query_vectors[query], torch.stack([document_vectors[text] for text in texts])).tolist()
+            (torch.stack([document_vectors[text] for text in texts]) @ query_vectors[query]).tolist()
             for query, texts in zip(queries, documents, strict=True)
         ]
-
-    def _scores(self, query: Tensor, documents: Tensor) -> Tensor:
-        scores = documents @ query  # (N,)
-        if not self.feedback_documents:
-            return scores
-        best = documents[scores.argsort(descending=True, stable=True)[: self.feedback_documents]]
-        return documents @ nn.functional.normalize(query + self.feedback_weight * best.mean(0), dim=0)
 
     def _vectors(self, kind: str, texts: Sequence[str]) -> dict[str, Tensor]:
         """Return unit vectors in float32 of these texts and all earlier ones."""
@@ -209,11 +183,9 @@ def label_slates(
     wanted = progress_wanted(show_progress_bar, logger)
     with tqdm(total=total, desc="label", unit="slate", disable=not wanted) as progress:
         while batch := list(islice(rest, batch_size)):
-            for slate in _labelled(batch, teacher, seed, skip_failures):
-                if slate is None:
-                    failed += 1
-                else:
-                    yield slate
+            labelled = _labelled(batch, teacher, seed, skip_failures)
+            failed += labelled.count(None)
+            yield from filter(None, labelled)
             progress.update(len(batch))
     if failed:
         logger.warning("Left out %d slates, because the teacher's answer was not usable.", failed)

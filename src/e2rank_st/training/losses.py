@@ -39,16 +39,6 @@ CITATION = """
     url={https://arxiv.org/abs/2510.22733},
 }
 """
-CACHED_CITATION = """
-@misc{gao2021scaling,
-    title={Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup},
-    author={Luyu Gao and Yunyi Zhang and Jiawei Han and Jamie Callan},
-    year={2021},
-    eprint={2101.06983},
-    archivePrefix={arXiv},
-    primaryClass={cs.LG},
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -302,7 +292,7 @@ class E2RankLoss(nn.Module):
 
 
 class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
-    """:class:`E2RankLoss` by gradient caching (Gao et al. 2021): the same gradients, memory for one mini-batch.
+    """:class:`E2RankLoss` by gradient caching (arXiv 2101.06983): the same gradients, memory for one mini-batch.
 
     Every text is embedded twice, first without gradients. Only the vectors of the whole batch are kept at once, so that
     the batch may grow until their scores, ``B · U`` numbers, fill the memory.
@@ -311,9 +301,6 @@ class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
         model: The model to train.
         options: The options, ``mini_batch_size`` among them.
         reference: As for :class:`E2RankLoss`.
-
-    Raises:
-        ValueError: As for :class:`E2RankLoss`.
     """
 
     def __init__(
@@ -366,11 +353,6 @@ class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
         chunks.model, chunks.mini_batch_size = reference, self.mini_batch_size
         embedded = chunks.embed_minibatch_iter(features, with_grad=False, copy_random_state=False)
         return torch.cat([vectors for vectors, _ in embedded])
-
-    @property
-    def citation(self) -> str:
-        """BibTeX of the paper and of gradient caching, for the model card."""
-        return CITATION + CACHED_CITATION
 
 
 class _Step(NamedTuple):

@@ -34,7 +34,7 @@ from e2rank_st.search.index import Index
 from e2rank_st.storage import replacing
 from e2rank_st.training.base import adapt, load_base
 from e2rank_st.training.datasets import document_index, load_evaluator, load_training_data, with_prompt_orders
-from e2rank_st.training.plan import make_plan
+from e2rank_st.training.plan import plan
 from e2rank_st.training.record import PARTS, TrainingRecord, check_plotting, read_earlier, split_log
 from e2rank_st.training.resuming import complete_checkpoints
 from e2rank_st.training.settings import Parsed, Settings, help_text, parse_settings
@@ -87,21 +87,17 @@ def main(argv: Sequence[str]) -> None:
     if parsed.arguments.process_index:
         logging.getLogger("e2rank_st").setLevel(logging.WARNING)
     if parsed.settings.dry_run:
-        _show_plan(parsed)
+        with TemporaryDirectory() as folder:  # transformers' trainer makes its output folder in any case
+            parsed.arguments.output_dir = folder
+            run = prepare(parsed)
+            lines = list(plan(run.trainer))
+        if run.is_main:
+            show(PLAN_COLUMNS, lines)
         return
     run = prepare(parsed)
     record = train(run)
     if run.is_main:
         show(SUMMARY_COLUMNS, _summary(record), title=f"{run.output / FINAL}, {record.steps} steps")
-
-
-def _show_plan(parsed: Parsed) -> None:
-    with TemporaryDirectory() as folder:  # transformers' trainer makes its output folder in any case
-        parsed.arguments.output_dir = folder
-        run = prepare(parsed)
-        plan = make_plan(run.trainer)
-    if run.is_main:
-        show(PLAN_COLUMNS, plan.lines())
 
 
 @dataclass(frozen=True)
