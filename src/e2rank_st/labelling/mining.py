@@ -33,7 +33,7 @@ from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.slates import DataError, Slate
 from e2rank_st.search.exact import Rules, nearest
 from e2rank_st.search.vectors import Matrix, Rows, unit_rows
-from e2rank_st.storage import replacing
+from e2rank_st.storage import read_json, replacing, write_json
 
 __all__ = ["MiningSettings", "mine"]
 
@@ -276,9 +276,8 @@ class _Parts:
             return
         target, description = folder / "mining.json", json.loads(json.dumps(description))
         if not target.exists():
-            with replacing(target) as fresh:
-                fresh.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        found = json.loads(target.read_text(encoding="utf-8"))
+            write_json(target, description)
+        found = read_json(target)
         others = [name for name in description if found.get(name) != description[name]]
         if others:
             raise ValueError(

@@ -7,14 +7,13 @@ its folder, with the size of each file. A checkpoint is complete if all these fi
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from e2rank_st.storage import replacing
+from e2rank_st.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,8 +43,7 @@ class CheckpointMarker(TrainerCallback):
         self.accelerator.wait_for_everyone()
         if args.should_save:
             folder = _folder(args, state)
-            with replacing(folder / MARKER) as fresh:
-                fresh.write_text(json.dumps(_sizes(folder), indent=2) + "\n", encoding="utf-8")
+            write_json(folder / MARKER, _sizes(folder))
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
@@ -61,7 +59,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 def _is_complete(folder: Path) -> bool:
     if not (folder / MARKER).is_file():
         return False
-    written: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    written: dict[str, int] = read_json(folder / MARKER)
     return written.items() <= _sizes(folder).items()
 
 

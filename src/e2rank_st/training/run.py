@@ -31,7 +31,7 @@ from e2rank_st.evaluation.evaluator import SYSTEMS
 from e2rank_st.evaluation.significance import randomisation_test
 from e2rank_st.model import BUNDLED_MODELS, E2Rank
 from e2rank_st.search.index import Index
-from e2rank_st.storage import replacing
+from e2rank_st.storage import read_json, replacing, write_text
 from e2rank_st.training.base import adapt, load_base
 from e2rank_st.training.datasets import document_index, load_evaluator, load_training_data, with_prompt_orders
 from e2rank_st.training.plan import plan
@@ -217,7 +217,7 @@ def train(run: Run) -> TrainingRecord:
     seconds = time.perf_counter() - began
     losses, dev = split_log(trainer.state.log_history, run.metric_names)  # before an evaluation that is not a step's
     after = _metrics(run, trainer.evaluate()) if run.evaluators else {}
-    start = _read_start(run) if run.is_main else {"before": {}, "per_query": {}}
+    start = read_json(run.output / RUN_FILE) if run.is_main else {"before": {}, "per_query": {}}
     record = TrainingRecord(
         settings=run.parsed.told,
         loss=cast("Any", trainer.loss).get_config_dict(),
@@ -251,17 +251,12 @@ def _write_start(run: Run, metrics: Mapping[str, float] | None = None) -> None:
         "before": _metrics(run, metrics) if metrics else {},
         "per_query": {evaluator.name: evaluator.per_query for evaluator in run.evaluators},
     }
-    with replacing(run.output / RUN_FILE) as fresh:
-        fresh.write_text(json.dumps(start, default=str) + "\n", encoding="utf-8")
-
-
-def _read_start(run: Run) -> dict[str, Any]:
-    return dict(json.loads((run.output / RUN_FILE).read_text(encoding="utf-8")))
+    write_text(run.output / RUN_FILE, json.dumps(start, default=str) + "\n")
 
 
 def _check_start(run: Run) -> None:
     """Compare a run that is resumed with its start."""
-    start, settings = _read_start(run), run.parsed.settings
+    start, settings = read_json(run.output / RUN_FILE), run.parsed.settings
     data, told = json.loads(json.dumps([run.data, run.parsed.told], default=str))
     if start.get("earlier") != run.earlier:
         raise ValueError(
