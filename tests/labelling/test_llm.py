@@ -126,7 +126,8 @@ def teacher_at(server: Server, **options: object) -> LLMTeacher:
 
 
 def test_llm_labels_the_right_documents(server: Server):
-    """Guards against a ranking read as ranks: "three" is third, so two documents are better than it."""
+    """Guards against a ranking read as ranks, since "three" is third, and paying for the order of one document."""
+    assert teacher_at(server).label("q", ["a"]) == [0] and teacher_at(server).label("q", []) == []
     assert teacher_at(server).label("how many", DOCUMENTS) == [1, 3, 0, 2]
     ((path, _, body),) = server.requests
     assert path == "/v1/chat/completions"
@@ -141,13 +142,6 @@ def test_cut_documents_are_reported(server: Server, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.INFO, logger="e2rank_st"):
         teacher_at(server, max_document_characters=5).label("q", ["a" * 6, "b"])
     assert caplog.messages == ["Cut 1 of 2 documents to 5 characters."]
-
-
-def test_nothing_to_order_is_not_asked(server: Server):
-    """Guards against paying for the order of one document."""
-    assert teacher_at(server).label("q", ["a"]) == [0]
-    assert teacher_at(server).label("q", []) == []
-    assert server.requests == []
 
 
 @pytest.mark.parametrize(

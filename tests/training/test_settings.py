@@ -68,7 +68,7 @@ def test_defaults_of_the_script(file: Path) -> None:
         (["--learning", "1"], "Unknown setting 'learning'; did you mean"),
         (["--learning_rate", "fast"], "learning_rate.*invalid float value: 'fast'"),
         (["--candidate_order", "best"], "candidate_order.*'best'.*'given', 'similarity'"),
-        (["--temperature", "0"], "temperature must be above 0, got 0"),
+        (["--temperature", "0"], "temperature must be a finite number above 0, got 0"),
         (["--lora_rank", "-1"], "lora_rank must be at least 0, got -1"),
         (["stray"], "Got 'stray' where a setting was expected"),
         (["--learning_rate"], "learning_rate.*expected one argument"),

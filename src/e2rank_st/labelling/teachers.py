@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -39,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 class Teacher(Protocol):
-    """Labels the documents of a query. A subclass must define :meth:`label` only."""
+    """Labels the documents of a query. A subclass defines :meth:`label`, :meth:`label_batch`, or both."""
 
-    @abstractmethod
     def label(self, query: str, documents: Sequence[str]) -> list[float]:
         """Return a label for each of N documents; higher is better."""
+        return self.label_batch([query], [documents])[0]
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
         """Return the labels of B slates. By default, slates are labelled one after the other."""
@@ -68,10 +67,6 @@ class CrossEncoderTeacher(Teacher):
             raise ValueError(f"The cross-encoder has {model.num_labels} outputs; give one with a single score.")
         self.model = model
         self.batch_size = batch_size
-
-    def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Return the raw score of each of N documents."""
-        return self.label_batch([query], [documents])[0]
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
         """Return the raw scores of B slates. The model gets all their pairs together, sorted by length."""
@@ -100,10 +95,6 @@ class E2RankTeacher(Teacher):
         self._rerank: Any = model.rerank
         self.options = {"show_progress_bar": False, **options, "candidate_order": candidate_order}
 
-    def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Return the cosine of each of N documents to the listwise query."""
-        return self.label_batch([query], [documents])[0]
-
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
         """Return the cosines of B slates; each distinct text is embedded once."""
         rankings = self._rerank(list(queries), [list(texts) for texts in documents], **self.options)
@@ -125,10 +116,6 @@ class EmbeddingTeacher(Teacher):
         self.model = model
         self.batch_size = batch_size
         self._kept: dict[str, dict[str, Tensor]] = {"query": {}, "document": {}}
-
-    def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Return the cosine of each of N documents to the query."""
-        return self.label_batch([query], [documents])[0]
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
         """Return the cosines of B slates."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import interpolate
+from e2rank_st.training.fields import setting
 from e2rank_st.training.labels import SlateLabels
 from e2rank_st.training.objectives import Pool, drift, info_nce, localized, ranknet
 
@@ -49,48 +50,37 @@ class LossOptions:
         ValueError: A value is not allowed, or nothing would be trained.
     """
 
-    temperature: float = field(default=0.03, metadata={"help": "Temperature of the contrastive loss."})
-    contrastive_weight: float = field(
-        default=1.0, metadata={"help": "Factor of the contrastive loss; 0 leaves it out."}
+    temperature: float = setting(0.03, "Temperature of the contrastive loss.")
+    contrastive_weight: float = setting(1.0, "Factor of the contrastive loss; 0 leaves it out.")
+    listwise_weight: float = setting(2.0, "Factor of the listwise loss, RankNet; 0 leaves it out.")
+    listwise_scale: float = setting(10.0, "Factor on the cosines in the listwise loss.")
+    localized_weight: float = setting(
+        0.0, "Factor of a loss that contrasts a slate's known answers with its remaining documents."
     )
-    listwise_weight: float = field(
-        default=2.0, metadata={"help": "Factor of the listwise loss, RankNet; 0 leaves it out."}
+    localized_scale: float = setting(20.0, "Factor on the cosines in that loss.")
+    guard_weight: float = setting(0.0, "Factor of the guard that keeps plain embeddings near those before training.")
+    freeze_documents: bool = setting(
+        False, "Documents keep the vectors of the model before training: a step costs one prompt a slate."
     )
-    listwise_scale: float = field(default=10.0, metadata={"help": "Factor on the cosines in the listwise loss."})
-    localized_weight: float = field(
-        default=0.0,
-        metadata={"help": "Factor of a loss that contrasts a slate's known answers with its remaining documents."},
+    gather_across_devices: bool = setting(
+        True,
+        "Documents of all processes are negatives, and means are taken over all processes: they train as "
+        "one process with the whole batch would.",
     )
-    localized_scale: float = field(default=20.0, metadata={"help": "Factor on the cosines in that loss."})
-    guard_weight: float = field(
-        default=0.0, metadata={"help": "Factor of the guard that keeps plain embeddings near those before training."}
-    )
-    freeze_documents: bool = field(
-        default=False,
-        metadata={"help": "Documents keep the vectors of the model before training: a step costs one prompt a slate."},
-    )
-    gather_across_devices: bool = field(
-        default=True,
-        metadata={
-            "help": "Documents of all processes are negatives, and means are taken over all processes: they train as "
-            "one process with the whole batch would."
-        },
-    )
-    mini_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Texts in a forward pass: gradient caching, with the memory of a mini-batch."},
+    mini_batch_size: int | None = setting(
+        None, "Texts in a forward pass: gradient caching, with the memory of a mini-batch."
     )
 
     def __post_init__(self) -> None:
         """Check the values."""
         for name in ("temperature", "listwise_scale", "localized_scale"):
-            if not _number(name, getattr(self, name)):
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}.")
         for name in ("contrastive_weight", "listwise_weight", "localized_weight", "guard_weight"):
-            _number(name, getattr(self, name))
-        size = self.mini_batch_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"mini_batch_size must be a whole number of at least 1, got {size!r}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size must be at least 1, got {self.mini_batch_size}.")
         if not self.contrastive_weight and not self.trains_prompts:
             raise ValueError(
                 "contrastive_weight, listwise_weight and localized_weight are all 0: nothing would be trained. Raise "
@@ -374,9 +364,3 @@ def _frozen(reference: nn.Module, model: nn.Module) -> nn.Module:
     if any(id(parameter) in trained for parameter in reference.parameters()):
         raise ValueError("The reference shares parameters with the model, so it would freeze it; give a copy.")
     return reference.eval().requires_grad_(False)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
-    return value
