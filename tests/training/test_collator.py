@@ -168,14 +168,6 @@ def test_filling_up_to_a_fixed_size(tiny: E2Rank) -> None:
     assert len({*rows[3:5], *rows[7:]}) == 1
 
 
-def test_control_tokens_in_texts_stay_text(tiny: E2Rank) -> None:
-    """Guards against a document that ends the chat message, or an embedding, early."""
-    batch = SlateCollator(model=tiny)(BATCH)
-    control = tiny.tokenizer.get_vocab()["<|im_end|>"]
-    assert sum(ids.count(control) for ids in unpadded(batch, "documents")) == 0
-    assert [ids.count(control) for ids in unpadded(batch, "listwise")] == [1, 1]
-
-
 def test_sampling_keeps_gold_and_best() -> None:
     """Guards against slates that lose what they are to learn, and against slates of positives alone."""
     row = {"gold": [False] * 18 + [True, False], "labels": [0.0] * 19 + [3.0]}
@@ -188,13 +180,6 @@ def test_sampling_keeps_gold_and_best() -> None:
     assert max(golds) < 16
     assert sample_documents(many, 1, random.Random(0))[0] < 50
     assert sample_documents(row, 20, random.Random(0)) == list(range(20))
-
-
-def test_prompt_shows_documents_that_are_not_scored(tiny: E2Rank) -> None:
-    """Guards against prompts of the drawn documents only: reranking fills them from all candidates."""
-    row = toy_rows(1, seed=5)[0]
-    prompts = [unpadded(SlateCollator(model=tiny, documents_per_slate=number)([row]), "listwise") for number in (1, 16)]
-    assert prompts[0] == prompts[1]
 
 
 def test_batches_depend_on_seed_epoch_and_query_only(tiny: E2Rank) -> None:
@@ -257,24 +242,15 @@ def test_similarity_order_hides_where_documents_stood(tiny: E2Rank, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "change", "message"),
     [
-        ({"documents_per_slate": 0}, "documents_per_slate must be at least 1, got 0"),
-        ({"random_prompt_size": 2}, "random_prompt_size must be a share from 0 to 1, got 2"),
-        ({"columns": ("queries",)}, "columns must be among .*, got .*queries"),
+        ({"documents_per_slate": 0}, {}, "documents_per_slate must be at least 1, got 0"),
+        ({"random_prompt_size": 2}, {}, "random_prompt_size must be a share from 0 to 1, got 2"),
+        ({}, {"labels": [1.0]}, "has 1 labels for 3 documents"),
+        ({}, {"prompt_order": [0, 3]}, r"prompt_order .*\[0, 3\]"),
     ],
 )
-def test_wrong_options_are_refused(tiny: E2Rank, options: dict[str, Any], message: str) -> None:
-    """Guards against a typing error that trains something else."""
+def test_wrong_options_and_rows_are_refused(tiny: E2Rank, options: dict, change: dict, message: str) -> None:
+    """Guards against a typing error that trains something else, labels of other documents, and a wrong prompt."""
     with pytest.raises(ValueError, match=message):
-        SlateCollator(model=tiny, **options)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"labels": [1.0]}, "has 1 labels for 3 documents"), ({"prompt_order": [0, 3]}, r"prompt_order .*\[0, 3\]")],
-)
-def test_wrong_rows_are_refused(tiny: E2Rank, change: dict[str, Any], message: str) -> None:
-    """Guards against labels of other documents, and a prompt of documents that are not there."""
-    with pytest.raises(ValueError, match=message):
-        SlateCollator(model=tiny)([BATCH[0] | change])
+        SlateCollator(model=tiny, **options)([BATCH[0] | change])

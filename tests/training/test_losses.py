@@ -212,16 +212,6 @@ def test_guard(model, bent, features):
     assert not bent.training
 
 
-def test_reference_may_be_a_function(model, bent, features):
-    """Guards against a guard that wants a second model, where the model's own base will do."""
-    values = [
-        make_loss(model, reference, guard_weight=1, **cached)(features, LABELS.pack())["guard"].item()
-        for cached in ({}, {"mini_batch_size": 5})
-        for reference in (bent, lambda column: {"sentence_embedding": bent(column)["sentence_embedding"]})
-    ]
-    assert values == pytest.approx([values[0]] * 4)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from e2rank_st import E2Rank
 from e2rank_st.evaluation.evaluator import RerankingEvaluator
-from e2rank_st.training.resuming import MARKER, complete_checkpoints, last_checkpoint
+from e2rank_st.training.resuming import MARKER, complete_checkpoints
 from e2rank_st.training.trainer import STATE_FILE, E2RankTrainer
 from tests import ROOT
 from tests.toy import toy_rows, with_adapter, with_dropout, with_trained_adapter
@@ -176,7 +176,7 @@ def test_last_checkpoint_is_whole_whenever_a_run_dies(tiny: E2Rank, tmp_path: Pa
         shutil.copytree(start, run)
         if not death.strikes(moment, save):
             break
-        last = Path(last_checkpoint(run))
+        last = complete_checkpoints(run)[-1]
         assert contents(last) == whole[last.name], moment
         lasts.append(last.name)
     assert len(lasts) > 20, "the premise: a save changes many files"
@@ -185,10 +185,10 @@ def test_last_checkpoint_is_whole_whenever_a_run_dies(tiny: E2Rank, tmp_path: Pa
     # A run that was started anew writes over a checkpoint that is complete.
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-6"]
     assert death.strikes(5, save)
-    assert Path(last_checkpoint(run)).name == "checkpoint-2"
+    assert complete_checkpoints(run)[-1].name == "checkpoint-2"
     save()
     assert contents(run / "checkpoint-6") == whole["checkpoint-6"]
-    assert Path(last_checkpoint(run)).name == "checkpoint-6"
+    assert complete_checkpoints(run)[-1].name == "checkpoint-6"
 
 
 def test_kill_while_saving(
@@ -225,7 +225,7 @@ def test_kill_while_saving(
     process.wait()
     process.stdout.close()
     assert (tmp_path / "checkpoint-4" / "model.safetensors").exists(), "the premise: it died while it was saving"
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert complete_checkpoints(tmp_path)[-1] == tmp_path / "checkpoint-2"
     assert_resumes("full", tiny, tmp_path, whole("full"))
 
 

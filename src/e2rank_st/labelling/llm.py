@@ -27,9 +27,8 @@ logger = logging.getLogger(__name__)
 
 SYSTEM = "You order passages by how well they answer a search query."
 ORDER = re.compile(r"\[[0-9]{1,9}\](?:\s*>\s*\[[0-9]{1,9}\])*")
-THOUGHTS = re.compile(
-    r"\A\s*<think>.*?</think>", re.DOTALL
-)  # of a reasoning model, if its server does not separate them
+# Of a reasoning model, if its server does not separate them.
+THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 NO_KEY = "no-key-given"  # openai's client does not start without a key; a local server ignores it
 
 

@@ -180,7 +180,10 @@ def label_slates(
 
 def _labelled(batch: Sequence[Slate], teacher: Teacher, seed: int | None, skip_failures: bool) -> list[Slate | None]:
     """Return the slates with new labels, or None for a slate that the teacher could not label."""
-    orders = [_order(slate, seed) for slate in batch]
+    orders = [list(range(len(slate))) for slate in batch]
+    if seed is not None:
+        for slate, order in zip(batch, orders, strict=True):
+            random.Random(f"{seed}\n{slate.query}").shuffle(order)
     shown = [[slate.documents[place] for place in order] for slate, order in zip(batch, orders, strict=True)]
     queries = [slate.query for slate in batch]
     labels: list[list[float] | None]
@@ -194,13 +197,6 @@ def _labelled(batch: Sequence[Slate], teacher: Teacher, seed: int | None, skip_f
         None if given is None else _with_labels(slate, order, given)
         for slate, order, given in zip(batch, orders, labels, strict=True)
     ]
-
-
-def _order(slate: Slate, seed: int | None) -> list[int]:
-    places = list(range(len(slate)))
-    if seed is not None:
-        random.Random(f"{seed}\n{slate.query}").shuffle(places)
-    return places
 
 
 def _label_or_none(teacher: Teacher, query: str, documents: Sequence[str]) -> list[float] | None:

@@ -78,9 +78,6 @@ class SlateCollator(SentenceTransformerDataCollator):
             raise ValueError(f"documents_per_slate must be at least 1, got {self.documents_per_slate}.")
         if not 0 <= self.random_prompt_size <= 1:
             raise ValueError(f"random_prompt_size must be a share from 0 to 1, got {self.random_prompt_size}.")
-        unknown = set(self.columns) - set(COLUMNS)
-        if unknown:
-            raise ValueError(f"columns must be among {COLUMNS}, got {tuple(sorted(unknown))}.")
         listwise = self.model.listwise
         self._builder = PromptBuilder(
             TextTokenizer(self.model.tokenizer), listwise.format, listwise.max_prompt_tokens, listwise.max_query_tokens
@@ -111,7 +108,8 @@ class SlateCollator(SentenceTransformerDataCollator):
         """
         for row in features:
             _check(row)
-        draws = [self._random(row) for row in features]
+        epoch = int(self._epoch)
+        draws = [random.Random(text_id(f"{self.seed} {epoch} {row['query']}")) for row in features]
         slates = [
             sample_documents(row, self.documents_per_slate, draw) for row, draw in zip(features, draws, strict=True)
         ]
@@ -138,9 +136,6 @@ class SlateCollator(SentenceTransformerDataCollator):
 
     def _slate_size(self, slates: Sequence[Sequence[int]]) -> int:
         return self.documents_per_slate if self.fill_up else max(map(len, slates))
-
-    def _random(self, row: Row) -> random.Random:
-        return random.Random(text_id(f"{self.seed} {int(self._epoch)} {row['query']}"))
 
     def _sequences(
         self,

@@ -18,7 +18,7 @@ from e2rank_st.storage import read_json, write_json
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["MARKER", "CheckpointMarker", "complete_checkpoints", "last_checkpoint"]
+__all__ = ["MARKER", "CheckpointMarker", "complete_checkpoints"]
 
 MARKER = "complete.json"
 
@@ -78,19 +78,3 @@ def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     named = {path: path.name.removeprefix("checkpoint-") for path in Path(folder).glob("checkpoint-*")}
     steps = {path: int(step) for path, step in named.items() if step.isdecimal() and _is_complete(path)}
     return sorted(steps, key=lambda path: steps[path])
-
-
-def last_checkpoint(folder: str | os.PathLike[str]) -> str:
-    """Find the newest complete checkpoint of a run.
-
-    Args:
-        folder: The output folder.
-
-    Raises:
-        ValueError: The folder has no complete checkpoint.
-        OSError: A folder cannot be read.
-    """
-    found = complete_checkpoints(folder)
-    if not found:
-        raise ValueError(f"{folder} has no complete checkpoint to resume from; start without resuming.")
-    return str(found[-1])

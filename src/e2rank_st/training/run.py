@@ -37,7 +37,7 @@ from e2rank_st.training.datasets import document_index, load_evaluator, load_tra
 from e2rank_st.training.plan import plan
 from e2rank_st.training.record import PARTS, TrainingRecord, check_plotting, read_earlier, split_log
 from e2rank_st.training.resuming import complete_checkpoints
-from e2rank_st.training.settings import Parsed, Settings, help_text, parse_settings
+from e2rank_st.training.settings import Parsed, help_text, parse_settings
 from e2rank_st.training.trainer import E2RankTrainer, E2RankTrainingArguments
 
 if TYPE_CHECKING:
@@ -150,7 +150,9 @@ def prepare(parsed: Parsed) -> Run:
         ImportError: A package that training needs is missing.
     """
     settings, arguments = parsed.settings, parsed.arguments
-    _check_output(Path(str(arguments.output_dir)), settings)
+    output = Path(str(arguments.output_dir))
+    if not (settings.dry_run or settings.resume) and (any(output.glob("checkpoint-*")) or (output / FINAL).exists()):
+        raise ValueError(f"{output} holds a run already; resume it (--resume), or name a different output_dir.")
     bundled = BUNDLED_MODELS.get(settings.model, False)
     earlier = read_earlier(bundled_folder() if bundled else Path(settings.model))
     set_seed(arguments.seed)
@@ -167,13 +169,6 @@ def prepare(parsed: Parsed) -> Run:
     trainer.add_callback(_Bar() if sys.stderr.isatty() else _Lines())
     _forget_texts(model)
     return Run(parsed, trainer, {"train": train_records, "dev": dev_records}, earlier)
-
-
-def _check_output(output: Path, settings: Settings) -> None:
-    if settings.dry_run or settings.resume:
-        return
-    if any(output.glob("checkpoint-*")) or (output / FINAL).exists():
-        raise ValueError(f"{output} holds a run already; resume it (--resume), or name a different output_dir.")
 
 
 def _embed(model: E2Rank, data: DatasetDict, parsed: Parsed) -> Index | None:

@@ -30,7 +30,7 @@ from e2rank_st.search.index import Index
 from e2rank_st.training.collator import SlateCollator
 from e2rank_st.training.fields import setting
 from e2rank_st.training.losses import CachedE2RankLoss, E2RankLoss, LossOptions
-from e2rank_st.training.resuming import CheckpointMarker, last_checkpoint
+from e2rank_st.training.resuming import CheckpointMarker, complete_checkpoints
 from e2rank_st.training.sampler import SourceBatchSampler
 
 __all__ = ["E2RankTrainer", "E2RankTrainingArguments"]
@@ -186,7 +186,12 @@ class E2RankTrainer(SentenceTransformerTrainer):
                 several processes have evaluated the model before training.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
+            found = complete_checkpoints(str(self.args.output_dir))
+            if not found:
+                raise ValueError(
+                    f"{self.args.output_dir} has no complete checkpoint to resume from; start without resuming."
+                )
+            resume_from_checkpoint = str(found[-1])
         if self._was_evaluated and self.model_wrapped is self.model and self.args.world_size > 1:
             # Accelerate takes an evaluated model for one that it has wrapped. Each process would train by itself.
             raise ValueError(
