@@ -145,6 +145,7 @@ def test_gradient_caching_gives_the_same_gradients(model, bent, features, option
         model.replace_listwise(query_weight=0.3)
     reference = bent if options.get("guard_weight") else None
     plain, cached = make_loss(model, reference, **options), make_loss(model, reference, **options, mini_batch_size=2)
+    features = [features[COLUMNS.index(name)] for name in plain.columns]
     parts = plain(features, LABELS.pack())
     expected = gradients(model, total(parts))
     norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
@@ -176,17 +177,11 @@ def test_gradient_caching_gives_the_same_gradients(model, bent, features, option
         ({"contrastive_weight": 0, "listwise_weight": 0, "localized_weight": 1}, (1, 2)),
     ],
 )
-def test_columns_without_a_use_may_be_left_out(model, features, cached, options, needed):
-    """Guards against stage I that has to come with listwise prompts, and against embedding them in vain."""
+def test_columns_without_a_use_are_left_out(model, features, cached, options, needed):
+    """Guards against stage I that has to come with listwise prompts."""
     loss = make_loss(model, **options, **cached)
-    calls = []
-    model.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0]["input_ids"])))
-    alone = loss([features[index] for index in needed], LABELS.pack())
-    assert sum(calls) == 3 + 12
-    among_all = loss(features, LABELS.pack())
-    assert sum(calls) == 2 * (3 + 12)
-    assert alone == among_all
-    assert len(alone) == 1
+    assert loss.columns == tuple(COLUMNS[index] for index in needed)
+    assert len(loss([features[index] for index in needed], LABELS.pack())) == 1
 
 
 def test_guard(model, bent, features):
@@ -254,9 +249,6 @@ def test_malformed_batches(model, features, cached):
         make_loss(model, **cached)([*features[:2], features[0]], LABELS.pack())
     with pytest.raises(ValueError, match="got NoneType; make it with SlateLabels"):
         make_loss(model, **cached)(features, None)
-    with pytest.raises(ValueError, match="no embeddings of the reference"):
-        loss = make_loss(model, nn.Identity(), guard_weight=1, **cached)
-        loss.compute_loss_from_embeddings(mixed_embeddings(), MIXED)
 
 
 @pytest.mark.parametrize("cached", [{}, {"mini_batch_size": 2}])

@@ -67,10 +67,6 @@ def ranking_messages(query: str, passages: Sequence[str], max_characters: int) -
 def parse_ranking(answer: str, count: int) -> list[int]:
     """Read an answer strictly: distinct identifiers from 1 to ``count``, perhaps after a chain of thought.
 
-    Args:
-        answer: The answer of the model.
-        count: Number of passages in the request.
-
     Returns:
         All places, from 0, best first. Places that the answer lacks come last, in their original order.
 

@@ -258,7 +258,7 @@ class _Miner:
 
     def _check_model(self) -> None:
         """Refuse parts made with different weights. A few vectors show that; names and paths do not."""
-        if not self.parts.has("queries-00000"):
+        if self.parts.folder is None or not (self.parts.folder / "queries-00000.npy").exists():
             return
         stored = self.query_vectors[:3]
         texts = [self.collection.queries[id_] for id_ in self.query_ids[:3]]
@@ -283,9 +283,6 @@ class _Parts:
             raise ValueError(
                 f"{folder} holds parts of a run with different {', '.join(others)}; delete it, or give a new folder."
             )
-
-    def has(self, name: str) -> bool:
-        return self.folder is not None and (self.folder / f"{name}.npy").exists()
 
     def array(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         """Return the kept array of this name, or make one and keep it."""

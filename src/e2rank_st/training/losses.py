@@ -127,6 +127,7 @@ class E2RankLoss(nn.Module):
         self.model = model
         self.options = options or LossOptions()
         self.query_weight = model.listwise.query_weight  # kept: several processes wrap the model
+        self.mini_batch_size = cast("int", self.options.mini_batch_size)  # where CachedLossMixin looks for it
         if (self.options.mini_batch_size is None) == isinstance(self, CachedLossMixin):
             raise ValueError(
                 f"Got mini_batch_size={self.options.mini_batch_size} for {type(self).__name__}; give it to "
@@ -158,7 +159,7 @@ class E2RankLoss(nn.Module):
         """Embed the columns and compute the parts of the loss.
 
         Args:
-            sentence_features: Those of :attr:`columns`, in their order; ``(query, listwise, documents)`` will also do.
+            sentence_features: Those of :attr:`columns`, in their order.
             labels: ``(B, N, 3)`` int64, see :meth:`SlateLabels.pack`.
 
         Returns:
@@ -199,8 +200,6 @@ class E2RankLoss(nn.Module):
                     f"Got {len(vectors)} rows of {name} for labels of the shape {tuple(slates.labels.shape)}, slates "
                     f"by documents; give {rows}, padding included."
                 )
-        if (guard_weight := self.options.guard_weight) and not reference:
-            raise ValueError(f"Got guard_weight={guard_weight} and no embeddings of the reference; give them.")
         with torch.autocast(embeddings["documents"].device.type, enabled=False):
             precise = {name: _precise(vectors) for name, vectors in embeddings.items()}
             return self._parts(precise, slates, reference or {})
@@ -245,12 +244,11 @@ class E2RankLoss(nn.Module):
         return parts
 
     def _columns(self, sentence_features: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """The columns that are needed, by name."""
+        """The columns by name."""
         given, needed = list(sentence_features), self.columns
-        names = needed if len(given) == len(needed) else COLUMNS[: len(given)]
-        if len(given) != len(names) or not set(needed) <= set(names):
-            raise ValueError(f"Got {len(given)} input columns; give {needed}, in this order, or all of {COLUMNS}.")
-        return {name: features for name, features in zip(names, given, strict=True) if name in needed}
+        if len(given) != len(needed):
+            raise ValueError(f"Got {len(given)} input columns; give {needed}, in this order.")
+        return dict(zip(needed, given, strict=True))
 
     def _frozen_embeddings(self, columns: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
         """The vectors of documents that are given as such."""
@@ -285,22 +283,8 @@ class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
     """:class:`E2RankLoss` by gradient caching (arXiv 2101.06983): the same gradients, memory for one mini-batch.
 
     Every text is embedded twice, first without gradients. Only the vectors of the whole batch are kept at once, so that
-    the batch may grow until their scores, ``B · U`` numbers, fill the memory.
-
-    Args:
-        model: The model to train.
-        options: The options, ``mini_batch_size`` among them.
-        reference: As for :class:`E2RankLoss`.
+    the batch may grow until their scores, ``B · U`` numbers, fill the memory. The options name a ``mini_batch_size``.
     """
-
-    def __init__(
-        self,
-        model: E2Rank,
-        options: LossOptions,
-        reference: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
-    ) -> None:
-        super().__init__(model, options, reference)
-        self.mini_batch_size = cast("int", options.mini_batch_size)  # where CachedLossMixin looks for it
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> dict[str, Tensor]:
         """Embed the columns in mini-batches and compute the parts of the loss; as :meth:`E2RankLoss.forward`.

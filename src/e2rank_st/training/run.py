@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,7 +97,17 @@ def main(argv: Sequence[str]) -> None:
     run = prepare(parsed)
     record = train(run)
     if run.is_main:
-        show(SUMMARY_COLUMNS, _summary(record), title=f"{run.output / FINAL}, {record.steps} steps")
+        rows = [
+            (
+                name.replace("_ndcg@10", ""),
+                record.before[name],
+                after,
+                after - record.before[name],
+                record.p_values[name],
+            )
+            for name, after in record.after.items()
+        ]
+        show(SUMMARY_COLUMNS, rows, title=f"{run.output / FINAL}, {record.steps} steps")
 
 
 @dataclass(frozen=True)
@@ -308,12 +318,6 @@ def _forget_texts(model: E2Rank) -> None:
     for dataset in model.model_card_data.train_datasets:
         for name in ("examples", "examples_table"):
             dataset.pop(name, None)
-
-
-def _summary(record: TrainingRecord) -> Iterator[tuple[Any, ...]]:
-    for name, after in record.after.items():
-        before = record.before[name]
-        yield name.replace("_ndcg@10", ""), before, after, after - before, record.p_values[name]
 
 
 class _FirstEvaluation(TrainerCallback):

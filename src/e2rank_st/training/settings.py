@@ -138,15 +138,7 @@ class ListwiseSettings:
 
 
 class Parsed(NamedTuple):
-    """The result of :func:`parse_settings`.
-
-    Attributes:
-        settings: The model and the data.
-        listwise: Changes to the model's listwise configuration.
-        loss: The options of the loss.
-        arguments: The arguments of the trainer.
-        told: By name, all values that are not the default of this package or of transformers' trainer.
-    """
+    """All settings; ``told`` has, by name, the values that are not a default of this package or of the trainer."""
 
     settings: Settings
     listwise: ListwiseSettings
@@ -222,11 +214,8 @@ def _described(item: Field[Any]) -> list[str]:
     default = (DEFAULTS | DEV_DEFAULTS).get(item.name, item.default)
     shown = f" [{default}]" if default not in (None, MISSING, "") else ""
     text = " ".join(str(item.metadata["help"]).split()) + shown
-    head = f"  --{item.name}"
-    lines = textwrap.wrap(text, WIDTH, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
-    if len(head) < INDENT:
-        return [head.ljust(INDENT) + lines[0][INDENT:], *lines[1:]]
-    return [head, *lines]
+    head = f"  --{item.name} ".ljust(INDENT)
+    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * INDENT)
 
 
 def _known(parser: _Parser, tokens: Sequence[str]) -> argparse.Namespace:
