@@ -229,12 +229,6 @@ def test_kill_while_saving(
     assert_resumes("full", tiny, tmp_path, whole("full"))
 
 
-def test_nothing_to_resume_from(tiny: E2Rank, tmp_path: Path) -> None:
-    """Guards against a run that was to be resumed and starts anew."""
-    with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
-        toy_trainer(tiny, tmp_path).train(resume_from_checkpoint=True)
-
-
 # --- the best checkpoint ----------------------------------------------------------------------------------------------
 
 
@@ -289,7 +283,8 @@ def test_nothing_is_trained_after_the_last_step(
 ) -> None:
     """Guards against a step beyond ``max_steps`` where a run is resumed that had only to be written out.
 
-    Also against a best checkpoint that cannot be loaded, after which the run would end with the last weights.
+    Also against a best checkpoint that cannot be loaded, after which the run would end with the last weights, and
+    against a run that was to be resumed and starts anew.
     """
     shutil.copytree(moved[0], tmp_path / "run")
     resumed = falling_trainer(copy.deepcopy(tiny), tmp_path / "run", max_steps=8)
@@ -303,6 +298,8 @@ def test_nothing_is_trained_after_the_last_step(
     shutil.rmtree(best)
     with pytest.raises(ValueError, match=r"best checkpoint so far, .*checkpoint-2, is gone"):
         falling_trainer(resumed.model, tmp_path / "run", max_steps=8).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
+        toy_trainer(tiny, tmp_path / "none").train(resume_from_checkpoint=True)
 
 
 def test_best_step_is_that_of_a_checkpoint(tiny: E2Rank, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -208,21 +208,17 @@ def test_adapter_of_the_bundled_base_names_it(settings: Path, tmp_path: Path) ->
     assert 0 < max((then[name] - first[name]).abs().max() for name in first) < 1e-2
 
 
-def test_models_that_cannot_be_trained(settings: Path, tmp_path: Path) -> None:
-    """Guards against an adapter that nobody can load, and a name that is misread."""
+def test_models_by_name(settings: Path, tmp_path: Path) -> None:
+    """Guards against an adapter that nobody can load, a misread name, and a bundled model without its record."""
     output = ["--output_dir", str(tmp_path)]
+    run = prepare(parse_settings([str(settings), "--model", "bundled", *output]))
+    assert run.earlier == json.loads((bundled_folder() / "training.json").read_text(encoding="utf-8"))
     with pytest.raises(ValueError, match="bundled-base"):
         main([str(settings), "--model", "bundled", "--lora_rank", "2", *output])
     with pytest.raises(ValueError, match="the model 'runs/stage1/final', which is neither a folder here nor a Hub id"):
         main([str(settings), "--model", "runs/stage1/final", *output])
     with pytest.raises(OSError):  # a bare name is one of Sentence-Transformers' own
         main([str(settings), "--model", "no-such-model", *output])
-
-
-def test_a_run_on_the_bundled_model_goes_back_to_its_record(settings: Path, tmp_path: Path) -> None:
-    """Guards against data that the bundled model was trained on and a model made from it knows nothing of."""
-    run = prepare(parse_settings([str(settings), "--model", "bundled", "--output_dir", str(tmp_path)]))
-    assert run.earlier == json.loads((bundled_folder() / "training.json").read_text(encoding="utf-8"))
 
 
 def test_resumed_script_ends_as_an_unbroken_one(

@@ -90,10 +90,7 @@ class SlateCollator(SentenceTransformerDataCollator):
         self._epoch.fill_(epoch)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate rows.
-
-        Args:
-            features: B rows.
+        """Collate B rows.
 
         Returns:
             ``label`` ``(B, N, 3)``, see :meth:`~e2rank_st.training.labels.SlateLabels.pack`; then, for each column,

@@ -100,7 +100,6 @@ def check_plotting() -> None:
 
 def _draw(record: TrainingRecord, path: Path) -> None:
     """Losses on the left, nDCG@10 on the right, over the steps."""
-    check_plotting()
     figure = importlib.import_module("matplotlib.figure").Figure(figsize=(13, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in PARTS:

@@ -64,13 +64,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
-    """Find the complete checkpoints of a run.
-
-    Args:
-        folder: The output folder.
-
-    Returns:
-        Their folders, the oldest step first.
+    """Find the complete checkpoints in the output folder of a run: their folders, the oldest step first.
 
     Raises:
         OSError: A folder cannot be read.

@@ -97,14 +97,9 @@ def main(argv: Sequence[str]) -> None:
     run = prepare(parsed)
     record = train(run)
     if run.is_main:
+        before = record.before
         rows = [
-            (
-                name.replace("_ndcg@10", ""),
-                record.before[name],
-                after,
-                after - record.before[name],
-                record.p_values[name],
-            )
+            (name.replace("_ndcg@10", ""), before[name], after, after - before[name], record.p_values[name])
             for name, after in record.after.items()
         ]
         show(SUMMARY_COLUMNS, rows, title=f"{run.output / FINAL}, {record.steps} steps")
@@ -150,9 +145,6 @@ class Run:
 
 def prepare(parsed: Parsed) -> Run:
     """Load the model and the data, embed the documents that need it, and wire a trainer.
-
-    Args:
-        parsed: The settings.
 
     Raises:
         ValueError: A setting or the data is wrong, or the output folder holds a run already.
