@@ -222,9 +222,9 @@ def test_a_bad_reply_is_asked_for_again(bad: Reply | None, server: Server, tmp_p
         (completion(None), AnswerError, r"failed 2 times, at last because its answer is not a text: got None"),
         ((200, {}, b"<html>"), TeacherError, r"failed 2 times, .* not a chat completion: got '<html>'"),
         ((200, JSON, b'{"choices"'), TeacherError, r"failed 2 times, at last because its answer is not JSON"),
-        ((500, SOON, b"oops"), TeacherError, r"gave no answer: .*500"),
-        (None, TeacherError, r"gave no answer: .*Connection error"),
-        (lambda body: time.sleep(1) and None, TeacherError, r"gave no answer: .*timed out"),
+        ((500, SOON, b"oops"), TeacherError, r"refuses or is not reachable: .*500"),
+        (None, TeacherError, r"refuses or is not reachable: .*Connection error"),
+        (lambda body: time.sleep(1) and None, TeacherError, r"refuses or is not reachable: .*timed out"),
     ],
 )
 def test_a_final_failure_says_where_and_why(reply: Reply | None, kind: type, reason: str, server: Server):

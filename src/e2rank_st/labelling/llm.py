@@ -202,11 +202,10 @@ class LLMTeacher:
                 # An endpoint may quote the key. It would also stand in the cause, so that is not kept.
                 said = f"{error} {error.__cause__ or ''}".strip().replace(self._client.api_key, "***")
                 raise TeacherError(
-                    f"{self.base_url} gave no answer: {said:.300}. Check address, key, model and request."
+                    f"{self.base_url} refuses or is not reachable: {said:.300}. Check address, key, model and request."
                 ) from None
-        raise type(failure)(
-            f"{self.base_url} failed {self.max_attempts} times, at last because {failure}."
-        ) from failure
+        said = f"{self.base_url} failed {self.max_attempts} times, at last because {failure}."
+        raise type(failure)(said) from failure
 
 
 class _Answers:

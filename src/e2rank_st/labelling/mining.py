@@ -157,10 +157,8 @@ class _Miner:
 
     def slates(self, source: str) -> Iterator[Slate]:
         """Yield the slates, chunk by chunk."""
-        size = QUERIES_AT_ONCE
-        with tqdm(
-            total=len(self.query_ids), desc="mine", unit="query", disable=not self.options["show_progress_bar"]
-        ) as progress:
+        size, silent = QUERIES_AT_ONCE, not self.options["show_progress_bar"]
+        with tqdm(total=len(self.query_ids), desc="mine", unit="query", disable=silent) as progress:
             for start in range(0, len(self.query_ids), size):
                 ids = self.query_ids[start : start + size]
                 found = self.parts.array(f"candidates-{start // size:05}", partial(self._candidates, start))
@@ -189,9 +187,8 @@ class _Miner:
         ids = self.query_ids[start : start + QUERIES_AT_ONCE]
         vectors = self.query_vectors[start : start + len(ids)]
         found = np.full((len(ids), self.settings.num_candidates), -1, np.int64)
-        neighbours = nearest(
-            vectors, self.vectors, len(found[0]), rules=self._rules(ids, vectors), device=self.model.device
-        )
+        rules = self._rules(ids, vectors)
+        neighbours = nearest(vectors, self.vectors, len(found[0]), rules=rules, device=self.model.device)
         for row, near in zip(found, neighbours, strict=True):
             row[: len(near.rows)] = near.rows
         return found
