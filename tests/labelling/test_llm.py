@@ -224,14 +224,14 @@ def test_a_bad_reply_is_asked_for_again(bad: Reply | None, server: Server, tmp_p
         ((200, JSON, b'{"choices"'), TeacherError, r"failed 2 times, at last because its answer is not JSON"),
         ((500, SOON, b"oops"), TeacherError, r"refuses or is not reachable: .*500"),
         (None, TeacherError, r"refuses or is not reachable: .*Connection error"),
-        (lambda body: time.sleep(1) and None, TeacherError, r"refuses or is not reachable: .*timed out"),
+        (lambda body: time.sleep(3) and None, TeacherError, r"refuses or is not reachable: .*timed out"),
     ],
 )
 def test_a_final_failure_says_where_and_why(reply: Reply | None, kind: type, reason: str, server: Server):
     """Guards against a traceback that names no endpoint, a run that hangs, and endless attempts."""
     server.script = [reply, reply]
     with pytest.raises(TeacherError, match=f"^{server.url} {reason}") as error:
-        teacher_at(server, max_attempts=2, timeout=0.3).label("how many", DOCUMENTS)
+        teacher_at(server, max_attempts=2, timeout=1).label("how many", DOCUMENTS)
     assert type(error.value) is kind
     assert len(server.requests) == 2
 
