@@ -4,11 +4,13 @@ import json
 import logging
 import re
 import sqlite3
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from email.utils import formatdate
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,15 +20,20 @@ from e2rank_st.data.slates import Slate
 from e2rank_st.labelling.llm import AnswerError, LLMTeacher, TeacherError, parse_ranking, ranking_messages
 from e2rank_st.labelling.teachers import label_slates
 
+pytest.importorskip("openai")
+
 KEY = "sk-secret-0123456789"
 DOCUMENTS = ["three", "one", "four", "two"]
 SLATE = Slate("how many", tuple(DOCUMENTS), (1, 0, 0, None), (True, False, False, False), "s")
 Reply = tuple[int, dict[str, str], bytes]
+JSON = {"Content-Type": "application/json"}
+SOON = {"Retry-After-Ms": "1"}  # what openai's client waits, instead of half a second
 
 
 def completion(answer: object) -> Reply:
     """What an endpoint replies when the model says this."""
-    return 200, {}, json.dumps({"choices": [{"message": {"role": "assistant", "content": answer}}]}).encode()
+    content = json.dumps({"choices": [{"message": {"role": "assistant", "content": answer}}]}).encode()
+    return 200, JSON, content
 
 
 def passages_of(body: dict) -> list[str]:
@@ -54,7 +61,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script: list = []
         self.default: Callable[[dict], Reply] = oracle(lambda passage: -["one", "two", "three", "four"].index(passage))
-        self.requests: list[tuple[str, dict, dict, float]] = []
+        self.requests: list[tuple[str, Message, dict]] = []
         self.lock = threading.Lock()
         self.busy = self.busiest = 0
 
@@ -76,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         """Note the request, then follow the script."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
-            self.server.requests.append((self.path, dict(self.headers), body, time.monotonic()))
+            self.server.requests.append((self.path, self.headers, body))
             self.server.busy += 1
             self.server.busiest = max(self.server.busiest, self.server.busy)
             step = self.server.script.pop(0) if self.server.script else self.server.default
@@ -115,16 +122,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def teacher_at(server: Server, **options: object) -> LLMTeacher:
     """A teacher that does not wait long."""
-    return LLMTeacher("m", server.url, **{"backoff": 0.001, "timeout": 5.0, **options})
+    return LLMTeacher("m", server.url, **{"timeout": 5.0, **options})
 
 
 def test_llm_labels_the_right_documents(server: Server):
-    """Guards against a ranking read as ranks: "three" is third, so two documents are better than it."""
+    """Guards against a ranking read as ranks, since "three" is third, and paying for the order of one document."""
+    assert teacher_at(server).label("q", ["a"]) == [0] and teacher_at(server).label("q", []) == []
     assert teacher_at(server).label("how many", DOCUMENTS) == [1, 3, 0, 2]
-    ((path, headers, body, _),) = server.requests
+    ((path, _, body),) = server.requests
     assert path == "/v1/chat/completions"
     assert (body["model"], body["temperature"]) == ("m", 0)
-    assert "Authorization" not in headers
     assert passages_of(body) == DOCUMENTS
     assert "Search query: how many\n" in body["messages"][-1]["content"]
 
@@ -135,13 +142,6 @@ def test_cut_documents_are_reported(server: Server, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.INFO, logger="e2rank_st"):
         teacher_at(server, max_document_characters=5).label("q", ["a" * 6, "b"])
     assert caplog.messages == ["Cut 1 of 2 documents to 5 characters."]
-
-
-def test_nothing_to_order_is_not_asked(server: Server):
-    """Guards against paying for the order of one document."""
-    assert teacher_at(server).label("q", ["a"]) == [0]
-    assert teacher_at(server).label("q", []) == []
-    assert server.requests == []
 
 
 @pytest.mark.parametrize(
@@ -196,19 +196,12 @@ def test_passages_cannot_pass_for_the_prompt():
     [
         completion("I would rather not."),
         completion("[2] > [2]"),
-        completion("[9]"),
         completion(None),
-        completion(["[1]"]),
         (200, {}, b"<html>busy</html>"),
-        (200, {}, b'{"error": "overloaded"}'),
-        (200, {}, b"[]"),
-        (429, {}, b"slow down"),
-        (408, {}, b""),
-        (500, {}, b"oops"),
-        (503, {"Retry-After": "soon"}, b""),
-        (500, {"Transfer-Encoding": "chunked"}, b"no chunk"),
-        (200, {"Transfer-Encoding": "chunked"}, b"no chunk"),
-        (200, {"Content-Length": "1000"}, b'{"choices"'),
+        (200, JSON, b'{"choices": []}'),
+        (200, JSON, b'{"choices"'),
+        (429, SOON, b"slow down"),
+        (503, SOON, b"oops"),
         None,
     ],
     ids=str,
@@ -216,119 +209,48 @@ def test_passages_cannot_pass_for_the_prompt():
 def test_a_bad_reply_is_asked_for_again(bad: Reply | None, server: Server, tmp_path: Path):
     """Guards against a run that dies of one bad reply, and against a bad one that is trained on or kept."""
     server.script = [bad, bad]
-    assert teacher_at(server, cache=tmp_path / "answers", timeout=0.5).label("how many", DOCUMENTS) == [1, 3, 0, 2]
+    assert teacher_at(server, cache=tmp_path / "answers").label("how many", DOCUMENTS) == [1, 3, 0, 2]
     assert len(server.requests) == 3
     with sqlite3.connect(tmp_path / "answers") as database:
         assert database.execute("SELECT answer FROM answers").fetchall() == [("[2] > [4] > [1] > [3]",)]
 
 
-def test_a_silent_server_is_asked_again(server: Server):
-    """Guards against a run that hangs for ever on one request."""
-    release = threading.Event()
-    server.script = [lambda body: release.wait(10) and None]
-    started = time.monotonic()
-    assert teacher_at(server, timeout=0.2).label("how many", DOCUMENTS) == [1, 3, 0, 2]
-    release.set()
-    assert time.monotonic() - started < 5
-    assert len(server.requests) == 2
-
-
-@pytest.mark.parametrize("header", [lambda: "1", lambda: formatdate(time.time() + 2, usegmt=True)])
-def test_retry_after_is_obeyed(header: Callable[[], str], server: Server):
-    """Guards against hammering an endpoint that has said how long to wait, in seconds or as a date."""
-    server.script = [(429, {"Retry-After": header()}, b"")]
-    teacher_at(server).label("how many", DOCUMENTS)
-    first, second = (when for *_, when in server.requests)
-    assert 0.9 <= second - first < 4
-
-
-def test_a_wait_of_hours_is_an_error(server: Server):
-    """Guards against a run that sleeps for a day, and looks as if it hung."""
-    server.script = [(429, {"Retry-After": "86400"}, b"quota")]
-    with pytest.raises(TeacherError, match=r"asks us to wait 86400 s: it answered 429 .*quota.*Start again then"):
-        teacher_at(server).label("how many", DOCUMENTS)
-
-
-def test_waits_grow_and_vary(server: Server, monkeypatch: pytest.MonkeyPatch):
-    """Guards against a fixed wait, and against many askers that all come back at once."""
-    waits: list[float] = []
-    monkeypatch.setattr("e2rank_st.labelling.llm.time.sleep", waits.append)
-    server.default = lambda body: (500, {}, b"")
-    with pytest.raises(TeacherError):
-        teacher_at(server, backoff=8, max_attempts=7).label("how many", DOCUMENTS)
-    assert len(waits) == 6
-    for number, wait in enumerate(waits):
-        assert min(8 * 2**number, 60) / 2 <= wait <= min(8 * 2**number, 60)
-    assert len({round(wait / min(8 * 2**number, 60), 6) for number, wait in enumerate(waits)}) == 6
-
-
 @pytest.mark.parametrize(
     ("reply", "kind", "reason"),
     [
-        ((500, {}, b"oops"), TeacherError, r"it answered 500 Internal Server Error: 'oops'"),
-        (completion("[1] > [1]"), AnswerError, r"the answer names a passage twice: got '\[1\] > \[1\]'"),
-        ((200, {}, b"<html>"), TeacherError, r"its answer is not a chat completion: got b'<html>'"),
-        (completion(None), AnswerError, r"its answer is not a text: got None"),
-        (None, TeacherError, r"there was no answer \(RemoteDisconnected: .*\)"),
+        (completion("[1] > [1]"), AnswerError, r"failed 2 times, at last because the answer names a passage twice"),
+        (completion(None), AnswerError, r"failed 2 times, at last because its answer is not a text: got None"),
+        ((200, {}, b"<html>"), TeacherError, r"failed 2 times, .* not a chat completion: got '<html>'"),
+        ((200, JSON, b'{"choices"'), TeacherError, r"failed 2 times, at last because its answer is not JSON"),
+        ((500, SOON, b"oops"), TeacherError, r"refuses or is not reachable: .*500"),
+        (None, TeacherError, r"refuses or is not reachable: .*Connection error"),
+        (lambda body: time.sleep(3) and None, TeacherError, r"refuses or is not reachable: .*timed out"),
     ],
 )
-def test_a_final_failure_says_where_and_how_often(reply: Reply | None, kind: type, reason: str, server: Server):
-    """Guards against a traceback that names neither endpoint nor attempts."""
-    server.default = lambda body: reply
-    with pytest.raises(
-        TeacherError, match=f"^{server.url}/chat/completions failed 3 times, at last because {reason}"
-    ) as error:
-        teacher_at(server, max_attempts=3).label("how many", DOCUMENTS)
+def test_a_final_failure_says_where_and_why(reply: Reply | None, kind: type, reason: str, server: Server):
+    """Guards against a traceback that names no endpoint, a run that hangs, and endless attempts."""
+    server.script = [reply, reply]
+    with pytest.raises(TeacherError, match=f"^{server.url} {reason}") as error:
+        teacher_at(server, max_attempts=2, timeout=1).label("how many", DOCUMENTS)
     assert type(error.value) is kind
-    assert len(server.requests) == 3
+    assert len(server.requests) == 2
 
 
-def test_no_server_at_all(server: Server):
-    """Guards against a refused connection that is not a TeacherError, or is retried without end."""
-    url = server.url.replace(f":{server.server_port}", ":1")
-    with pytest.raises(TeacherError, match=r"failed 2 times, at last because there was no answer \(ConnectionRefused"):
-        LLMTeacher("m", url, max_attempts=2, backoff=0.001).label("how many", DOCUMENTS)
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_a_refusal_is_not_repeated_and_shows_no_key(status: int, server: Server, caplog: pytest.LogCaptureFixture):
+def test_a_refusal_is_not_repeated_and_shows_no_key(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     """Guards against six requests with a wrong key, and against a key in an error, a log or an object's text."""
-    server.default = lambda body: (status, {}, f"wrong key {KEY}".encode())
-    teacher = teacher_at(server, api_key=f" {KEY}\n")
-    with caplog.at_level(logging.DEBUG), pytest.raises(TeacherError, match=rf"refuses: it answered {status}") as error:
+    server.default = lambda body: (401, JSON, json.dumps({"error": {"message": f"wrong key {KEY}"}}).encode())
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    teacher = teacher_at(server)
+    with caplog.at_level(logging.DEBUG), pytest.raises(TeacherError, match=r"wrong key \*\*\*") as error:
         teacher.label("how many", DOCUMENTS)
-    assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
-    assert len(server.requests) == 1
-    assert "wrong key ***" in str(error.value)
-    assert KEY not in "".join([str(error.value), repr(error.value.__cause__), caplog.text, repr(teacher)])
-
-
-def test_the_key_goes_nowhere_else(server: Server, tmp_path: Path):
-    """Guards against a redirect that takes the key to another host, and against a key in the cache."""
-    server.script = [(302, {"Location": f"{server.url}/elsewhere"}, b"")]
-    with pytest.raises(TeacherError, match="refuses: it answered 302"):
-        teacher_at(server, api_key=KEY).label("how many", DOCUMENTS)
-    assert len(server.requests) == 1
-    teacher_at(server, api_key=KEY, cache=tmp_path / "answers").label("how many", DOCUMENTS)
-    assert all(KEY.encode() not in path.read_bytes() for path in tmp_path.iterdir())
-
-
-def test_the_key_comes_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch):
-    """Guards against a key that has to stand on a command line, where every user of the machine sees it."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    teacher_at(server).label("how many", DOCUMENTS)
-    teacher_at(server, api_key="").label("how many", DOCUMENTS)
-    assert [headers.get("Authorization") for _, headers, *_ in server.requests] == [f"Bearer {KEY}", None]
-
-
-def test_an_address_with_a_query_is_kept_but_not_shown(server: Server):
-    """Guards against endpoints that need a query (a version, say), and against secrets in it that an error shows."""
-    server.default = lambda body: (500, {}, b"")
-    teacher = LLMTeacher("m", f"{server.url}/?code=hidden", max_attempts=1)
-    with pytest.raises(TeacherError, match="/v1/chat/completions failed 1 times") as error:
-        teacher.label("how many", DOCUMENTS)
-    assert "hidden" not in str(error.value)
-    assert server.requests[0][0] == "/v1/chat/completions?code=hidden"
+    assert [headers["Authorization"] for _, headers, _ in server.requests] == [f"Bearer {KEY}"]
+    shown = "".join(traceback.format_exception(error.value))
+    assert KEY not in "".join([shown, caplog.text, repr(teacher)])
+    with pytest.raises(TeacherError):
+        teacher_at(server, api_key="").label("how many", DOCUMENTS)
+    assert KEY not in server.requests[-1][1]["Authorization"], "an endpoint that is not to see it"
 
 
 @pytest.mark.parametrize(
@@ -341,7 +263,7 @@ def test_an_address_with_a_query_is_kept_but_not_shown(server: Server):
         ({"max_attempts": 0}, "max_attempts must be at least 1, got 0"),
         ({"api_key": "sk-\nsecret"}, "printable ASCII characters; it is not shown here"),
         ({"base_url": "localhost:8000"}, "must be a http or https address"),
-        ({"base_url": "http://user:secret@localhost"}, "address without a user"),
+        ({"base_url": "http://user:secret@localhost"}, "address without user and query"),
     ],
 )
 def test_llm_options_are_checked(options: dict, message: str):
@@ -349,6 +271,13 @@ def test_llm_options_are_checked(options: dict, message: str):
     with pytest.raises(ValueError, match=message) as error:
         LLMTeacher(**{"model": "m", "base_url": "http://localhost", **options})
     assert "secret" not in str(error.value)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
+    """Guards against an error that does not say what to install."""
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r"pip install 'e2rank-st\[llm\]'"):
+        LLMTeacher("m", "http://localhost")
 
 
 def test_a_restart_asks_nothing_twice(server: Server, tmp_path: Path):
@@ -359,12 +288,8 @@ def test_a_restart_asks_nothing_twice(server: Server, tmp_path: Path):
     assert len(server.requests) == 4
     whole = list(label_slates(slates, teacher_at(server, cache=cache)))
     assert whole[:4] == first
-    assert [body["messages"][-1]["content"] for *_, body, _ in server.requests][4:] == [
-        body["messages"][-1]["content"]
-        for *_, body, _ in server.requests
-        if "query 4" in str(body) or "query 5" in str(body)
-    ]
     assert len(server.requests) == 6
+    assert all("query 4" in str(body) or "query 5" in str(body) for *_, body in server.requests[4:])
 
 
 def test_another_model_or_request_is_asked(server: Server, tmp_path: Path):
@@ -422,7 +347,7 @@ def test_sliding_window_brings_the_best_to_the_top(count: int, window: int, step
     assert order[:top] == list(range(count))[::-1][:top]
     assert sorted(labels) == list(range(count))
     assert len(server.requests) == 1 + -(-max(0, count - window) // step)
-    assert max(len(passages_of(body)) for *_, body, _ in server.requests) == min(window, count)
+    assert max(len(passages_of(body)) for *_, body in server.requests) == min(window, count)
 
 
 def test_one_hopeless_slate_can_be_left_out(server: Server, caplog: pytest.LogCaptureFixture):

@@ -127,25 +127,13 @@ def test_same_as_brute_force(rules: dict, collection: JudgedCorpus, monkeypatch:
 
 def test_chunk_sizes_do_not_matter(tiny: E2Rank, collection: JudgedCorpus, monkeypatch: pytest.MonkeyPatch):
     """Guards against ties and near ties that fall otherwise in chunks of another size; an untrained model has many."""
-    vectors = tiny.encode_document(list(collection.corpus.values()))
     settings = MiningSettings(num_candidates=6, max_positive_similarity=0.9999)
     found = []
     for sizes in [(1000, 1000), (1, 1), (4, 13)]:
         chunk(monkeypatch, *sizes)
-        found.append(list(mine(tiny, collection, settings, document_embeddings=vectors)))
+        found.append(list(mine(tiny, collection, settings)))
     assert found[1:] == [found[0], found[0]]
     assert max(map(len, found[0])) > 6
-
-
-def test_equal_vectors_keep_the_order_of_the_corpus(monkeypatch: pytest.MonkeyPatch):
-    """Guards against ties in an order that changes with the library, the machine, or the chunks."""
-    corpus = {f"d{number}": f"text {number}" for number in range(30)}
-    model = Embedder({text: [1.0, 2.0] for text in corpus.values()} | {"query": [0.3, 0.4]})
-    collection = JudgedCorpus(corpus, {"q": "query"}, {"q": {"d3": 1}})
-    for size in (1, 7, 30):
-        chunk(monkeypatch, 1, size)
-        (slate,) = mine(model, collection, MiningSettings(3))
-        assert slate.documents == ("text 3", "text 0", "text 1", "text 2")
 
 
 @pytest.mark.parametrize("precision", ["highest", "medium"])
@@ -166,6 +154,30 @@ def test_products_of_few_bits_only_preselect(precision: str):
     assert candidates(slates, collection) == brute_force(model, collection, MiningSettings(20))
 
 
+def test_nothing_is_mined_ahead(collection: JudgedCorpus, monkeypatch: pytest.MonkeyPatch):
+    """Guards against a generator that mines everything before the first slate."""
+    monkeypatch.setattr(mining_module, "QUERIES_AT_ONCE", 5)
+    searched, search = [], mining_module.nearest
+    monkeypatch.setattr(mining_module, "nearest", lambda *args, **more: searched.append(1) or search(*args, **more))
+    slates = mine(Embedder(), collection)
+    next(slates)
+    assert len(searched) == 1
+    assert len(list(slates)) == 22 and len(searched) == 5
+
+
+def test_texts_that_are_no_candidates(collection: JudgedCorpus):
+    """Guards against a copy of the positive as its own negative, a candidate twice in a slate, and an empty one."""
+    assert " Document  5" in collection.corpus.values(), "the premise"
+    odd = replace(collection, corpus=collection.corpus | {"empty": " "}, judgements=collection.judgements | {"q9": {}})
+    slates = {slate.query: slate for slate in mine(Embedder(), odd, MiningSettings(100))}
+    assert slates["query 5"].documents.count("document 5") == 1
+    assert all(not {" Document  5", " "} & set(slate.documents) for slate in slates.values())
+    assert {len(slate) for slate in slates.values()} == {60}
+    assert not any(slates["query 9"].gold), "a query without judgements gets candidates"
+    with pytest.raises(DataError, match=r"^query 'q1': documents: a text is empty"):
+        list(mine(Embedder(), replace(odd, judgements={"q1": {"empty": 1}})))
+
+
 def test_labels_and_gold(collection: JudgedCorpus):
     """Guards against grades lost beside mined candidates, and against candidates marked as gold."""
     slate = next(
@@ -179,57 +191,6 @@ def test_labels_and_gold(collection: JudgedCorpus):
     slate = next(slate for slate in mine(Embedder(), collection, strict) if slate.query == "query 7")
     assert slate.labels == (2, 0, 1, None, None)
     assert slate.gold == (True, False, False, False, False)
-
-
-def test_same_text_is_excluded_and_comes_once(collection: JudgedCorpus):
-    """Guards against a copy of the positive as its own negative, and against a candidate twice in a slate."""
-    slates = {slate.query: slate for slate in mine(Embedder(), collection, MiningSettings(100))}
-    assert " Document  5" in collection.corpus.values()
-    assert slates["query 5"].documents.count("document 5") == 1
-    assert all(" Document  5" not in slate.documents for slate in slates.values())
-    assert {len(slate) for slate in slates.values()} == {60}
-
-
-def test_empty_documents_are_no_candidates():
-    """Guards against an empty text as somebody's hard negative."""
-    corpus = {"d1": "one", "d2": " ", "d3": "three"}
-    collection = JudgedCorpus(corpus, {"q": "query"}, {"q": {"d1": 1}})
-    (slate,) = mine(Embedder(), collection)
-    assert slate.documents == ("one", "three")
-    with pytest.raises(DataError, match=r"^query 'q': documents: a text is empty"):
-        list(mine(Embedder(), replace(collection, judgements={"q": {"d2": 1}})))
-
-
-def test_given_vectors_are_used(collection: JudgedCorpus):
-    """Guards against a corpus embedded again, or vectors that are a row off where the corpus holds a text twice."""
-    model = Embedder()
-    vectors = model.encode_document(list(collection.corpus.values()))
-    expected = list(mine(Embedder(), collection))
-    for given in (vectors, 3 * vectors.astype(np.float64), torch.tensor(vectors)):
-        model = Embedder()
-        assert list(mine(model, collection, document_embeddings=given)) == expected
-        assert set(model.embedded) == set(collection.queries.values())
-    with pytest.raises(ValueError, match="Got 60 document_embeddings for a corpus of 61"):
-        mine(Embedder(), collection, document_embeddings=vectors[1:])
-    with pytest.raises(ValueError, match="Embedding 0 holds NaN"):
-        mine(Embedder(), collection, document_embeddings=vectors * np.nan)
-
-
-def test_nothing_is_mined_ahead(collection: JudgedCorpus, monkeypatch: pytest.MonkeyPatch):
-    """Guards against a generator that mines everything before the first slate."""
-    monkeypatch.setattr(mining_module, "QUERIES_AT_ONCE", 5)
-    slates = mine(Embedder(), collection)
-    searched = []
-    nearest = mining_module.nearest
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            mining_module, "nearest", lambda *args, **more: searched.append(len(args[0])) or nearest(*args, **more)
-        )
-        for _ in range(5):
-            next(slates)
-        assert searched == [5]
-        assert len(list(slates)) == 18
-        assert searched == [5, 5, 5, 5, 3]
 
 
 @pytest.mark.parametrize("survived", [0, 1, 3])
@@ -309,28 +270,6 @@ def test_incomplete_collections_are_refused(changes: dict, message: str, collect
         mine(Embedder(), replace(collection, **changes))
 
 
-def test_settings_are_checked():
-    """Guards against settings that would mine nothing, or not what was meant."""
-    with pytest.raises(ValueError, match="num_candidates must be at least 1, got 0"):
-        MiningSettings(num_candidates=0)
-
-
-def test_queries_without_judgements_get_candidates(collection: JudgedCorpus):
-    """Guards against a query dropped in silence, or an empty slate."""
-    judgements = {"q1": {}, "q2": {"copy": 1}}
-    (one, two) = mine(Embedder(), replace(collection, judgements=judgements), MiningSettings(2))
-    assert (one.labels, one.gold) == ((0, 0), (False, False))
-    assert len(two) == 3
-
-
-def test_progress_bar_can_be_switched(collection: JudgedCorpus, capfd: pytest.CaptureFixture):
-    """Guards against a bar in a log file, and against none where it was asked for."""
-    list(mine(Embedder(), collection, show_progress_bar=False))
-    assert capfd.readouterr().err == ""
-    list(mine(Embedder(), collection, show_progress_bar=True))
-    assert "23/23" in capfd.readouterr().err
-
-
 @pytest.mark.parametrize("margin", [{}, {"relative_margin": 0.6}], ids=str)
 def test_margins_mean_what_they_mean_in_sentence_transformers(margin: dict, bundled: E2Rank, facts: list[str]):
     """Guards against a margin of the same name that lets other candidates pass."""
@@ -360,9 +299,7 @@ def test_margins_mean_what_they_mean_in_sentence_transformers(margin: dict, bund
     assert {query: texts for query, texts in found.items() if texts} == expected
 
 
-def test_real_model_finds_real_neighbours(bundled: E2Rank, facts: list[str]):
-    """Guards against a query and a document vector that do not belong together."""
-    corpus = {f"d{number}": text for number, text in enumerate(facts)}
-    collection = JudgedCorpus(corpus, {"q": "how long do fleas live"}, {"q": {"d0": 1}})
-    (slate,) = mine(bundled, collection, MiningSettings(2))
-    assert slate.documents == (facts[0], facts[7], facts[4])
+def test_settings_are_checked():
+    """Guards against settings that would mine nothing."""
+    with pytest.raises(ValueError, match="num_candidates must be at least 1, got 0"):
+        MiningSettings(num_candidates=0)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from sentence_transformers import CrossEncoder
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from sentence_transformers.util import cos_sim
+from transformers import BertConfig, BertForSequenceClassification
 
 from e2rank_st import E2Rank
 from e2rank_st.data.slates import DataError, Slate
 from e2rank_st.labelling.teachers import CrossEncoderTeacher, E2RankTeacher, EmbeddingTeacher, Teacher, label_slates
+from tests.conftest import toy_tokenizer
 
 DOCUMENTS = ["three", "one", "four", "two"]
 SLATE = Slate("how many", tuple(DOCUMENTS), (1, 0, 0, None), (True, False, False, False), "s")
@@ -83,20 +84,13 @@ def test_progress_bar_can_be_switched(capfd: pytest.CaptureFixture):
 
 
 def tiny_cross_encoder(folder: Path, outputs: int = 1) -> CrossEncoder:
-    """A cross-encoder with random weights and a vocabulary of letters, from disk as any other."""
-    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])}
-    for letter in "abcdefghijklmnopqrstuvwxyz":
-        vocabulary |= {letter: len(vocabulary), f"##{letter}": len(vocabulary) + 1}
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **special).save_pretrained(folder)
+    """A cross-encoder with random weights, from disk as any other."""
+    tokenizer = toy_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -113,11 +107,9 @@ def test_cross_encoder(tmp_path: Path):
     """Guards against scores in the order of their length, or after a sigmoid, and against slates that run together."""
     model = tiny_cross_encoder(tmp_path / "model")
     teacher = CrossEncoderTeacher(model, batch_size=2)
-    labels = teacher.label_batch(["how many", "which"], [DOCUMENTS, ["a longer text than the others", "b"]])
-    assert [len(part) for part in labels] == [4, 2]
-    for query, documents, given in zip(
-        ["how many", "which"], [DOCUMENTS, ["a longer text than the others", "b"]], labels, strict=True
-    ):
+    queries, lists = ["how many", "which"], [DOCUMENTS, ["a longer text than the others", "b"]]
+    labels = teacher.label_batch(queries, lists)
+    for query, documents, given in zip(queries, lists, labels, strict=True):
         for document, label in zip(documents, given, strict=True):
             features = model.tokenizer(query, document, return_tensors="pt")
             with torch.no_grad():
@@ -130,10 +122,12 @@ def test_cross_encoder(tmp_path: Path):
     assert slate.gold == SLATE.gold
 
 
-def test_cross_encoder_with_several_outputs(tmp_path: Path):
-    """Guards against the score of some class taken for relevance."""
+def test_models_that_are_no_teachers(tmp_path: Path):
+    """Guards against the score of some class taken for relevance, and an AttributeError after the first batch."""
     with pytest.raises(ValueError, match="has 3 outputs; give one with a single score"):
         CrossEncoderTeacher(tiny_cross_encoder(tmp_path / "model", outputs=3))
+    with pytest.raises(ValueError, match="cannot rerank; give an E2Rank model"):
+        E2RankTeacher(object())  # type: ignore[arg-type]
 
 
 def test_e2rank_teacher(tiny: E2Rank, facts: list[str]):
@@ -151,32 +145,15 @@ def test_e2rank_teacher(tiny: E2Rank, facts: list[str]):
     assert [len(part) for part in both] == [10, 3]
 
 
-def test_e2rank_teacher_needs_rerank():
-    """Guards against an AttributeError after the first batch."""
-    with pytest.raises(ValueError, match="cannot rerank; give an E2Rank model"):
-        E2RankTeacher(object())  # type: ignore[arg-type]
-
-
 def test_embedding_teacher(tiny: E2Rank, facts: list[str]):
-    """Guards against vectors of other texts, feedback by another formula, and a text that is embedded twice."""
+    """Guards against vectors of other texts, and a text that is embedded twice."""
     embedded = []
     hook = tiny[0].register_forward_hook(lambda module, args, output: embedded.append(len(args[0]["input_ids"])))
-    queries, documents = ["flea", "bread"], [facts[:6], facts[3:9]]
-    plain, sharpened = EmbeddingTeacher(tiny), EmbeddingTeacher(tiny, feedback_documents=2, feedback_weight=0.3)
-    found = plain.label_batch(queries, documents)
-    assert sum(embedded) == 2 + 9
-    plain.label_batch(queries, documents)
+    queries, documents, teacher = ["flea", "bread"], [facts[:6], facts[3:9]], EmbeddingTeacher(tiny)
+    found = teacher.label_batch(queries, documents)
+    teacher.label_batch(queries, documents)
     assert sum(embedded) == 2 + 9
     hook.remove()
-    for query, texts, labels, more in zip(
-        queries, documents, found, sharpened.label_batch(queries, documents), strict=True
-    ):
-        vector, vectors = (torch.from_numpy(part) for part in (tiny.encode_query(query), tiny.encode_document(texts)))
-        vector, vectors = vector / vector.norm(), vectors / vectors.norm(dim=1, keepdim=True)
-        cosines = vectors @ vector
-        assert labels == pytest.approx(cosines.tolist(), abs=1e-5)
-        best = vectors[cosines.topk(2).indices].mean(0)
-        enriched = vector + 0.3 * best
-        assert more == pytest.approx((vectors @ enriched / enriched.norm()).tolist(), abs=1e-5)
-    with pytest.raises(ValueError, match="at least 0, got -1"):
-        EmbeddingTeacher(tiny, feedback_documents=-1)
+    for query, texts, labels in zip(queries, documents, found, strict=True):
+        expected = cos_sim(tiny.encode_query(query), tiny.encode_document(texts))[0]
+        assert labels == pytest.approx(expected.tolist(), abs=1e-5)

@@ -42,15 +42,11 @@ def unpadded(batch: dict[str, Any], column: str) -> list[tuple[int, ...]]:
     return [tuple(row[present].tolist()) for row, present in zip(ids, mask, strict=True)]
 
 
-def with_k(model: E2Rank, number: int) -> E2Rank:
-    """A copy whose prompts show this many documents."""
+def changed(model: E2Rank, **listwise: Any) -> E2Rank:
+    """A copy with another listwise configuration."""
     model = copy.deepcopy(model)
-    model.replace_listwise(num_prompt_documents=number)
+    model.replace_listwise(**listwise)
     return model
-
-
-def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in names}
 
 
 def prompts_of_reranking(model: E2Rank, monkeypatch: pytest.MonkeyPatch, *args: Any, **options: Any) -> list[Any]:
@@ -73,25 +69,27 @@ def test_training_prompts_are_those_of_reranking(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, facts: list[str]
 ) -> None:
     """Guards against training on prompts that inference never builds: other text, other documents, other cuts."""
-    model = with_k(request.getfixturevalue(name), 5)
+    base = request.getfixturevalue(name)
     queries, documents = ["how long do fleas live", "capital of China"], [facts, [fact * 20 for fact in facts[:7]]]
     rows = [
         {"query": query, "documents": texts, "labels": [0.0] * len(texts), "gold": [False] * len(texts)}
         for query, texts in zip(queries, documents, strict=True)
     ]
     for order in ("given", "similarity"):
-        places = prompt_orders(model, queries, documents, candidate_order=order)
+        model = changed(base, num_prompt_documents=5, candidate_order=order)
+        places = prompt_orders(model, queries, documents)
         ordered = [row | {"prompt_order": order} for row, order in zip(rows, places, strict=True)]
         collator = SlateCollator(model=model, documents_per_slate=2)
-        expected = prompts_of_reranking(model, monkeypatch, queries, documents, candidate_order=order)
+        expected = prompts_of_reranking(model, monkeypatch, queries, documents)
         assert unpadded(collator(ordered), "listwise") == expected
     assert places != [list(range(len(texts))) for texts in documents], "the two orders should differ"
 
 
-def test_queries_and_documents_are_those_of_encoding(tiny: E2Rank) -> None:
-    """Guards against texts without their prompt or EOS, or cut at another length than in ``encode``."""
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_queries_and_documents_are_those_of_encoding(tiny: E2Rank, side: str) -> None:
+    """Guards against texts without their prompt or EOS, cut at another length, or with their mask on another side."""
     tiny = copy.deepcopy(tiny)
-    tiny.max_seq_length = 9
+    tiny.max_seq_length, tiny.tokenizer.padding_side = 9, side
     batch = SlateCollator(model=tiny)(BATCH)
     texts = [*BATCH[0]["documents"], *BATCH[1]["documents"], FILLER]
     for column, expected in (
@@ -100,17 +98,26 @@ def test_queries_and_documents_are_those_of_encoding(tiny: E2Rank) -> None:
     ):
         features = {name: batch[f"{column}_{name}"] for name in ("input_ids", "attention_mask")}
         assert features["input_ids"].shape[1] <= 9
+        assert column == "query" or bool(features["attention_mask"][:, 0].all()) == (side == "right")
         with torch.no_grad():
             torch.testing.assert_close(tiny(features)["sentence_embedding"], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_columns_in_the_order_that_the_host_expects(tiny: E2Rank) -> None:
-    """Guards against columns that the trainer would pair with another's name: it goes by their order."""
+def test_columns_are_those_that_trainer_and_loss_expect(tiny: E2Rank) -> None:
+    """Guards against columns that the trainer pairs with another's name, since it goes by their order.
+
+    Also against a batch that the loss reads otherwise, and stage I paying for prompts that no loss reads.
+    """
     batch = SlateCollator(model=tiny)([row | {"dataset_name": "facts"} for row in BATCH])
     names = [f"{column}_{name}" for column in COLUMNS[:3] for name in ("input_ids", "attention_mask")]
     assert list(batch) == ["label", "dataset_name", *names]
     assert batch["dataset_name"] == "facts"
     assert [len(batch[f"{column}_input_ids"]) for column in COLUMNS[:3]] == [2, 2, 6]
+    features = [{name: batch[f"{column}_{name}"] for name in MASKED} for column in COLUMNS[:3]]
+    parts = E2RankLoss(tiny)(features, batch["label"])
+    assert all(part.isfinite() and part > 0 for part in parts.values())
+    alone = SlateCollator(model=tiny, columns=("query", "documents"))(BATCH)
+    assert list(alone) == ["label", *(name for name in names if not name.startswith("listwise"))]
 
 
 def test_ragged_slates_are_filled_up(tiny: E2Rank) -> None:
@@ -161,42 +168,6 @@ def test_filling_up_to_a_fixed_size(tiny: E2Rank) -> None:
     assert len({*rows[3:5], *rows[7:]}) == 1
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_side_changes_no_embedding(tiny: E2Rank, side: str) -> None:
-    """Guards against token ids on one side and their mask on the other."""
-    tiny = copy.deepcopy(tiny)
-    tiny.tokenizer.padding_side = side
-    batch = SlateCollator(model=tiny)(BATCH)
-    features = {name: batch[f"documents_{name}"] for name in ("input_ids", "attention_mask")}
-    expected = tiny.encode_document([*BATCH[0]["documents"], *BATCH[1]["documents"], FILLER], convert_to_tensor=True)
-    with torch.no_grad():
-        torch.testing.assert_close(tiny(features)["sentence_embedding"], expected, atol=1e-5, rtol=1e-4)
-    assert bool(features["attention_mask"][:, 0].all()) == (side == "right")
-
-
-def test_control_tokens_in_texts_stay_text(tiny: E2Rank) -> None:
-    """Guards against a document that ends the chat message, or an embedding, early."""
-    batch = SlateCollator(model=tiny)(BATCH)
-    control = tiny.tokenizer.get_vocab()["<|im_end|>"]
-    assert sum(ids.count(control) for ids in unpadded(batch, "documents")) == 0
-    assert [ids.count(control) for ids in unpadded(batch, "listwise")] == [1, 1]
-
-
-def test_loss_takes_a_batch(tiny: E2Rank) -> None:
-    """Guards against a batch that the loss reads otherwise: all parts have to come out finite."""
-    batch = SlateCollator(model=tiny)(BATCH)
-    features = [{name: batch[f"{column}_{name}"] for name in ("input_ids", "attention_mask")} for column in COLUMNS[:3]]
-    parts = E2RankLoss(tiny)(features, batch["label"])
-    assert set(parts) == {"contrastive", "listwise"}
-    assert all(part.isfinite() and part > 0 for part in parts.values())
-
-
-def test_only_columns_that_are_needed(tiny: E2Rank) -> None:
-    """Guards against stage I paying for listwise prompts that no loss reads."""
-    batch = SlateCollator(model=tiny, columns=("query", "documents"))(BATCH)
-    assert not [name for name in batch if name.startswith("listwise")]
-
-
 def test_sampling_keeps_gold_and_best() -> None:
     """Guards against slates that lose what they are to learn, and against slates of positives alone."""
     row = {"gold": [False] * 18 + [True, False], "labels": [0.0] * 19 + [3.0]}
@@ -209,13 +180,6 @@ def test_sampling_keeps_gold_and_best() -> None:
     assert max(golds) < 16
     assert sample_documents(many, 1, random.Random(0))[0] < 50
     assert sample_documents(row, 20, random.Random(0)) == list(range(20))
-
-
-def test_prompt_shows_documents_that_are_not_scored(tiny: E2Rank) -> None:
-    """Guards against prompts of the drawn documents only: reranking fills them from all candidates."""
-    row = toy_rows(1, seed=5)[0]
-    prompts = [unpadded(SlateCollator(model=tiny, documents_per_slate=number)([row]), "listwise") for number in (1, 16)]
-    assert prompts[0] == prompts[1]
 
 
 def test_batches_depend_on_seed_epoch_and_query_only(tiny: E2Rank) -> None:
@@ -251,62 +215,42 @@ def test_workers_give_the_same_batches_in_every_epoch(tiny: E2Rank) -> None:
 
 def test_random_size(tiny: E2Rank) -> None:
     """Guards against prompts of a random size that are all alike, or that show more than K documents."""
-    tiny = with_k(tiny, 4)
-    row = {"documents": list("abcdefgh"), "prompt_order": [7, 6, 5, 4, 3, 2, 1, 0]}
-    plain = SlateCollator(model=tiny)
-    assert plain.prompt_documents(row, random.Random(0)) == [7, 6, 5, 4]
-    assert plain.prompt_documents(without(row, "prompt_order"), random.Random(0)) == [0, 1, 2, 3]
-    sized = SlateCollator(model=tiny, random_prompt_size=1.0)
-    draws = [sized.prompt_documents(row, random.Random(seed)) for seed in range(60)]
-    assert all(draw == [7, 6, 5, 4][: len(draw)] for draw in draws)
-    assert {len(draw) for draw in draws} == {1, 2, 3, 4}
+    rows = [BATCH[0] | {"query": f"query {number}"} for number in range(40)]
+    prompts = [unpadded(SlateCollator(model=changed(tiny, num_prompt_documents=k))(rows), "listwise") for k in (1, 2)]
+    sized = SlateCollator(model=changed(tiny, num_prompt_documents=2), random_prompt_size=1.0)
+    sizes = [row.index(found) for *row, found in zip(*prompts, unpadded(sized(rows), "listwise"), strict=True)]
+    assert set(sizes) == {0, 1}
 
 
 def test_similarity_order_hides_where_documents_stood(tiny: E2Rank, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against positives that stand first in a slate, and so in the prompt; and against embedding texts twice."""
-    rows = toy_rows(4, seed=3)
+    rows, tiny = toy_rows(4, seed=3), changed(tiny, candidate_order="similarity")
     queries, documents = [row["query"] for row in rows], [[*row["documents"], "about all"] for row in rows]
     calls: list[str] = []
     encode = tiny.encode_document
     monkeypatch.setattr(
         tiny, "encode_document", lambda texts, **options: calls.extend(texts) or encode(texts, **options)
     )
-    orders = prompt_orders(tiny, queries, documents, candidate_order="similarity")
+    orders = prompt_orders(tiny, queries, documents)
     assert len(calls) == len(set(calls))
     assert set(calls) == {text for texts in documents for text in texts}
-    turned = prompt_orders(tiny, queries, [texts[::-1] for texts in documents], candidate_order="similarity")
+    turned = prompt_orders(tiny, queries, [texts[::-1] for texts in documents])
     for texts, order, again in zip(documents, orders, turned, strict=True):
         assert [texts[place] for place in order] == [texts[::-1][place] for place in again]
         assert sorted(order) == list(range(len(texts)))
     assert any(order[0] != 0 for order in orders)
-    assert prompt_orders(tiny, queries, documents) == [list(range(len(texts))) for texts in documents], "given"
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "change", "message"),
     [
-        ({"documents_per_slate": 0}, "documents_per_slate must be at least 1, got 0"),
-        ({"random_prompt_size": 2}, "random_prompt_size must be a share from 0 to 1, got 2"),
-        ({"columns": ("queries",)}, "columns must be among .*, got .*queries"),
+        ({"documents_per_slate": 0}, {}, "documents_per_slate must be at least 1, got 0"),
+        ({"random_prompt_size": 2}, {}, "random_prompt_size must be a share from 0 to 1, got 2"),
+        ({}, {"labels": [1.0]}, "has 1 labels for 3 documents"),
+        ({}, {"prompt_order": [0, 3]}, r"prompt_order .*\[0, 3\]"),
     ],
 )
-def test_wrong_options_are_refused(tiny: E2Rank, options: dict[str, Any], message: str) -> None:
-    """Guards against a typing error that trains something else."""
+def test_wrong_options_and_rows_are_refused(tiny: E2Rank, options: dict, change: dict, message: str) -> None:
+    """Guards against a typing error that trains something else, labels of other documents, and a wrong prompt."""
     with pytest.raises(ValueError, match=message):
-        SlateCollator(model=tiny, **options)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"labels": [1.0]}, "has 1 labels for 3 documents"), ({"prompt_order": [0, 3]}, r"prompt_order .*\[0, 3\]")],
-)
-def test_wrong_rows_are_refused(tiny: E2Rank, change: dict[str, Any], message: str) -> None:
-    """Guards against labels of other documents, and a prompt of documents that are not there."""
-    with pytest.raises(ValueError, match=message):
-        SlateCollator(model=tiny)([BATCH[0] | change])
-
-
-def test_unknown_candidate_order_is_refused(tiny: E2Rank) -> None:
-    """Guards against an order that is silently the given one."""
-    with pytest.raises(ValueError, match="candidate_order must be one of"):
-        prompt_orders(tiny, ["a"], [["b"]], candidate_order="best")
+        SlateCollator(model=tiny, **options)([BATCH[0] | change])

@@ -60,37 +60,22 @@ def test_ragged_equals_padded():
 
 
 def test_parts_are_weighted_and_can_be_left_out():
-    """Guards against a weight that is applied twice or not at all, and against a part that nobody asked for."""
+    """Guards against a weight applied twice or not at all, a part nobody asked for, and another vector than ranks."""
     embeddings = mixed_embeddings()
     documents = embeddings["documents"].unflatten(0, (4, 4))
-    scores = torch.cosine_similarity(embeddings["listwise"][:, None], documents, dim=-1)
-    contrastive = info_nce(embeddings["query"], documents, MIXED, 0.1).mean()
-    listwise = ranknet(scores, MIXED.labels, 7.0).mean()
-    options = {"temperature": 0.1, "listwise_scale": 7.0}
-    for first, second in ((1.0, 2.0), (0.5, 0), (0, 3.0)):
-        loss = make_loss(Uncalled(), contrastive_weight=first, listwise_weight=second, **options)
-        expected = {"contrastive": first * contrastive, "listwise": second * listwise}
-        parts = loss.compute_loss_from_embeddings({name: embeddings[name] for name in loss.columns}, MIXED)
-        assert set(parts) == {name for name, value in expected.items() if value}
-        for name, part in parts.items():
-            torch.testing.assert_close(part, expected[name])
-
-
-def test_listwise_loss_learns_the_order():
-    """Guards against a loss that falls while the order gets worse: free vectors end in the order of their labels."""
-    known = slates([[0, 3, 1, 2], [1, 0, 2]])
-    loss = make_loss(Uncalled(), contrastive_weight=0)
-    embeddings = {"listwise": random(2, DIMENSION), "documents": random(8, DIMENSION, seed=2)}
-    optimizer = torch.optim.Adam([vectors.requires_grad_() for vectors in embeddings.values()], lr=0.05)
-    for _ in range(200):
-        optimizer.zero_grad()
-        total(loss.compute_loss_from_embeddings(embeddings, known)).backward()
-        optimizer.step()
-    scores = util.pairwise_cos_sim(
-        embeddings["listwise"].repeat_interleave(4, dim=0), embeddings["documents"]
-    ).unflatten(0, (2, 4))
-    assert scores[0].argsort(descending=True).tolist() == [1, 3, 2, 0]
-    assert scores[1, :3].argsort(descending=True).tolist() == [2, 0, 1]
+    ranking = interpolate(embeddings["query"], embeddings["listwise"], 0.25)
+    scores = torch.cosine_similarity(ranking[:, None], documents, dim=-1)
+    parts = {
+        "contrastive": info_nce(embeddings["query"], documents, MIXED, 0.1).mean(),
+        "listwise": ranknet(scores, MIXED.labels, 7.0).mean(),
+        "localized": localized(scores, MIXED, 5.0).mean(),
+    }
+    options = {"temperature": 0.1, "listwise_scale": 7.0, "localized_scale": 5.0}
+    for weights in ((1.0, 2.0, 0), (0.5, 0, 0), (0, 3.0, 0), (0, 0, 0.5)):
+        named = dict(zip(parts, weights, strict=True))
+        loss = make_loss(Uncalled(0.25), **options, **{f"{name}_weight": value for name, value in named.items()})
+        found = loss.compute_loss_from_embeddings({name: embeddings[name] for name in loss.columns}, MIXED)
+        torch.testing.assert_close(found, {name: value * parts[name] for name, value in named.items() if value})
 
 
 def test_autocast_does_not_reach_the_loss():
@@ -160,6 +145,7 @@ def test_gradient_caching_gives_the_same_gradients(model, bent, features, option
         model.replace_listwise(query_weight=0.3)
     reference = bent if options.get("guard_weight") else None
     plain, cached = make_loss(model, reference, **options), make_loss(model, reference, **options, mini_batch_size=2)
+    features = [features[COLUMNS.index(name)] for name in plain.columns]
     parts = plain(features, LABELS.pack())
     expected = gradients(model, total(parts))
     norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
@@ -176,15 +162,10 @@ def test_gradient_caching_gives_the_same_gradients(model, bent, features, option
         # As a trainer clips them: the float32 rounding of this model's gradients, of up to 18, would be too large.
         torch.testing.assert_close(gradient / norm, 8 * expected[name] / norm, atol=1e-5, rtol=0)
     assert all(len(mask) <= 2 for mask in batches)
-
-
-def test_cached_loss_in_evaluation(model, features):
-    """Guards against an evaluation that wants gradients, or returns other values than training."""
-    expected = make_loss(model, mini_batch_size=5)(features, LABELS.pack())
-    with torch.no_grad():
-        parts = make_loss(model, mini_batch_size=5)(features, LABELS.pack())
-    assert {name: part.item() for name, part in parts.items()} == {name: part.item() for name, part in expected.items()}
-    assert not any(part.requires_grad for part in parts.values())
+    with torch.no_grad():  # as an evaluation does
+        evaluated = cached(features, LABELS.pack())
+    assert not any(part.requires_grad for part in evaluated.values())
+    torch.testing.assert_close(evaluated, {name: part.detach() for name, part in cached_parts.items()})
 
 
 @pytest.mark.parametrize("cached", [{}, {"mini_batch_size": 2}])
@@ -196,32 +177,11 @@ def test_cached_loss_in_evaluation(model, features):
         ({"contrastive_weight": 0, "listwise_weight": 0, "localized_weight": 1}, (1, 2)),
     ],
 )
-def test_columns_without_a_use_may_be_left_out(model, features, cached, options, needed):
-    """Guards against stage I that has to come with listwise prompts, and against embedding them in vain."""
+def test_columns_without_a_use_are_left_out(model, features, cached, options, needed):
+    """Guards against stage I that has to come with listwise prompts."""
     loss = make_loss(model, **options, **cached)
-    calls = []
-    model.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0]["input_ids"])))
-    alone = loss([features[index] for index in needed], LABELS.pack())
-    assert sum(calls) == 3 + 12
-    among_all = loss(features, LABELS.pack())
-    assert sum(calls) == 2 * (3 + 12)
-    assert alone == among_all
-    assert len(alone) == 1
-
-
-def test_localized_contrast_is_of_the_vector_that_ranks(model, features):
-    """Guards against contrasting the prompt alone where reranking mixes in the query, and a weight that is lost."""
-    options = {"contrastive_weight": 0, "listwise_weight": 0, "localized_scale": 5.0}
-    model.replace_listwise(query_weight=0.25)
-    part = make_loss(model, localized_weight=0.5, **options)(features, LABELS.pack())["localized"]
-    with torch.no_grad():
-        query, listwise, documents = (model(dict(column))["sentence_embedding"] for column in features)
-        ranking = interpolate(query, listwise, 0.25)
-        scores = util.cos_sim(ranking, documents)
-    size = LABELS.labels.shape[1]
-    scores = torch.stack([row[number * size : (number + 1) * size] for number, row in enumerate(scores)])
-    torch.testing.assert_close(part.detach(), 0.5 * localized(scores, LABELS, 5.0).mean())
-    assert part > 0
+    assert loss.columns == tuple(COLUMNS[index] for index in needed)
+    assert len(loss([features[index] for index in needed], LABELS.pack())) == 1
 
 
 def test_guard(model, bent, features):
@@ -247,27 +207,16 @@ def test_guard(model, bent, features):
     assert not bent.training
 
 
-def test_reference_may_be_a_function(model, bent, features):
-    """Guards against a guard that wants a second model, where the model's own base will do."""
-    values = [
-        make_loss(model, reference, guard_weight=1, **cached)(features, LABELS.pack())["guard"].item()
-        for cached in ({}, {"mini_batch_size": 5})
-        for reference in (bent, lambda column: {"sentence_embedding": bent(column)["sentence_embedding"]})
-    ]
-    assert values == pytest.approx([values[0]] * 4)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0}, "temperature must be above 0, got 0"),
+        ({"temperature": 0}, "temperature must be a finite number above 0, got 0"),
         ({"temperature": NAN}, "temperature must be a finite number"),
         ({"listwise_weight": -1}, "listwise_weight must be a finite number of at least 0, got -1"),
         ({"contrastive_weight": 0, "listwise_weight": 0}, "nothing would be trained"),
         ({"localized_weight": -1}, "localized_weight must be a finite number of at least 0, got -1"),
-        ({"localized_scale": 0}, "localized_scale must be above 0, got 0"),
-        ({"mini_batch_size": 0}, "mini_batch_size must be a whole number of at least 1, got 0"),
-        ({"mini_batch_size": 0.5}, "mini_batch_size must be a whole number of at least 1, got 0.5"),
+        ({"localized_scale": 0}, "localized_scale must be a finite number above 0, got 0"),
+        ({"mini_batch_size": 0}, "mini_batch_size must be at least 1, got 0"),
     ],
 )
 def test_options_are_checked(options, message):
@@ -276,8 +225,8 @@ def test_options_are_checked(options, message):
         LossOptions(**options)
 
 
-def test_options_of_a_different_loss():
-    """Guards against a guard without a reference, and gradient caching that is asked for and does not happen."""
+def test_options_of_a_different_loss(model):
+    """Guards against a guard without a reference or on itself, and gradient caching that does not happen."""
     with pytest.raises(ValueError, match="no reference; give both"):
         make_loss(Uncalled(), guard_weight=1)
     with pytest.raises(ValueError, match="a reference; give both"):
@@ -286,10 +235,6 @@ def test_options_of_a_different_loss():
         E2RankLoss(Uncalled(), LossOptions(mini_batch_size=4))
     with pytest.raises(ValueError, match="Got mini_batch_size=None for CachedE2RankLoss"):
         CachedE2RankLoss(Uncalled(), LossOptions())
-
-
-def test_reference_must_not_be_the_model(model):
-    """Guards against a reference that freezes the model in training, and moves along with it."""
     with pytest.raises(ValueError, match="shares parameters"):
         make_loss(model, model, guard_weight=1)
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -304,9 +249,6 @@ def test_malformed_batches(model, features, cached):
         make_loss(model, **cached)([*features[:2], features[0]], LABELS.pack())
     with pytest.raises(ValueError, match="got NoneType; make it with SlateLabels"):
         make_loss(model, **cached)(features, None)
-    with pytest.raises(ValueError, match="no embeddings of the reference"):
-        loss = make_loss(model, nn.Identity(), guard_weight=1, **cached)
-        loss.compute_loss_from_embeddings(mixed_embeddings(), MIXED)
 
 
 @pytest.mark.parametrize("cached", [{}, {"mini_batch_size": 2}])
@@ -317,7 +259,6 @@ def test_card_data(cached):
     assert (config.pop("query_weight"), config["temperature"]) == (0.25, 0.1)
     assert make_loss(Uncalled(), **config).options == loss.options
     assert "2510.22733" in loss.citation
-    assert ("2101.06983" in loss.citation) == bool(cached)
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
@@ -392,16 +333,6 @@ def test_two_processes_equal_one(two_processes):
         torch.testing.assert_close(gradient, expected_gradient)
 
 
-def test_query_weight_trains_the_vector_that_reranks():
-    """Guards against training a different vector than the one that reranking uses."""
-    embeddings = mixed_embeddings()
-    mixed = interpolate(embeddings["query"], embeddings["listwise"], 0.25)
-    expected = E2RankLoss(Uncalled()).compute_loss_from_embeddings({**embeddings, "listwise": mixed}, MIXED)
-    loss = E2RankLoss(Uncalled(query_weight=0.25))
-    torch.testing.assert_close(loss.compute_loss_from_embeddings(embeddings, MIXED), expected)
-    assert make_loss(Uncalled(query_weight=0.25), contrastive_weight=0).columns == COLUMNS[:3]
-
-
 @pytest.mark.parametrize("guard_weight", [0.0, 3.0])
 def test_frozen_documents(model, bent, features, guard_weight):
     """Guards against gradients into documents that are frozen, with gradient caching and without, and lost ones else.
@@ -413,9 +344,9 @@ def test_frozen_documents(model, bent, features, guard_weight):
     query, listwise, documents = features
     vectors = model(dict(documents))["sentence_embedding"].detach()
     guarded = {name: values[:2] if isinstance(values, Tensor) else values for name, values in documents.items()}
-    columns = [query, listwise, {"sentence_embedding": vectors}, guarded]
     loss = make_loss(model, reference, **options)
     assert loss.columns == (COLUMNS if guard_weight else COLUMNS[:3])
+    columns = [query, listwise, {"sentence_embedding": vectors}, guarded][: len(loss.columns)]
     parts = loss(columns, LABELS.pack())
     whole = E2RankLoss(model)(features, LABELS.pack())
     torch.testing.assert_close([parts[name] for name in whole], list(whole.values()))
@@ -429,4 +360,4 @@ def test_frozen_documents(model, bent, features, guard_weight):
     cached = make_loss(model, reference, mini_batch_size=2, **options)
     torch.testing.assert_close(gradients(model, total(cached(columns, LABELS.pack()))), found, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="vectors"):
-        loss([*features, guarded], LABELS.pack())
+        loss([*features, guarded][: len(loss.columns)], LABELS.pack())

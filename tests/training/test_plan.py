@@ -4,43 +4,36 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from e2rank_st import E2Rank
-from e2rank_st.training.losses import LossOptions
-from e2rank_st.training.plan import Plan, make_plan
-from e2rank_st.training.trainer import E2RankTrainer, E2RankTrainingArguments
-
-datasets = pytest.importorskip("datasets")
-pytest.importorskip("accelerate")
+from e2rank_st.training.plan import plan
+from tests.training.trainers import datasets, toy_trainer
 
 ROW = {"query": "what is dog", "documents": ["about dog", "about cat"], "labels": [1.0, 0.0], "gold": [True, False]}
 
 
-def plan(model: E2Rank, folder: Path, rows: list[dict[str, Any]], **options: Any) -> Plan:
+def planned(model: E2Rank, folder: Path, rows: list[dict[str, Any]], **options: Any) -> dict[str, str]:
     data = datasets.DatasetDict({"toy": datasets.Dataset.from_list(rows)})
-    defaults = {"per_device_train_batch_size": 4, "num_train_epochs": 1, "use_cpu": True}
-    args = E2RankTrainingArguments(str(folder), **(defaults | options))
-    loss = LossOptions(listwise_weight=0)
-    return make_plan(E2RankTrainer(copy.deepcopy(model), args, train_dataset=data, loss_options=loss))
+    options = {"per_device_train_batch_size": 4, "num_train_epochs": 1, **options}
+    return dict(plan(toy_trainer(copy.deepcopy(model), folder, data, loss={"listwise_weight": 0}, **options)))
 
 
 def test_counts_by_hand(tiny: E2Rank, tmp_path: Path) -> None:
     """Guards against steps and tokens of another run than the one that is planned."""
-    made = plan(tiny, tmp_path, [ROW] * 10, gradient_accumulation_steps=2, num_train_epochs=3)
-    assert (made.slates, made.documents, made.steps, made.slates_per_step) == ({"toy": 10}, 20, 6, 8)
+    made = planned(tiny, tmp_path, [ROW] * 10, gradient_accumulation_steps=2, num_train_epochs=3)
+    assert (made["slates"], made["documents"], made["steps"]) == ("10 (toy 10)", "20", "6 of 8 slates (4 epochs)")
     query = len(tiny.tokenizer(tiny.prompts["query"] + ROW["query"])["input_ids"])
     texts = sum(len(tiny.tokenizer(text)["input_ids"]) for text in ROW["documents"])
     # Batches of 4, 4 and 2 slates: 10 / 3 on average.
-    assert made.tokens_per_step == round(2 * 10 / 3 * (query + texts))
-    assert made.tokens == pytest.approx(6 * made.tokens_per_step, rel=0.01)
+    tokens = 2 * 10 / 3 * (query + texts)
+    assert made["tokens a step"].startswith(f"{tokens:.0f} (")
+    assert made["tokens in all"] == f"{6 * tokens:,.0f}"
     parameters = sum(parameter.numel() for parameter in tiny.parameters())
-    assert made.trained_parameters == made.parameters == parameters
-    assert plan(tiny, tmp_path, [ROW] * 10, max_steps=7).steps == 7
+    assert made["parameters"] == f"{parameters:,} trained of {parameters:,}"
+    assert planned(tiny, tmp_path, [ROW] * 10, max_steps=7)["steps"].startswith("7 of 4")
 
 
 def test_slates_without_a_lesson_are_counted(tiny: E2Rank, tmp_path: Path) -> None:
     """Guards against data that trains nothing and does not show it."""
     empty = ROW | {"labels": [None, None], "gold": [False, False]}
-    made = plan(tiny, tmp_path, [ROW, empty, empty, ROW | {"labels": [1.0, 1.0]}])
-    assert (made.without_positive, made.without_preference) == (0.5, 0.75)
+    made = planned(tiny, tmp_path, [ROW, empty, empty, ROW | {"labels": [1.0, 1.0]}])
+    assert made["nothing to learn"] == "50.0% without positive, 75.0% without preference"

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from e2rank_st import E2Rank
 from e2rank_st.evaluation.evaluator import RerankingEvaluator
-from e2rank_st.training.resuming import MARKER, complete_checkpoints, last_checkpoint
+from e2rank_st.training.resuming import MARKER, complete_checkpoints
 from e2rank_st.training.trainer import STATE_FILE, E2RankTrainer
 from tests import ROOT
 from tests.toy import toy_rows, with_adapter, with_dropout, with_trained_adapter
@@ -176,7 +176,7 @@ def test_last_checkpoint_is_whole_whenever_a_run_dies(tiny: E2Rank, tmp_path: Pa
         shutil.copytree(start, run)
         if not death.strikes(moment, save):
             break
-        last = Path(last_checkpoint(run))
+        last = complete_checkpoints(run)[-1]
         assert contents(last) == whole[last.name], moment
         lasts.append(last.name)
     assert len(lasts) > 20, "the premise: a save changes many files"
@@ -185,10 +185,10 @@ def test_last_checkpoint_is_whole_whenever_a_run_dies(tiny: E2Rank, tmp_path: Pa
     # A run that was started anew writes over a checkpoint that is complete.
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-6"]
     assert death.strikes(5, save)
-    assert Path(last_checkpoint(run)).name == "checkpoint-2"
+    assert complete_checkpoints(run)[-1].name == "checkpoint-2"
     save()
     assert contents(run / "checkpoint-6") == whole["checkpoint-6"]
-    assert Path(last_checkpoint(run)).name == "checkpoint-6"
+    assert complete_checkpoints(run)[-1].name == "checkpoint-6"
 
 
 def test_kill_while_saving(
@@ -225,14 +225,8 @@ def test_kill_while_saving(
     process.wait()
     process.stdout.close()
     assert (tmp_path / "checkpoint-4" / "model.safetensors").exists(), "the premise: it died while it was saving"
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert complete_checkpoints(tmp_path)[-1] == tmp_path / "checkpoint-2"
     assert_resumes("full", tiny, tmp_path, whole("full"))
-
-
-def test_nothing_to_resume_from(tiny: E2Rank, tmp_path: Path) -> None:
-    """Guards against a run that was to be resumed and starts anew."""
-    with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
-        toy_trainer(tiny, tmp_path).train(resume_from_checkpoint=True)
 
 
 # --- the best checkpoint ----------------------------------------------------------------------------------------------
@@ -289,7 +283,8 @@ def test_nothing_is_trained_after_the_last_step(
 ) -> None:
     """Guards against a step beyond ``max_steps`` where a run is resumed that had only to be written out.
 
-    Also against a best checkpoint that cannot be loaded, after which the run would end with the last weights.
+    Also against a best checkpoint that cannot be loaded, after which the run would end with the last weights, and
+    against a run that was to be resumed and starts anew.
     """
     shutil.copytree(moved[0], tmp_path / "run")
     resumed = falling_trainer(copy.deepcopy(tiny), tmp_path / "run", max_steps=8)
@@ -303,6 +298,8 @@ def test_nothing_is_trained_after_the_last_step(
     shutil.rmtree(best)
     with pytest.raises(ValueError, match=r"best checkpoint so far, .*checkpoint-2, is gone"):
         falling_trainer(resumed.model, tmp_path / "run", max_steps=8).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
+        toy_trainer(tiny, tmp_path / "none").train(resume_from_checkpoint=True)
 
 
 def test_best_step_is_that_of_a_checkpoint(tiny: E2Rank, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

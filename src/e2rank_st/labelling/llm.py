@@ -2,33 +2,24 @@
 
 The model sees numbered passages and answers ``[2] > [1] > [3]`` (RankGPT, arXiv 2304.09542). A list longer than a
 window is sorted window by window, from its end to its start; the best document can rise to the top. Answers cost money
-and time. Each is saved at once, so a restarted run does not ask again.
-
-The standard library makes the requests, because the HTTP client of ``huggingface-hub`` changes with its version.
+and time. Each is saved at once, so a restarted run does not ask again. The package ``openai`` makes the requests.
 """
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
-import http.client
 import json
 import logging
 import os
-import random
 import re
 import sqlite3
 import threading
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 __all__ = ["AnswerError", "LLMTeacher", "TeacherError", "parse_ranking", "ranking_messages"]
 
@@ -36,12 +27,9 @@ logger = logging.getLogger(__name__)
 
 SYSTEM = "You order passages by how well they answer a search query."
 ORDER = re.compile(r"\[[0-9]{1,9}\](?:\s*>\s*\[[0-9]{1,9}\])*")
-THOUGHTS = re.compile(
-    r"\A\s*<think>.*?</think>", re.DOTALL
-)  # of a reasoning model, if its server does not separate them
-MAX_ANSWER_BYTES = 2**24
-MAX_WAIT, MAX_BACKOFF = 600.0, 60.0  # seconds: most that a server may ask for, and most that we wait by ourselves
-RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx: the same request may succeed later
+# Of a reasoning model, if its server does not separate them.
+THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+NO_KEY = "no-key-given"  # openai's client does not start without a key; a local server ignores it
 
 
 class TeacherError(RuntimeError):
@@ -50,20 +38,6 @@ class TeacherError(RuntimeError):
 
 class AnswerError(TeacherError):
     """The endpoint works, but its answer is not a ranking."""
-
-
-class _Retry(Exception):
-    """An attempt failed, but the next one may succeed.
-
-    Args:
-        error: The error to raise after the last attempt.
-        wait: Seconds that the server asks us to wait.
-    """
-
-    def __init__(self, error: TeacherError, wait: float = 0.0) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.wait = wait
 
 
 def ranking_messages(query: str, passages: Sequence[str], max_characters: int) -> list[dict[str, str]]:
@@ -93,10 +67,6 @@ def ranking_messages(query: str, passages: Sequence[str], max_characters: int) -
 def parse_ranking(answer: str, count: int) -> list[int]:
     """Read an answer strictly: distinct identifiers from 1 to ``count``, perhaps after a chain of thought.
 
-    Args:
-        answer: The answer of the model.
-        count: Number of passages in the request.
-
     Returns:
         All places, from 0, best first. Places that the answer lacks come last, in their original order.
 
@@ -123,21 +93,20 @@ class LLMTeacher:
         model: The endpoint's name for the model.
         base_url: Address of ``/chat/completions``, for example ``https://api.openai.com/v1``.
         api_key: The endpoint's key; by default the environment variable ``OPENAI_API_KEY``. The key is neither logged
-            nor saved.
+            nor saved. Give ``""`` to an endpoint that must not see it.
         cache: File for the answers; by default they are kept in memory only. Several runs may share it at once. The
             key of an answer is model and request, without the address.
         window: Most passages in a prompt.
         step: Step of the window. The best ``window - step`` of a longer list are in their right order.
         max_document_characters: Longest passage; a longer one is cut.
         concurrency: Number of slates that are asked for at a time.
-        max_attempts: Number of attempts before a request fails.
+        max_attempts: Number of requests before an unreachable endpoint, or an answer that is not a ranking, fails.
         timeout: Seconds to wait for an answer.
-        backoff: Seconds to wait after the first failed attempt; doubled after each further one, up to a minute. A
-            server's request for a longer wait is followed.
         request: Further fields of a request, for example ``{"max_tokens": 200}``; by default a temperature of 0.
 
     Raises:
         ValueError: A value is not allowed, or the cache file is not a cache.
+        ImportError: The package ``openai`` is missing.
     """
 
     def __init__(
@@ -153,7 +122,6 @@ class LLMTeacher:
         concurrency: int = 4,
         max_attempts: int = 6,
         timeout: float = 120.0,
-        backoff: float = 1.0,
         request: Mapping[str, Any] | None = None,
     ) -> None:
         if window < 2 or not 1 <= step < window:
@@ -167,7 +135,9 @@ class LLMTeacher:
         self.max_document_characters = max_document_characters
         self.concurrency = concurrency
         self.request = {"temperature": 0} if request is None else dict(request)
-        self._endpoint = _Endpoint(base_url, api_key, max_attempts, timeout, backoff)
+        self.base_url = base_url
+        self.max_attempts = max_attempts
+        self._client = _client(base_url, api_key, max_attempts, timeout)
         self._answers = _Answers(cache)
 
     def label(self, query: str, documents: Sequence[str]) -> list[float]:
@@ -207,13 +177,35 @@ class LLMTeacher:
         """Get the order of the passages of one window, from the cache or from the endpoint."""
         messages = ranking_messages(query, passages, self.max_document_characters)
         body = {"model": self.model, "messages": messages, **self.request}
-        content = json.dumps(body, sort_keys=True).encode()
-        key = hashlib.sha256(content).hexdigest()
+        key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         answer = self._answers.get(key)
         if answer is None:
-            answer = self._endpoint.ask(content, lambda answer: parse_ranking(answer, len(passages)))
+            answer = self._ask(body, len(passages))
             self._answers.put(key, answer)
         return parse_ranking(answer, len(passages))
+
+    def _ask(self, body: dict[str, Any], count: int) -> str:
+        """Ask until the answer is a ranking of ``count`` passages. The client repeats requests that get no answer."""
+        from openai import OpenAIError
+
+        failure = TeacherError()
+        for _ in range(self.max_attempts):
+            try:
+                answer = _text(self._client.post("/chat/completions", body=body, cast_to=object))
+                parse_ranking(answer, count)
+                return answer
+            except TeacherError as error:
+                failure = error
+            except json.JSONDecodeError as error:
+                failure = TeacherError(f"its answer is not JSON: {error}")
+            except OpenAIError as error:
+                # An endpoint may quote the key. It would also stand in the cause, so that is not kept.
+                said = f"{error} {error.__cause__ or ''}".strip().replace(self._client.api_key, "***")
+                raise TeacherError(
+                    f"{self.base_url} refuses or is not reachable: {said:.300}. Check address, key, model and request."
+                ) from None
+        said = f"{self.base_url} failed {self.max_attempts} times, at last because {failure}."
+        raise type(failure)(said) from failure
 
 
 class _Answers:
@@ -241,107 +233,32 @@ class _Answers:
             self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Refuses every redirect: it would send the key to a different server, and change the request."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-class _Endpoint:
-    """Makes requests until one succeeds."""
-
-    def __init__(self, base_url: str, api_key: str | None, max_attempts: int, timeout: float, backoff: float) -> None:
-        parts = urllib.parse.urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise ValueError(
-                "base_url must be a http or https address without a user, for example 'https://api.openai.com/v1'."
-            )
-        self.url = parts._replace(path=parts.path.rstrip("/") + "/chat/completions", fragment="").geturl()
-        self.name = self.url.partition("?")[0]  # for messages: a query may hold a key
-        self.max_attempts = max_attempts
-        self.timeout = timeout
-        self.backoff = backoff
-        key = (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip()
-        if not (key.isascii() and key.isprintable()):  # http.client would show it in its error
-            raise ValueError("The API key must consist of printable ASCII characters; it is not shown here.")
-        self._key = key
-        self._opener = urllib.request.build_opener(_NoRedirect)
-
-    def ask(self, content: bytes, check: Callable[[str], object]) -> str:
-        """Make a request until ``check`` accepts the answer."""
-        for attempt in range(1, self.max_attempts + 1):
-            try:
-                answer = self._attempt(content)
-                check(answer)
-                return answer
-            except AnswerError as error:
-                failure = _Retry(error)
-            except _Retry as error:
-                failure = error
-            if attempt < self.max_attempts:
-                self._wait(attempt, failure)
-        kind = type(failure.error)
-        raise kind(f"{self.name} failed {self.max_attempts} times, at last because {failure.error}.") from failure.error
-
-    def _wait(self, attempt: int, failure: _Retry) -> None:
-        # Half of the wait is random, because many clients would otherwise retry at the same moment.
-        wait = max(failure.wait, min(self.backoff * 2 ** (attempt - 1), MAX_BACKOFF) * random.uniform(0.5, 1))
-        logger.info("%s: %s; attempt %d of %d in %.1f s.", self.name, failure, attempt + 1, self.max_attempts, wait)
-        time.sleep(wait)
-
-    def _attempt(self, content: bytes) -> str:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        request = urllib.request.Request(self.url, content, headers, method="POST")
-        try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                return _answer(response.read(MAX_ANSWER_BYTES))
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refusal(error) from error
-        # The connection is refused, lost or silent, or the answer stops early.
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise _Retry(TeacherError(f"there was no answer ({type(reason).__name__}: {reason})")) from error
-
-    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
-        """Turn an answer with an error status into an error, or into a retry."""
-        try:
-            shown = error.read(2000).decode("utf-8", errors="replace")
-        except (OSError, http.client.HTTPException):
-            shown = ""
-        shown = shown.replace(self._key, "***") if self._key else shown
-        said = TeacherError(f"it answered {error.code} {error.reason}: {shown.strip()!r:.200}")
-        wait = _seconds(error.headers.get("Retry-After"))
-        if wait > MAX_WAIT:
-            return TeacherError(f"{self.name} asks us to wait {wait:.0f} s: {said}. Start again then.")
-        if error.code in RETRIED or error.code >= 500:
-            return _Retry(said, wait)
-        return TeacherError(f"{self.name} refuses: {said}. Check address, key, model and request.")
+def _client(base_url: str, api_key: str | None, max_attempts: int, timeout: float) -> Any:
+    try:
+        from openai import OpenAI
+    except ImportError as error:
+        raise ImportError("The LLM teacher needs one more package: pip install 'e2rank-st[llm]'") from error
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or "@" in parts.netloc or parts.query:
+        raise ValueError(
+            "base_url must be a http or https address without user and query, such as 'https://api.openai.com/v1'."
+        )
+    key = (os.environ.get("OPENAI_API_KEY", "") if api_key is None else api_key).strip()
+    if not (key.isascii() and key.isprintable()):  # the HTTP client would show it in its error
+        raise ValueError("The API key must consist of printable ASCII characters; it is not shown here.")
+    return OpenAI(base_url=base_url, api_key=key or NO_KEY, timeout=timeout, max_retries=max_attempts - 1)
 
 
-def _answer(content: bytes) -> str:
+def _text(completion: Any) -> str:
     """Return the text in a chat completion."""
     try:
-        answer = json.loads(content)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError) as error:
+        answer = completion["choices"][0]["message"]["content"]
+    except (LookupError, TypeError) as error:
         # The model did not write this, but a proxy, or a server with a problem.
-        raise _Retry(TeacherError(f"its answer is not a chat completion: got {content[:80]!r}")) from error
+        raise TeacherError(f"its answer is not a chat completion: got {completion!r:.80}") from error
     if not isinstance(answer, str):
         raise AnswerError(f"its answer is not a text: got {answer!r:.80}")
     return answer
-
-
-def _seconds(retry_after: str | None) -> float:
-    """Return the seconds to wait from a ``Retry-After`` header, which holds seconds or a date."""
-    if retry_after is None:
-        return 0.0
-    with suppress(ValueError):
-        return max(0.0, float(retry_after))
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, OverflowError):  # neither: not worth a failure
-        return 0.0
 
 
 def _line(text: str) -> str:

@@ -33,7 +33,7 @@ from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.slates import DataError, Slate
 from e2rank_st.search.exact import Rules, nearest
 from e2rank_st.search.vectors import Matrix, Rows, unit_rows
-from e2rank_st.storage import replacing
+from e2rank_st.storage import read_json, replacing, write_json
 
 __all__ = ["MiningSettings", "mine"]
 
@@ -78,7 +78,6 @@ def mine(
     settings: MiningSettings | None = None,
     *,
     source: str = "",
-    document_embeddings: Any = None,
     parts: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     show_progress_bar: bool | None = None,
@@ -93,7 +92,6 @@ def mine(
         collection: Corpus, queries and judgements. A query without judged documents, ``{}``, gets candidates only.
         settings: Rules for candidates.
         source: Name of the data set, for the slates.
-        document_embeddings: Stored vectors of all N documents in the order of the corpus, NumPy or torch, (N, D).
         parts: A folder for vectors and finished chunks. An interrupted run resumes there, with the same result as an
             unbroken run. Delete the folder after the slates are written.
         batch_size: Texts in a forward pass.
@@ -103,12 +101,12 @@ def mine(
         The slates, in the order of the judgements. One chunk of queries is mined at a time.
 
     Raises:
-        ValueError: A judgement lacks its text, the vectors do not fit the corpus, or the folder belongs to a run with
-            different data, settings or model. Vectors that are not finite are found while mining.
+        ValueError: A judgement lacks its text, or the folder belongs to a run with different data, settings or model.
+            Vectors that are not finite are found while mining.
         DataError: A query or a judged document is empty; found while mining.
     """
     options = {"batch_size": batch_size, "show_progress_bar": progress_wanted(show_progress_bar, logger)}
-    return _Miner(model, collection, settings or MiningSettings(), document_embeddings, parts, options).slates(source)
+    return _Miner(model, collection, settings or MiningSettings(), parts, options).slates(source)
 
 
 class _DistinctTexts:
@@ -121,9 +119,8 @@ class _DistinctTexts:
         rows: dict[bytes, int] = {}
         self.row_of: dict[str, int] = {}
         self.ids: list[str] = []  # (rows,) the first id with a row's text
-        self.places: list[int] = []  # (rows,) its place in the corpus
         digest = hashlib.sha256()
-        for place, (id_, text) in enumerate(texts.items()):
+        for id_, text in texts.items():
             digest.update(json.dumps([id_, text]).encode())
             plain = " ".join(text.split()).casefold()
             if not plain:
@@ -131,9 +128,7 @@ class _DistinctTexts:
             row = rows.setdefault(hashlib.blake2b(plain.encode(), digest_size=16).digest(), len(rows))
             if row == len(self.ids):
                 self.ids.append(id_)
-                self.places.append(place)
             self.row_of[id_] = row
-        self.size = len(texts)
         self.sha256 = digest.hexdigest()
 
 
@@ -145,7 +140,6 @@ class _Miner:
         model: SentenceTransformer,
         collection: JudgedCorpus,
         settings: MiningSettings,
-        document_embeddings: Any,
         parts: str | os.PathLike[str] | None,
         options: Mapping[str, Any],
     ) -> None:
@@ -158,21 +152,13 @@ class _Miner:
         _check_texts(collection)
         if not self.corpus.ids:
             raise ValueError("The corpus holds no text; give at least one document that is not empty.")
-        self.given = None if document_embeddings is None else unit_rows(document_embeddings)
-        if self.given is not None and len(self.given) != self.corpus.size:
-            raise ValueError(
-                f"Got {len(self.given)} document_embeddings for a corpus of {self.corpus.size}; "
-                "give a row for each document, in the order of the corpus."
-            )
         self.parts = _Parts(None if parts is None else Path(parts), self._description())
         self._check_model()
 
     def slates(self, source: str) -> Iterator[Slate]:
         """Yield the slates, chunk by chunk."""
-        size = QUERIES_AT_ONCE
-        with tqdm(
-            total=len(self.query_ids), desc="mine", unit="query", disable=not self.options["show_progress_bar"]
-        ) as progress:
+        size, silent = QUERIES_AT_ONCE, not self.options["show_progress_bar"]
+        with tqdm(total=len(self.query_ids), desc="mine", unit="query", disable=silent) as progress:
             for start in range(0, len(self.query_ids), size):
                 ids = self.query_ids[start : start + size]
                 found = self.parts.array(f"candidates-{start // size:05}", partial(self._candidates, start))
@@ -201,9 +187,8 @@ class _Miner:
         ids = self.query_ids[start : start + QUERIES_AT_ONCE]
         vectors = self.query_vectors[start : start + len(ids)]
         found = np.full((len(ids), self.settings.num_candidates), -1, np.int64)
-        neighbours = nearest(
-            vectors, self.vectors, len(found[0]), rules=self._rules(ids, vectors), device=self.model.device
-        )
+        rules = self._rules(ids, vectors)
+        neighbours = nearest(vectors, self.vectors, len(found[0]), rules=rules, device=self.model.device)
         for row, near in zip(found, neighbours, strict=True):
             row[: len(near.rows)] = near.rows
         return found
@@ -237,8 +222,6 @@ class _Miner:
     @cached_property
     def vectors(self) -> Matrix:
         """Unit vectors of the distinct texts, (rows, D)."""
-        if self.given is not None:
-            return self.given[self.corpus.places]
         return self._embedded("documents", self.model.encode_document, self.corpus.ids, self.collection.corpus)
 
     @cached_property
@@ -266,14 +249,13 @@ class _Miner:
             "settings": asdict(self.settings),
             "corpus": self.corpus.sha256,
             "judgements": judged.hexdigest(),
-            "document_embeddings": None if self.given is None else hashlib.sha256(self.given.data).hexdigest(),
             "model": {"prompts": self.model.prompts, "max_seq_length": self.model.max_seq_length},
             "batch_size": self.options["batch_size"],
         }
 
     def _check_model(self) -> None:
         """Refuse parts made with different weights. A few vectors show that; names and paths do not."""
-        if not self.parts.has("queries-00000"):
+        if self.parts.folder is None or not (self.parts.folder / "queries-00000.npy").exists():
             return
         stored = self.query_vectors[:3]
         texts = [self.collection.queries[id_] for id_ in self.query_ids[:3]]
@@ -291,17 +273,13 @@ class _Parts:
             return
         target, description = folder / "mining.json", json.loads(json.dumps(description))
         if not target.exists():
-            with replacing(target) as fresh:
-                fresh.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        found = json.loads(target.read_text(encoding="utf-8"))
+            write_json(target, description)
+        found = read_json(target)
         others = [name for name in description if found.get(name) != description[name]]
         if others:
             raise ValueError(
                 f"{folder} holds parts of a run with different {', '.join(others)}; delete it, or give a new folder."
             )
-
-    def has(self, name: str) -> bool:
-        return self.folder is not None and (self.folder / f"{name}.npy").exists()
 
     def array(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         """Return the kept array of this name, or make one and keep it."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -39,11 +38,11 @@ logger = logging.getLogger(__name__)
 
 
 class Teacher(Protocol):
-    """Labels the documents of a query. A subclass must define :meth:`label` only."""
+    """Labels the documents of a query. A subclass defines :meth:`label`, :meth:`label_batch`, or both."""
 
-    @abstractmethod
     def label(self, query: str, documents: Sequence[str]) -> list[float]:
         """Return a label for each of N documents; higher is better."""
+        return self.label_batch([query], [documents])[0]
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
         """Return the labels of B slates. By default, slates are labelled one after the other."""
@@ -68,10 +67,6 @@ class CrossEncoderTeacher(Teacher):
             raise ValueError(f"The cross-encoder has {model.num_labels} outputs; give one with a single score.")
         self.model = model
         self.batch_size = batch_size
-
-    def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Return the raw score of each of N documents."""
-        return self.label_batch([query], [documents])[0]
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
         """Return the raw scores of B slates. The model gets all their pairs together, sorted by length."""
@@ -100,10 +95,6 @@ class E2RankTeacher(Teacher):
         self._rerank: Any = model.rerank
         self.options = {"show_progress_bar": False, **options, "candidate_order": candidate_order}
 
-    def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Return the cosine of each of N documents to the listwise query."""
-        return self.label_batch([query], [documents])[0]
-
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
         """Return the cosines of B slates; each distinct text is embedded once."""
         rankings = self._rerank(list(queries), [list(texts) for texts in documents], **self.options)
@@ -112,58 +103,28 @@ class E2RankTeacher(Teacher):
 
 
 class EmbeddingTeacher(Teacher):
-    """A stronger embedding model; labels are cosines to the query, sharpened by feedback from its own best documents.
+    """A stronger embedding model; labels are cosines to the query.
 
-    ``q + feedback_weight · mean(best documents)`` is Rocchio's pseudo-relevance feedback on vectors of unit length.
     Slates share passages, so the teacher embeds each distinct text once and keeps its vector.
 
     Args:
         model: Any Sentence-Transformers model.
-        feedback_documents: Number of its best documents of a slate to feed back; 0 for none.
-        feedback_weight: Weight of these documents; the query has the weight 1.
         batch_size: Texts in a forward pass.
-
-    Raises:
-        ValueError: A number is negative.
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        *,
-        feedback_documents: int = 0,
-        feedback_weight: float = 0.5,
-        batch_size: int = 32,
-    ) -> None:
-        if feedback_documents < 0 or feedback_weight < 0:
-            raise ValueError(
-                f"feedback_documents and feedback_weight must be at least 0, got {feedback_documents} and "
-                f"{feedback_weight}."
-            )
+    def __init__(self, model: SentenceTransformer, *, batch_size: int = 32) -> None:
         self.model = model
-        self.feedback_documents, self.feedback_weight = feedback_documents, feedback_weight
         self.batch_size = batch_size
         self._kept: dict[str, dict[str, Tensor]] = {"query": {}, "document": {}}
-
-    def label(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Return the cosine of each of N documents to the query."""
-        return self.label_batch([query], [documents])[0]
 
     def label_batch(self, queries: Sequence[str], documents: Sequence[Sequence[str]]) -> list[list[float]]:
         """Return the cosines of B slates."""
         query_vectors = self._vectors("query", queries)
         document_vectors = self._vectors("document", [text for texts in documents for text in texts])
         return [
-            self._scores(query_vectors[query], torch.stack([document_vectors[text] for text in texts])).tolist()
+            (torch.stack([document_vectors[text] for text in texts]) @ query_vectors[query]).tolist()
             for query, texts in zip(queries, documents, strict=True)
         ]
-
-    def _scores(self, query: Tensor, documents: Tensor) -> Tensor:
-        scores = documents @ query  # (N,)
-        if not self.feedback_documents:
-            return scores
-        best = documents[scores.argsort(descending=True, stable=True)[: self.feedback_documents]]
-        return documents @ nn.functional.normalize(query + self.feedback_weight * best.mean(0), dim=0)
 
     def _vectors(self, kind: str, texts: Sequence[str]) -> dict[str, Tensor]:
         """Return unit vectors in float32 of these texts and all earlier ones."""
@@ -209,11 +170,9 @@ def label_slates(
     wanted = progress_wanted(show_progress_bar, logger)
     with tqdm(total=total, desc="label", unit="slate", disable=not wanted) as progress:
         while batch := list(islice(rest, batch_size)):
-            for slate in _labelled(batch, teacher, seed, skip_failures):
-                if slate is None:
-                    failed += 1
-                else:
-                    yield slate
+            labelled = _labelled(batch, teacher, seed, skip_failures)
+            failed += labelled.count(None)
+            yield from filter(None, labelled)
             progress.update(len(batch))
     if failed:
         logger.warning("Left out %d slates, because the teacher's answer was not usable.", failed)
@@ -221,7 +180,10 @@ def label_slates(
 
 def _labelled(batch: Sequence[Slate], teacher: Teacher, seed: int | None, skip_failures: bool) -> list[Slate | None]:
     """Return the slates with new labels, or None for a slate that the teacher could not label."""
-    orders = [_order(slate, seed) for slate in batch]
+    orders = [list(range(len(slate))) for slate in batch]
+    if seed is not None:
+        for slate, order in zip(batch, orders, strict=True):
+            random.Random(f"{seed}\n{slate.query}").shuffle(order)
     shown = [[slate.documents[place] for place in order] for slate, order in zip(batch, orders, strict=True)]
     queries = [slate.query for slate in batch]
     labels: list[list[float] | None]
@@ -235,13 +197,6 @@ def _labelled(batch: Sequence[Slate], teacher: Teacher, seed: int | None, skip_f
         None if given is None else _with_labels(slate, order, given)
         for slate, order, given in zip(batch, orders, labels, strict=True)
     ]
-
-
-def _order(slate: Slate, seed: int | None) -> list[int]:
-    places = list(range(len(slate)))
-    if seed is not None:
-        random.Random(f"{seed}\n{slate.query}").shuffle(places)
-    return places
 
 
 def _label_or_none(teacher: Teacher, query: str, documents: Sequence[str]) -> list[float] | None:

@@ -15,11 +15,6 @@ __all__ = ["adapt", "load_base"]
 def load_base(settings: Settings, listwise: ListwiseSettings, device: str) -> E2Rank:
     """Load the model to train, with the changes that the settings make.
 
-    Args:
-        settings: The model and the data.
-        listwise: Changes to the model's listwise configuration.
-        device: Where the model is to be.
-
     Raises:
         ValueError: A setting does not fit the model.
         OSError: It cannot be loaded.
@@ -51,10 +46,6 @@ def _set_dropout(model: E2Rank, share: float) -> None:
 
 def adapt(model: E2Rank, settings: Settings) -> None:
     """Give the model an adapter to train, or go on with its own; without either, train all weights.
-
-    Args:
-        model: The model, which is changed.
-        settings: The settings of the adapter.
 
     Raises:
         ValueError: A new adapter is wanted and the model has one.

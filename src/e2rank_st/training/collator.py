@@ -21,7 +21,7 @@ from torch import Tensor
 
 from e2rank_st.console import progress_wanted
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import CANDIDATE_ORDERS, Embedder, PromptBuilder, TextTokenizer, cosine
+from e2rank_st.modeling_e2rank import Embedder, PromptBuilder, TextTokenizer, cosine
 from e2rank_st.search.index import Index
 from e2rank_st.search.vectors import embed_distinct
 from e2rank_st.storage import text_id
@@ -78,9 +78,6 @@ class SlateCollator(SentenceTransformerDataCollator):
             raise ValueError(f"documents_per_slate must be at least 1, got {self.documents_per_slate}.")
         if not 0 <= self.random_prompt_size <= 1:
             raise ValueError(f"random_prompt_size must be a share from 0 to 1, got {self.random_prompt_size}.")
-        unknown = set(self.columns) - set(COLUMNS)
-        if unknown:
-            raise ValueError(f"columns must be among {COLUMNS}, got {tuple(sorted(unknown))}.")
         listwise = self.model.listwise
         self._builder = PromptBuilder(
             TextTokenizer(self.model.tokenizer), listwise.format, listwise.max_prompt_tokens, listwise.max_query_tokens
@@ -93,10 +90,7 @@ class SlateCollator(SentenceTransformerDataCollator):
         self._epoch.fill_(epoch)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate rows.
-
-        Args:
-            features: B rows.
+        """Collate B rows.
 
         Returns:
             ``label`` ``(B, N, 3)``, see :meth:`~e2rank_st.training.labels.SlateLabels.pack`; then, for each column,
@@ -111,7 +105,8 @@ class SlateCollator(SentenceTransformerDataCollator):
         """
         for row in features:
             _check(row)
-        draws = [self._random(row) for row in features]
+        epoch = int(self._epoch)
+        draws = [random.Random(text_id(f"{self.seed} {epoch} {row['query']}")) for row in features]
         slates = [
             sample_documents(row, self.documents_per_slate, draw) for row, draw in zip(features, draws, strict=True)
         ]
@@ -127,28 +122,17 @@ class SlateCollator(SentenceTransformerDataCollator):
             batch |= {f"{column}_{name}": value for name, value in self._padded(sequences).items()}
         return batch
 
-    def prompt_documents(self, row: Row, draw: random.Random) -> list[int]:
-        """Choose the documents of a row's prompt.
-
-        Args:
-            row: A row.
-            draw: The source of chance.
-
-        Returns:
-            At most K places in the row's documents, in the order of the prompt.
-        """
+    def _prompt_documents(self, row: Row, draw: random.Random) -> list[str]:
+        """The documents of a row's prompt, at most K, in their order there."""
         order = row.get("prompt_order")
         places = list(range(len(row["documents"])) if order is None else order)
         chosen = places[: self.model.listwise.num_prompt_documents]
         if chosen and draw.random() < self.random_prompt_size:
-            return chosen[: draw.randint(1, len(chosen))]
-        return chosen
+            chosen = chosen[: draw.randint(1, len(chosen))]
+        return [row["documents"][place] for place in chosen]
 
     def _slate_size(self, slates: Sequence[Sequence[int]]) -> int:
         return self.documents_per_slate if self.fill_up else max(map(len, slates))
-
-    def _random(self, row: Row) -> random.Random:
-        return random.Random(text_id(f"{self.seed} {int(self._epoch)} {row['query']}"))
 
     def _sequences(
         self,
@@ -162,9 +146,8 @@ class SlateCollator(SentenceTransformerDataCollator):
         if column == "listwise":
             queries = embedder.tokens("query", [row["query"] for row in rows])
             for query, row, draw in zip(queries, rows, draws, strict=True):
-                shown = [row["documents"][place] for place in self.prompt_documents(row, draw)]
-                instruction = self.model.listwise.instruction
-                yield self._builder.build(query, embedder.tokens("document", shown), instruction).ids
+                shown = embedder.tokens("document", self._prompt_documents(row, draw))
+                yield self._builder.build(query, shown, self.model.listwise.instruction).ids
             return
         if column == "query":
             task, texts = "query", [row["query"] for row in rows]
@@ -201,18 +184,10 @@ class SlateCollator(SentenceTransformerDataCollator):
 
 
 def sample_documents(row: Row, number: int, draw: random.Random) -> list[int]:
-    """Draw the documents of a slate that are to be scored.
+    """Draw the documents of a slate that are to be scored: at most ``number`` places in its row, ascending.
 
     Gold documents are kept, up to half of the places, and so is one with the best label. The rest is drawn evenly.
     Without the limit to a half, a query with a hundred positives would come without a negative.
-
-    Args:
-        row: A row of slates.
-        number: Most documents to keep.
-        draw: The source of chance.
-
-    Returns:
-        Places in the row's documents, ascending.
     """
     gold, labels = row["gold"], row["labels"]
     places = list(range(len(gold)))
@@ -231,13 +206,10 @@ def prompt_orders(
     model: E2Rank,
     queries: Sequence[str],
     documents: Sequence[Sequence[str]],
-    *,
-    candidate_order: str | None = None,
     index: Index | None = None,
-    batch_size: int = 32,
     show_progress_bar: bool | None = None,
 ) -> list[list[int]]:
-    """Order the documents of slates as reranking would before it fills a prompt.
+    """Order the documents of slates as reranking would before it fills a prompt, by the model's candidate order.
 
     With ``"similarity"`` the place of a document in its slate says nothing: positives that stand first in a mined
     slate leak nothing through the prompt. Equal scores are ordered by a hash of the text.
@@ -246,25 +218,16 @@ def prompt_orders(
         model: The model as it is now.
         queries: B queries.
         documents: The documents of each.
-        candidate_order: ``"given"`` or ``"similarity"``; by default the model's.
         index: The documents with their vectors; by default they are embedded here.
-        batch_size: Texts in a forward pass.
         show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower.
 
     Returns:
         For each query the places of its documents, those first that a prompt takes first. Each distinct text is
         embedded once.
-
-    Raises:
-        ValueError: ``candidate_order`` is another one.
     """
-    order = model.listwise.candidate_order if candidate_order is None else candidate_order
-    if order not in CANDIDATE_ORDERS:
-        raise ValueError(f"candidate_order must be one of {CANDIDATE_ORDERS}, got {order!r}.")
-    if order == "given":
+    if model.listwise.candidate_order == "given":
         return [list(range(len(texts))) for texts in documents]
-    wanted = progress_wanted(show_progress_bar, logger)
-    options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": wanted}
+    options: dict[str, Any] = {"show_progress_bar": progress_wanted(show_progress_bar, logger)}
     if index is None:
         index = Index.build(model, list(dict.fromkeys(text for texts in documents for text in texts)), **options)
     query_vectors = torch.from_numpy(embed_distinct(model.encode_query, queries, **options))

@@ -21,7 +21,7 @@ from e2rank_st.evaluation.evaluator import RerankingEvaluator
 from e2rank_st.model import E2Rank
 from e2rank_st.provenance import model_digest
 from e2rank_st.search.index import Index
-from e2rank_st.storage import file_sha256, folder_sha256, write_json
+from e2rank_st.storage import file_sha256, folder_sha256, read_json, write_json
 from e2rank_st.training.collator import prompt_orders
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ class DataEntry:
         options = dict(self.options) | ({} if self.name is None else {"source": self.name})
         slates = list(open_slates(self.path, **options))
         if self.depth is not None:
-            known = sum(map(_number_gold, slates))
+            known = sum(sum(slate.gold) for slate in slates)
             slates = [slate.first(self.depth) for slate in slates]
-            if lost := known - sum(map(_number_gold, slates)):
+            if lost := known - sum(sum(slate.gold) for slate in slates):
                 logger.warning("%s: depth %d leaves out %d of %d gold documents.", self.path, self.depth, lost, known)
         if not slates:
             raise ValueError(f"{self.path} holds no slates.")
@@ -102,18 +102,15 @@ class DataEntry:
 
     def describe(self, slates: Iterable[Slate]) -> dict[str, Any]:
         """Say where slates come from: the entry, counts, the hash of the file, and its manifest where it has one."""
-        slates = list(slates)
+        slates, path = list(slates), Path(self.path)
+        digest = file_sha256(path) if path.is_file() else folder_sha256(path)
         record = {name: value for name, value in asdict(self).items() if value not in (None, {})}
-        record |= {"slates": len(slates), "documents": sum(map(len, slates)), "sha256": _sha256(Path(self.path))}
+        record |= {"slates": len(slates), "documents": sum(map(len, slates)), "sha256": digest}
         try:
             manifest = read_manifest(self.path)
         except FileNotFoundError:
             return record
         return record | {"manifest": {name: value for name, value in asdict(manifest).items() if value}}
-
-
-def _number_gold(slate: Slate) -> int:
-    return sum(slate.gold)
 
 
 def load_training_data(
@@ -166,15 +163,12 @@ def _dataset(slates: list[Slate]) -> Dataset:
     return Dataset.from_dict(columns, features=features)
 
 
-def load_evaluator(
-    entries: Iterable[str], seed: int = 0, **options: Any
-) -> tuple[SequentialEvaluator | None, list[dict[str, Any]]]:
+def load_evaluator(entries: Iterable[str], seed: int = 0) -> tuple[SequentialEvaluator | None, list[dict[str, Any]]]:
     """Read what to evaluate on.
 
     Args:
         entries: See :meth:`DataEntry.parse`.
         seed: Seed of the draws.
-        **options: As for :class:`~e2rank_st.evaluation.evaluator.RerankingEvaluator`.
 
     Returns:
         An evaluator for all entries, or None without an entry; and an account of each. The evaluator's
@@ -193,20 +187,18 @@ def load_evaluator(
         whole = replace(source, limit=None).slates(seed)
         places = source.chosen(len(whole), seed)
         slates = [whole[place] for place in places]
-        evaluators.append(_evaluator(source, slates, places, {"name": name, **options}))
+        evaluators.append(_evaluator(source, slates, places, name))
         records.append(source.describe(slates))
     if not evaluators:
         return None, records
     return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores)), records
 
 
-def _evaluator(
-    source: DataEntry, slates: list[Slate], places: list[int], options: dict[str, Any]
-) -> RerankingEvaluator:
+def _evaluator(source: DataEntry, slates: list[Slate], places: list[int], name: str) -> RerankingEvaluator:
     qrels = source.options.get("qrels")
     own = qrels is None if source.own_first_stage is None else source.own_first_stage
     if qrels is None:
-        return RerankingEvaluator.from_slates(slates, own_first_stage=own, **options)
+        return RerankingEvaluator.from_slates(slates, own_first_stage=own, name=name)
     if source.options.get("skip_bad_rows"):
         raise ValueError(
             f"{source.path} is evaluated with judgements, row by row; mend its bad rows, or leave them out."
@@ -214,26 +206,23 @@ def _evaluator(
     if source.depth is not None:
         raise ValueError(f"{source.path} is evaluated as it was retrieved; leave depth={source.depth} out.")
     # Not from the slates: the judgements also count documents that the run has not found.
-    return RerankingEvaluator.from_results(source.path, qrels, places=places, own_first_stage=own, **options)
+    return RerankingEvaluator.from_results(source.path, qrels, places=places, own_first_stage=own, name=name)
 
 
-def document_index(
-    model: E2Rank, data: DatasetDict, cache: Path, batch_size: int = 32, show_progress_bar: bool | None = None
-) -> Index:
+def document_index(model: E2Rank, data: DatasetDict, cache: Path, show_progress_bar: bool | None = None) -> Index:
     """Embed every distinct document of the data with the model as it is.
 
     Args:
         model: The model before training.
         data: What :func:`load_training_data` gives.
         cache: Folder to keep the vectors in, for other processes and for a run that is resumed.
-        batch_size: Texts in a forward pass.
         show_progress_bar: Whether to show a progress bar; by default if the package's log level is INFO or lower.
     """
     folder = cache / fingerprint(model, data)[:16]
     if folder.exists():
         return Index.load(folder)
     distinct = dict.fromkeys(text for part in data.values() for texts in part["documents"] for text in texts)
-    index = Index.build(model, list(distinct), batch_size, show_progress_bar)
+    index = Index.build(model, list(distinct), show_progress_bar=show_progress_bar)
     index.save(folder)
     return index
 
@@ -243,7 +232,6 @@ def with_prompt_orders(
     data: DatasetDict,
     cache: Path,
     index: Index | None = None,
-    batch_size: int = 32,
     show_progress_bar: bool | None = None,
 ) -> DatasetDict:
     """Add the column ``prompt_order``: the documents in the order in which the model's prompts take them.
@@ -253,28 +241,22 @@ def with_prompt_orders(
         data: What :func:`load_training_data` gives.
         cache: File to keep the orders in, for other processes and for a run that is resumed.
         index: The documents with their vectors; by default they are embedded here.
-        batch_size: Texts in a forward pass.
         show_progress_bar: Whether to show progress bars; by default if the package's log level is INFO or lower.
     """
     if model.listwise.candidate_order == "given":
         return data
     key = fingerprint(model, data)
-    orders = _kept(cache, key)
-    if orders is None:
-        rows = {name: (list(part["query"]), list(part["documents"])) for name, part in data.items()}
-        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-        orders = {name: prompt_orders(model, *columns, index=index, **options) for name, columns in rows.items()}
-        write_json(cache, {"key": key, "orders": orders}, indent=None)
+    kept = read_json(cache) if cache.exists() else {}
+    if kept.get("key") != key:
+        orders = {
+            name: prompt_orders(model, list(part["query"]), list(part["documents"]), index, show_progress_bar)
+            for name, part in data.items()
+        }
+        kept = {"key": key, "orders": orders}
+        write_json(cache, kept, indent=None)
     for name, part in data.items():
-        data[name] = part.add_column("prompt_order", orders[name])
+        data[name] = part.add_column("prompt_order", kept["orders"][name])
     return data
-
-
-def _kept(cache: Path, key: str) -> dict[str, list[list[int]]] | None:
-    if not cache.exists():
-        return None
-    kept = json.loads(cache.read_text(encoding="utf-8"))
-    return kept["orders"] if kept["key"] == key else None
 
 
 def fingerprint(model: nn.Module, data: Mapping[str, Any]) -> str:
@@ -285,7 +267,3 @@ def fingerprint(model: nn.Module, data: Mapping[str, Any]) -> str:
         for row in part:
             digest.update(json.dumps([row["query"], row["documents"]]).encode())
     return str(digest.hexdigest())
-
-
-def _sha256(path: Path) -> str:
-    return file_sha256(path) if path.is_file() else folder_sha256(path)

@@ -44,12 +44,7 @@ class SlateLabels(NamedTuple):
         gold: Sequence[Sequence[bool]],
         texts: Sequence[Sequence[str]],
     ) -> SlateLabels:
-        """Fill slates up to the longest one.
-
-        Args:
-            labels: The labels of each slate, ``None`` for unjudged.
-            gold: Whether each document is a known positive.
-            texts: The documents of each slate.
+        """Fill slates up to the longest one, from their labels (None for unjudged), gold flags and documents.
 
         Raises:
             ValueError: The three differ in length somewhere, or have no slate.

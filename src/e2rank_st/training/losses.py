@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import interpolate
+from e2rank_st.training.fields import setting
 from e2rank_st.training.labels import SlateLabels
 from e2rank_st.training.objectives import Pool, drift, info_nce, localized, ranknet
 
@@ -39,16 +40,6 @@ CITATION = """
     url={https://arxiv.org/abs/2510.22733},
 }
 """
-CACHED_CITATION = """
-@misc{gao2021scaling,
-    title={Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup},
-    author={Luyu Gao and Yunyi Zhang and Jiawei Han and Jamie Callan},
-    year={2021},
-    eprint={2101.06983},
-    archivePrefix={arXiv},
-    primaryClass={cs.LG},
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -59,48 +50,37 @@ class LossOptions:
         ValueError: A value is not allowed, or nothing would be trained.
     """
 
-    temperature: float = field(default=0.03, metadata={"help": "Temperature of the contrastive loss."})
-    contrastive_weight: float = field(
-        default=1.0, metadata={"help": "Factor of the contrastive loss; 0 leaves it out."}
+    temperature: float = setting(0.03, "Temperature of the contrastive loss.")
+    contrastive_weight: float = setting(1.0, "Factor of the contrastive loss; 0 leaves it out.")
+    listwise_weight: float = setting(2.0, "Factor of the listwise loss, RankNet; 0 leaves it out.")
+    listwise_scale: float = setting(10.0, "Factor on the cosines in the listwise loss.")
+    localized_weight: float = setting(
+        0.0, "Factor of a loss that contrasts a slate's known answers with its remaining documents."
     )
-    listwise_weight: float = field(
-        default=2.0, metadata={"help": "Factor of the listwise loss, RankNet; 0 leaves it out."}
+    localized_scale: float = setting(20.0, "Factor on the cosines in that loss.")
+    guard_weight: float = setting(0.0, "Factor of the guard that keeps plain embeddings near those before training.")
+    freeze_documents: bool = setting(
+        False, "Documents keep the vectors of the model before training: a step costs one prompt a slate."
     )
-    listwise_scale: float = field(default=10.0, metadata={"help": "Factor on the cosines in the listwise loss."})
-    localized_weight: float = field(
-        default=0.0,
-        metadata={"help": "Factor of a loss that contrasts a slate's known answers with its remaining documents."},
+    gather_across_devices: bool = setting(
+        True,
+        "Documents of all processes are negatives, and means are taken over all processes: they train as "
+        "one process with the whole batch would.",
     )
-    localized_scale: float = field(default=20.0, metadata={"help": "Factor on the cosines in that loss."})
-    guard_weight: float = field(
-        default=0.0, metadata={"help": "Factor of the guard that keeps plain embeddings near those before training."}
-    )
-    freeze_documents: bool = field(
-        default=False,
-        metadata={"help": "Documents keep the vectors of the model before training: a step costs one prompt a slate."},
-    )
-    gather_across_devices: bool = field(
-        default=True,
-        metadata={
-            "help": "Documents of all processes are negatives, and means are taken over all processes: they train as "
-            "one process with the whole batch would."
-        },
-    )
-    mini_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Texts in a forward pass: gradient caching, with the memory of a mini-batch."},
+    mini_batch_size: int | None = setting(
+        None, "Texts in a forward pass: gradient caching, with the memory of a mini-batch."
     )
 
     def __post_init__(self) -> None:
         """Check the values."""
         for name in ("temperature", "listwise_scale", "localized_scale"):
-            if not _number(name, getattr(self, name)):
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)}.")
         for name in ("contrastive_weight", "listwise_weight", "localized_weight", "guard_weight"):
-            _number(name, getattr(self, name))
-        size = self.mini_batch_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"mini_batch_size must be a whole number of at least 1, got {size!r}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}.")
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size must be at least 1, got {self.mini_batch_size}.")
         if not self.contrastive_weight and not self.trains_prompts:
             raise ValueError(
                 "contrastive_weight, listwise_weight and localized_weight are all 0: nothing would be trained. Raise "
@@ -147,6 +127,7 @@ class E2RankLoss(nn.Module):
         self.model = model
         self.options = options or LossOptions()
         self.query_weight = model.listwise.query_weight  # kept: several processes wrap the model
+        self.mini_batch_size = cast("int", self.options.mini_batch_size)  # where CachedLossMixin looks for it
         if (self.options.mini_batch_size is None) == isinstance(self, CachedLossMixin):
             raise ValueError(
                 f"Got mini_batch_size={self.options.mini_batch_size} for {type(self).__name__}; give it to "
@@ -178,7 +159,7 @@ class E2RankLoss(nn.Module):
         """Embed the columns and compute the parts of the loss.
 
         Args:
-            sentence_features: Those of :attr:`columns`, in their order; ``(query, listwise, documents)`` will also do.
+            sentence_features: Those of :attr:`columns`, in their order.
             labels: ``(B, N, 3)`` int64, see :meth:`SlateLabels.pack`.
 
         Returns:
@@ -219,8 +200,6 @@ class E2RankLoss(nn.Module):
                     f"Got {len(vectors)} rows of {name} for labels of the shape {tuple(slates.labels.shape)}, slates "
                     f"by documents; give {rows}, padding included."
                 )
-        if (guard_weight := self.options.guard_weight) and not reference:
-            raise ValueError(f"Got guard_weight={guard_weight} and no embeddings of the reference; give them.")
         with torch.autocast(embeddings["documents"].device.type, enabled=False):
             precise = {name: _precise(vectors) for name, vectors in embeddings.items()}
             return self._parts(precise, slates, reference or {})
@@ -265,12 +244,11 @@ class E2RankLoss(nn.Module):
         return parts
 
     def _columns(self, sentence_features: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """The columns that are needed, by name."""
+        """The columns by name."""
         given, needed = list(sentence_features), self.columns
-        names = needed if len(given) == len(needed) else COLUMNS[: len(given)]
-        if len(given) != len(names) or not set(needed) <= set(names):
-            raise ValueError(f"Got {len(given)} input columns; give {needed}, in this order, or all of {COLUMNS}.")
-        return {name: features for name, features in zip(names, given, strict=True) if name in needed}
+        if len(given) != len(needed):
+            raise ValueError(f"Got {len(given)} input columns; give {needed}, in this order.")
+        return dict(zip(needed, given, strict=True))
 
     def _frozen_embeddings(self, columns: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
         """The vectors of documents that are given as such."""
@@ -302,28 +280,11 @@ class E2RankLoss(nn.Module):
 
 
 class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
-    """:class:`E2RankLoss` by gradient caching (Gao et al. 2021): the same gradients, memory for one mini-batch.
+    """:class:`E2RankLoss` by gradient caching (arXiv 2101.06983): the same gradients, memory for one mini-batch.
 
     Every text is embedded twice, first without gradients. Only the vectors of the whole batch are kept at once, so that
-    the batch may grow until their scores, ``B · U`` numbers, fill the memory.
-
-    Args:
-        model: The model to train.
-        options: The options, ``mini_batch_size`` among them.
-        reference: As for :class:`E2RankLoss`.
-
-    Raises:
-        ValueError: As for :class:`E2RankLoss`.
+    the batch may grow until their scores, ``B · U`` numbers, fill the memory. The options name a ``mini_batch_size``.
     """
-
-    def __init__(
-        self,
-        model: E2Rank,
-        options: LossOptions,
-        reference: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
-    ) -> None:
-        super().__init__(model, options, reference)
-        self.mini_batch_size = cast("int", options.mini_batch_size)  # where CachedLossMixin looks for it
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> dict[str, Tensor]:
         """Embed the columns in mini-batches and compute the parts of the loss; as :meth:`E2RankLoss.forward`.
@@ -367,11 +328,6 @@ class CachedE2RankLoss(CachedLossMixin, E2RankLoss):
         embedded = chunks.embed_minibatch_iter(features, with_grad=False, copy_random_state=False)
         return torch.cat([vectors for vectors, _ in embedded])
 
-    @property
-    def citation(self) -> str:
-        """BibTeX of the paper and of gradient caching, for the model card."""
-        return CITATION + CACHED_CITATION
-
 
 class _Step(NamedTuple):
     """The values that one call carries through ``forward_cached``, apart from those of any second call."""
@@ -392,9 +348,3 @@ def _frozen(reference: nn.Module, model: nn.Module) -> nn.Module:
     if any(id(parameter) in trained for parameter in reference.parameters()):
         raise ValueError("The reference shares parameters with the model, so it would freeze it; give a copy.")
     return reference.eval().requires_grad_(False)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
-    return value

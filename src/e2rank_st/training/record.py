@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from e2rank_st.provenance import environment
-from e2rank_st.storage import replacing
+from e2rank_st.storage import read_json, replacing, write_text
 
 __all__ = ["TrainingRecord", "check_plotting", "read_earlier", "split_log", "stages"]
 
@@ -64,8 +64,7 @@ class TrainingRecord:
             ImportError: matplotlib is missing.
             OSError: A file cannot be written.
         """
-        with replacing(folder / JSON_NAME) as fresh:
-            fresh.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n", encoding="utf-8")
+        write_text(folder / JSON_NAME, json.dumps(asdict(self), indent=2, default=str) + "\n")
         with replacing(folder / CURVES_NAME) as fresh:
             _draw(self, fresh)
 
@@ -78,7 +77,7 @@ def read_earlier(folder: Path) -> dict[str, Any] | None:
         ValueError: It is damaged.
     """
     path = folder / JSON_NAME
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return dict(read_json(path)) if path.is_file() else None
 
 
 def stages(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -101,7 +100,6 @@ def check_plotting() -> None:
 
 def _draw(record: TrainingRecord, path: Path) -> None:
     """Losses on the left, nDCG@10 on the right, over the steps."""
-    check_plotting()
     figure = importlib.import_module("matplotlib.figure").Figure(figsize=(13, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in PARTS:

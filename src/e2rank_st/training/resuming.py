@@ -7,19 +7,18 @@ its folder, with the size of each file. A checkpoint is complete if all these fi
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from e2rank_st.storage import replacing
+from e2rank_st.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["MARKER", "CheckpointMarker", "complete_checkpoints", "last_checkpoint"]
+__all__ = ["MARKER", "CheckpointMarker", "complete_checkpoints"]
 
 MARKER = "complete.json"
 
@@ -44,8 +43,7 @@ class CheckpointMarker(TrainerCallback):
         self.accelerator.wait_for_everyone()
         if args.should_save:
             folder = _folder(args, state)
-            with replacing(folder / MARKER) as fresh:
-                fresh.write_text(json.dumps(_sizes(folder), indent=2) + "\n", encoding="utf-8")
+            write_json(folder / MARKER, _sizes(folder))
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
@@ -61,18 +59,12 @@ def _sizes(folder: Path) -> dict[str, int]:
 def _is_complete(folder: Path) -> bool:
     if not (folder / MARKER).is_file():
         return False
-    written: dict[str, int] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    written: dict[str, int] = read_json(folder / MARKER)
     return written.items() <= _sizes(folder).items()
 
 
 def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
-    """Find the complete checkpoints of a run.
-
-    Args:
-        folder: The output folder.
-
-    Returns:
-        Their folders, the oldest step first.
+    """Find the complete checkpoints in the output folder of a run: their folders, the oldest step first.
 
     Raises:
         OSError: A folder cannot be read.
@@ -80,19 +72,3 @@ def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     named = {path: path.name.removeprefix("checkpoint-") for path in Path(folder).glob("checkpoint-*")}
     steps = {path: int(step) for path, step in named.items() if step.isdecimal() and _is_complete(path)}
     return sorted(steps, key=lambda path: steps[path])
-
-
-def last_checkpoint(folder: str | os.PathLike[str]) -> str:
-    """Find the newest complete checkpoint of a run.
-
-    Args:
-        folder: The output folder.
-
-    Raises:
-        ValueError: The folder has no complete checkpoint.
-        OSError: A folder cannot be read.
-    """
-    found = complete_checkpoints(folder)
-    if not found:
-        raise ValueError(f"{folder} has no complete checkpoint to resume from; start without resuming.")
-    return str(found[-1])

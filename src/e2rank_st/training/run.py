@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,13 +31,13 @@ from e2rank_st.evaluation.evaluator import SYSTEMS
 from e2rank_st.evaluation.significance import randomisation_test
 from e2rank_st.model import BUNDLED_MODELS, E2Rank
 from e2rank_st.search.index import Index
-from e2rank_st.storage import replacing
+from e2rank_st.storage import read_json, replacing, write_text
 from e2rank_st.training.base import adapt, load_base
 from e2rank_st.training.datasets import document_index, load_evaluator, load_training_data, with_prompt_orders
-from e2rank_st.training.plan import make_plan
+from e2rank_st.training.plan import plan
 from e2rank_st.training.record import PARTS, TrainingRecord, check_plotting, read_earlier, split_log
 from e2rank_st.training.resuming import complete_checkpoints
-from e2rank_st.training.settings import Parsed, Settings, help_text, parse_settings
+from e2rank_st.training.settings import Parsed, help_text, parse_settings
 from e2rank_st.training.trainer import E2RankTrainer, E2RankTrainingArguments
 
 if TYPE_CHECKING:
@@ -87,21 +87,22 @@ def main(argv: Sequence[str]) -> None:
     if parsed.arguments.process_index:
         logging.getLogger("e2rank_st").setLevel(logging.WARNING)
     if parsed.settings.dry_run:
-        _show_plan(parsed)
+        with TemporaryDirectory() as folder:  # transformers' trainer makes its output folder in any case
+            parsed.arguments.output_dir = folder
+            run = prepare(parsed)
+            lines = list(plan(run.trainer))
+        if run.is_main:
+            show(PLAN_COLUMNS, lines)
         return
     run = prepare(parsed)
     record = train(run)
     if run.is_main:
-        show(SUMMARY_COLUMNS, _summary(record), title=f"{run.output / FINAL}, {record.steps} steps")
-
-
-def _show_plan(parsed: Parsed) -> None:
-    with TemporaryDirectory() as folder:  # transformers' trainer makes its output folder in any case
-        parsed.arguments.output_dir = folder
-        run = prepare(parsed)
-        plan = make_plan(run.trainer)
-    if run.is_main:
-        show(PLAN_COLUMNS, plan.lines())
+        before = record.before
+        rows = [
+            (name.replace("_ndcg@10", ""), before[name], after, after - before[name], record.p_values[name])
+            for name, after in record.after.items()
+        ]
+        show(SUMMARY_COLUMNS, rows, title=f"{run.output / FINAL}, {record.steps} steps")
 
 
 @dataclass(frozen=True)
@@ -145,16 +146,15 @@ class Run:
 def prepare(parsed: Parsed) -> Run:
     """Load the model and the data, embed the documents that need it, and wire a trainer.
 
-    Args:
-        parsed: The settings.
-
     Raises:
         ValueError: A setting or the data is wrong, or the output folder holds a run already.
         OSError: A file cannot be read.
         ImportError: A package that training needs is missing.
     """
     settings, arguments = parsed.settings, parsed.arguments
-    _check_output(Path(str(arguments.output_dir)), settings)
+    output = Path(str(arguments.output_dir))
+    if not (settings.dry_run or settings.resume) and (any(output.glob("checkpoint-*")) or (output / FINAL).exists()):
+        raise ValueError(f"{output} holds a run already; resume it (--resume), or name a different output_dir.")
     bundled = BUNDLED_MODELS.get(settings.model, False)
     earlier = read_earlier(bundled_folder() if bundled else Path(settings.model))
     set_seed(arguments.seed)
@@ -171,13 +171,6 @@ def prepare(parsed: Parsed) -> Run:
     trainer.add_callback(_Bar() if sys.stderr.isatty() else _Lines())
     _forget_texts(model)
     return Run(parsed, trainer, {"train": train_records, "dev": dev_records}, earlier)
-
-
-def _check_output(output: Path, settings: Settings) -> None:
-    if settings.dry_run or settings.resume:
-        return
-    if any(output.glob("checkpoint-*")) or (output / FINAL).exists():
-        raise ValueError(f"{output} holds a run already; resume it (--resume), or name a different output_dir.")
 
 
 def _embed(model: E2Rank, data: DatasetDict, parsed: Parsed) -> Index | None:
@@ -221,7 +214,7 @@ def train(run: Run) -> TrainingRecord:
     seconds = time.perf_counter() - began
     losses, dev = split_log(trainer.state.log_history, run.metric_names)  # before an evaluation that is not a step's
     after = _metrics(run, trainer.evaluate()) if run.evaluators else {}
-    start = _read_start(run) if run.is_main else {"before": {}, "per_query": {}}
+    start = read_json(run.output / RUN_FILE) if run.is_main else {"before": {}, "per_query": {}}
     record = TrainingRecord(
         settings=run.parsed.told,
         loss=cast("Any", trainer.loss).get_config_dict(),
@@ -255,17 +248,12 @@ def _write_start(run: Run, metrics: Mapping[str, float] | None = None) -> None:
         "before": _metrics(run, metrics) if metrics else {},
         "per_query": {evaluator.name: evaluator.per_query for evaluator in run.evaluators},
     }
-    with replacing(run.output / RUN_FILE) as fresh:
-        fresh.write_text(json.dumps(start, default=str) + "\n", encoding="utf-8")
-
-
-def _read_start(run: Run) -> dict[str, Any]:
-    return dict(json.loads((run.output / RUN_FILE).read_text(encoding="utf-8")))
+    write_text(run.output / RUN_FILE, json.dumps(start, default=str) + "\n")
 
 
 def _check_start(run: Run) -> None:
     """Compare a run that is resumed with its start."""
-    start, settings = _read_start(run), run.parsed.settings
+    start, settings = read_json(run.output / RUN_FILE), run.parsed.settings
     data, told = json.loads(json.dumps([run.data, run.parsed.told], default=str))
     if start.get("earlier") != run.earlier:
         raise ValueError(
@@ -322,12 +310,6 @@ def _forget_texts(model: E2Rank) -> None:
     for dataset in model.model_card_data.train_datasets:
         for name in ("examples", "examples_table"):
             dataset.pop(name, None)
-
-
-def _summary(record: TrainingRecord) -> Iterator[tuple[Any, ...]]:
-    for name, after in record.after.items():
-        before = record.before[name]
-        yield name.replace("_ndcg@10", ""), before, after, after - before, record.p_values[name]
 
 
 class _FirstEvaluation(TrainerCallback):

@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.util import get_device_name
 from transformers import HfArgumentParser
 
+from e2rank_st.training.fields import setting
 from e2rank_st.training.losses import LossOptions
 from e2rank_st.training.trainer import E2RankTrainingArguments
 
@@ -56,17 +57,12 @@ class Settings:
         ValueError: A value is not allowed.
     """
 
-    model: str = field(
-        default="bundled",
-        metadata={
-            "help": "Folder or Hub id of the model to train; 'bundled' is the model in this package, "
-            "'bundled-base' its base."
-        },
+    model: str = setting(
+        "bundled",
+        "Folder or Hub id of the model to train; 'bundled' is the model in this package, 'bundled-base' its base.",
     )
-    preset: str | None = field(
-        default=None, metadata={"help": "How to wire a plain transformers checkpoint, such as e2rank or minilm."}
-    )
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    preset: str | None = setting(None, "How to wire a plain transformers checkpoint, such as e2rank or minilm.")
+    revision: str | None = setting(None, "Branch, tag or commit of a model on the Hub.")
     train: list[str] = field(
         default_factory=list,
         metadata={
@@ -75,9 +71,8 @@ class Settings:
             "split or qrels."
         },
     )
-    skip_bad_rows: bool = field(
-        default=False,
-        metadata={"help": "Leave out bad rows of the training data and report their number; else the file is refused."},
+    skip_bad_rows: bool = setting(
+        False, "Leave out bad rows of the training data and report their number; else the file is refused."
     )
     dev: list[str] = field(
         default_factory=list,
@@ -86,39 +81,24 @@ class Settings:
             "sorts the candidates first, unless own_first_stage is false or they are a first stage's results."
         },
     )
-    max_seq_length: int | None = field(
-        default=None, metadata={"help": "Most tokens of a query or document; by default the model's."}
+    max_seq_length: int | None = setting(None, "Most tokens of a query or document; by default the model's.")
+    query_prompt: str | None = setting(None, "Text before a query; by default the model's.")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "Type of the weights. bfloat16 halves frozen weights; trained ones would lose small updates, use "
+        "bf16 for them.",
     )
-    query_prompt: str | None = field(default=None, metadata={"help": "Text before a query; by default the model's."})
-    dtype: Literal["float32", "bfloat16"] = field(
-        default="float32",
-        metadata={
-            "help": "Type of the weights. bfloat16 halves frozen weights; trained ones would lose small updates, use "
-            "bf16 for them."
-        },
+    dropout: float | None = setting(
+        None, "Dropout of the backbone; by default its own. On CPUs it makes attention several times slower."
     )
-    dropout: float | None = field(
-        default=None,
-        metadata={
-            "help": "Dropout of the backbone; by default its own. On CPUs it makes attention several times slower."
-        },
-    )
-    lora_rank: int = field(
-        default=0,
-        metadata={"help": "Rank of a new LoRA adapter; 0 trains all weights, or the adapter that the model has."},
-    )
-    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapter; by default twice the rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter."})
+    lora_rank: int = setting(0, "Rank of a new LoRA adapter; 0 trains all weights, or the adapter that the model has.")
+    lora_alpha: int | None = setting(None, "Scale of the adapter; by default twice the rank.")
+    lora_dropout: float = setting(0.0, "Dropout of the adapter.")
     lora_targets: list[str] | None = field(
         default=None, metadata={"help": "Names of the layers to adapt; by default all linear ones."}
     )
-    resume: bool = field(
-        default=False,
-        metadata={"help": "Go on from the last complete checkpoint in the output folder; without one, start."},
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Show the plan (data, steps, tokens, parameters) and do not train."}
-    )
+    resume: bool = setting(False, "Go on from the last complete checkpoint in the output folder; without one, start.")
+    dry_run: bool = setting(False, "Show the plan (data, steps, tokens, parameters) and do not train.")
 
     def __post_init__(self) -> None:
         """Check the values that nothing else checks."""
@@ -142,27 +122,15 @@ class ListwiseSettings:
     The names are those of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`, which also checks the values.
     """
 
-    prompt_format: str | None = field(
-        default=None, metadata={"help": "Name of the listwise prompt's format; by default the model's."}
+    prompt_format: str | None = setting(None, "Name of the listwise prompt's format; by default the model's.")
+    instruction: str | None = setting(None, "Instruction of the listwise prompt; by default the model's.")
+    num_prompt_documents: int | None = setting(None, "Documents in a listwise prompt, K; by default the model's.")
+    max_prompt_tokens: int | None = setting(None, "Most tokens of a listwise prompt; by default the model's.")
+    max_query_tokens: int | None = setting(None, "Most tokens of the query in it; by default the model's.")
+    candidate_order: Literal["given", "similarity"] | None = setting(
+        None, "Which documents a listwise prompt shows; by default the model's order."
     )
-    instruction: str | None = field(
-        default=None, metadata={"help": "Instruction of the listwise prompt; by default the model's."}
-    )
-    num_prompt_documents: int | None = field(
-        default=None, metadata={"help": "Documents in a listwise prompt, K; by default the model's."}
-    )
-    max_prompt_tokens: int | None = field(
-        default=None, metadata={"help": "Most tokens of a listwise prompt; by default the model's."}
-    )
-    max_query_tokens: int | None = field(
-        default=None, metadata={"help": "Most tokens of the query in it; by default the model's."}
-    )
-    candidate_order: Literal["given", "similarity"] | None = field(
-        default=None, metadata={"help": "Which documents a listwise prompt shows; by default the model's order."}
-    )
-    query_weight: float | None = field(
-        default=None, metadata={"help": "Share of the query in the vector that ranks; by default the model's."}
-    )
+    query_weight: float | None = setting(None, "Share of the query in the vector that ranks; by default the model's.")
 
     def changes(self) -> dict[str, Any]:
         """The values that are given, by name."""
@@ -170,15 +138,7 @@ class ListwiseSettings:
 
 
 class Parsed(NamedTuple):
-    """The result of :func:`parse_settings`.
-
-    Attributes:
-        settings: The model and the data.
-        listwise: Changes to the model's listwise configuration.
-        loss: The options of the loss.
-        arguments: The arguments of the trainer.
-        told: By name, all values that are not the default of this package or of transformers' trainer.
-    """
+    """All settings; ``told`` has, by name, the values that are not a default of this package or of the trainer."""
 
     settings: Settings
     listwise: ListwiseSettings
@@ -208,7 +168,7 @@ def parse_settings(argv: Sequence[str]) -> Parsed:
         OSError: The file cannot be read.
         ImportError: The file cannot be read without PyYAML.
     """
-    parser = _parser()
+    parser = _Parser(KINDS, prog="e2rank train", usage=USAGE, allow_abbrev=False, add_help=False)
     path = Path(argv[0]) if argv and not argv[0].startswith("-") else None
     flags, from_file = list(argv[1:] if path else argv), []
     if path:
@@ -254,15 +214,8 @@ def _described(item: Field[Any]) -> list[str]:
     default = (DEFAULTS | DEV_DEFAULTS).get(item.name, item.default)
     shown = f" [{default}]" if default not in (None, MISSING, "") else ""
     text = " ".join(str(item.metadata["help"]).split()) + shown
-    head = f"  --{item.name}"
-    lines = textwrap.wrap(text, WIDTH, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
-    if len(head) < INDENT:
-        return [head.ljust(INDENT) + lines[0][INDENT:], *lines[1:]]
-    return [head, *lines]
-
-
-def _parser() -> _Parser:
-    return _Parser(KINDS, prog="e2rank train", usage=USAGE, allow_abbrev=False, add_help=False)
+    head = f"  --{item.name} ".ljust(INDENT)
+    return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * INDENT)
 
 
 def _known(parser: _Parser, tokens: Sequence[str]) -> argparse.Namespace:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from e2rank_st.adapters import fill_adapter
 from e2rank_st.model import E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.training.collator import SlateCollator
+from e2rank_st.training.fields import setting
 from e2rank_st.training.losses import CachedE2RankLoss, E2RankLoss, LossOptions
-from e2rank_st.training.resuming import CheckpointMarker, last_checkpoint
+from e2rank_st.training.resuming import CheckpointMarker, complete_checkpoints
 from e2rank_st.training.sampler import SourceBatchSampler
 
 __all__ = ["E2RankTrainer", "E2RankTrainingArguments"]
@@ -46,12 +47,10 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
     Each field's help text is in its metadata.
     """
 
-    documents_per_slate: int = field(
-        default=16, metadata={"help": "Most documents of a slate that are scored; of a longer slate some are drawn."}
+    documents_per_slate: int = setting(
+        16, "Most documents of a slate that are scored; of a longer slate some are drawn."
     )
-    random_prompt_size: float = field(
-        default=0.0, metadata={"help": "Share of prompts that show a random number of documents, from 1 to K."}
-    )
+    random_prompt_size: float = setting(0.0, "Share of prompts that show a random number of documents, from 1 to K.")
 
     def __post_init__(self) -> None:
         """Check the values that nothing else checks."""
@@ -187,7 +186,12 @@ class E2RankTrainer(SentenceTransformerTrainer):
                 several processes have evaluated the model before training.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(str(self.args.output_dir))
+            found = complete_checkpoints(str(self.args.output_dir))
+            if not found:
+                raise ValueError(
+                    f"{self.args.output_dir} has no complete checkpoint to resume from; start without resuming."
+                )
+            resume_from_checkpoint = str(found[-1])
         if self._was_evaluated and self.model_wrapped is self.model and self.args.world_size > 1:
             # Accelerate takes an evaluated model for one that it has wrapped. Each process would train by itself.
             raise ValueError(
