@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from e2rank_st.benchmarks.results import Entry, Result, marked, read_entries
+from e2rank_st.benchmarks.results import Entry, Result, column_with_marks, read_entries
 from tests import ROOT
 from tests.benchmarks.toy_results import BASE, OWN, mteb, of_another, official, reranking, write_results
 
@@ -60,7 +60,9 @@ def test_entries_say_whose_they_are(tmp_path: Path):
     assert [entry.model for entry in found] == ["", BASE, OWN]
     assert [entry.revision for entry in found] == ["", "weights-ba9876543210", "weights-0123456789ab"]
     assert {entry.column for entry in found} == {"DL21 bm25"}
-    assert marked(replace(found[0], result=replace(found[0].result, partial=True)), found[1]) == "DL21 bm25 † ‡"
+    assert (
+        column_with_marks(replace(found[0], result=replace(found[0].result, partial=True)), found[1]) == "DL21 bm25 † ‡"
+    )
 
 
 def test_modes_of_mteb_are_compared(tmp_path: Path):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from e2rank_st.benchmarks.results import Entry, marked, titled
+from e2rank_st.benchmarks.results import Entry, column_with_marks, titled
 
 __all__ = ["FIGURES", "draw"]
 
@@ -56,7 +56,7 @@ def _axes(axes: Any, title: str, x: str, y: str) -> None:
 
 def scores(entries: Sequence[Entry]) -> Any:
     """The main score of each system on each task, with its confidence interval."""
-    groups, columns = _by_label(entries), list(dict.fromkeys(marked(entry) for entry in entries))
+    groups, columns = _by_label(entries), list(dict.fromkeys(column_with_marks(entry) for entry in entries))
     width = 0.8 / len(groups)
     figure = _figure(max(6.0, 1.5 + 0.28 * len(groups) * len(columns)), 4)
     axes = figure.subplots()
@@ -66,7 +66,7 @@ def scores(entries: Sequence[Entry]) -> Any:
             height = 100 * entry.main
             reach = [[abs(height - 100 * bound)] for bound in entry.system.interval] if entry.system.interval else None
             axes.bar(
-                columns.index(marked(entry)) + (place - (len(groups) - 1) / 2) * width,
+                columns.index(column_with_marks(entry)) + (place - (len(groups) - 1) / 2) * width,
                 height,
                 width,
                 yerr=reach,
@@ -132,7 +132,7 @@ def prompt_documents(entries: Sequence[Entry]) -> Any:
     for place, ((column, model), part) in enumerate(curves.items()):
         colour, _, marker, line = _style(place)
         points = sorted((_count(entry) or 0, 100 * entry.main) for entry in part)
-        label = f"{marked(part[0])} ({model})" if several else marked(part[0])
+        label = f"{column_with_marks(part[0])} ({model})" if several else column_with_marks(part[0])
         axes.plot(
             *zip(*points, strict=True),
             color=colour,
@@ -180,7 +180,12 @@ def gains(entries: Sequence[Entry]) -> Any:
             heights = [value(difference, 0) for difference in differences]
             axes.stairs(heights, edges, fill=True, facecolor=colour, edgecolor="black", linewidth=0.5, hatch=hatch)
         axes.axhline(0, color="black", linewidth=0.8)
-        _axes(axes, f"{marked(entry)}\n{titled(entry, entries)} − {against.name}", "queries, by gain", "nDCG@10 gained")
+        _axes(
+            axes,
+            f"{column_with_marks(entry)}\n{titled(entry, entries)} − {against.name}",
+            "queries, by gain",
+            "nDCG@10 gained",
+        )
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     if len(chosen) > PANELS:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 
 from e2rank_st.benchmarks.figures import FIGURES, draw
-from e2rank_st.benchmarks.results import LOCAL, PARTIAL, Entry, marked, titled
+from e2rank_st.benchmarks.results import LOCAL, PARTIAL, Entry, column_with_marks, titled
 from e2rank_st.console import markdown_table
 from e2rank_st.evaluation.metrics import DIGITS
 from e2rank_st.storage import replacing, write_text
@@ -76,7 +76,7 @@ def main_table(entries: Sequence[Entry], benchmark: str) -> Table:
         if len(columns) > 1:
             scores.append(fmean(known) if len(known) == len(columns) else None)
         lines.append((name, model, *("" if score is None else f"{100 * score:.2f}" for score in scores)))
-    headings = [marked(*part) for part in columns.values()] + (["mean"] if len(columns) > 1 else [])
+    headings = [column_with_marks(*part) for part in columns.values()] + (["mean"] if len(columns) > 1 else [])
     title = f"{'nDCG@10' if benchmark == 'reranking' else 'Main score'}, {benchmark}"
     return Table(f"{benchmark}-scores", title, ("system", "model", *headings), tuple(lines), labels=2)
 
@@ -85,7 +85,12 @@ def metrics_table(entries: Sequence[Entry], benchmark: str) -> Table:
     """All metrics that every entry has, in points; no lines where tasks of several kinds have none in common."""
     names = [name for name in entries[0].system.scores if all(name in entry.system.scores for entry in entries)]
     lines = tuple(
-        (marked(entry), entry.name, entry.model, *(f"{100 * entry.system.scores[name]:.2f}" for name in names))
+        (
+            column_with_marks(entry),
+            entry.name,
+            entry.model,
+            *(f"{100 * entry.system.scores[name]:.2f}" for name in names),
+        )
         for entry in entries
         if names
     )
@@ -100,7 +105,7 @@ def comparison_table(entries: Sequence[Entry], benchmark: str) -> Table:
             low, high = (f"{100 * bound:+.2f}" for bound in found["interval"])
             counts = [str(found[name]) for name in ("wins", "ties", "losses")]
             numbers = (f"{100 * found['difference']:+.2f}", low, high, p_value(found["p"]), *counts)
-            lines.append((marked(entry), titled(entry, entries), found["against"], *numbers))
+            lines.append((column_with_marks(entry), titled(entry, entries), found["against"], *numbers))
     header = ("task", "system", "against", "difference", "95 % from", "to", "p", "wins", "ties", "losses")
     title = f"Differences of nDCG@10, {benchmark}: bootstrap interval, paired randomisation test"
     return Table(f"{benchmark}-comparisons", title, header, tuple(lines), labels=3)
@@ -120,7 +125,7 @@ def latency_table(entries: Sequence[Entry], benchmark: str) -> Table:
         if any(spreads):
             times = [cell for spread in spreads for cell in _spread(spread)]
             tokens = f"{entry.system.tokens['median']:.0f}" if entry.system.tokens else ""
-            lines.append((marked(entry), entry.name, entry.model, *times, tokens))
+            lines.append((column_with_marks(entry), entry.name, entry.model, *times, tokens))
     header = ("task", "system", "model", "stored", "p95", "no store", "p95", "tokens")
     title = f"Milliseconds to rerank the candidates of a query, median and 95th percentile, {benchmark}"
     return Table(f"{benchmark}-latency", title, header, tuple(lines), labels=3)

@@ -22,7 +22,7 @@ __all__ = [
     "Entry",
     "Result",
     "SystemResult",
-    "marked",
+    "column_with_marks",
     "read_entries",
     "titled",
 ]
@@ -74,8 +74,10 @@ class Result:
         settings: The options that the scores depend on.
         environment: Versions and hardware.
         first_stage: Name of the first stage; empty where the model searches the corpus of the task.
-        local: Whether the data was read from local files.
-        partial: Whether some of the queries were left out.
+        local: Whether the data was read from local files. ``mteb_run`` sets it for a data folder, ``first_stages`` for
+            files and folders of the user's own. ``submission`` refuses such a result.
+        partial: Whether some of the queries were left out. ``mteb_run`` sets it for a limit, ``Candidates.limited`` if
+            it leaves any out. Cards and ``submission`` refuse such a result.
         queries: How many queries there are; 0 where no scores by query are known.
         candidates: Most candidates of a query; 0 where the corpus is searched.
         seconds: Wall-clock time.
@@ -213,7 +215,7 @@ def _compared(entry: Entry, reference: Entry | None) -> Entry:
     return replace(entry, system=replace(entry.system, comparison=found._asdict()))
 
 
-def marked(*entries: Entry) -> str:
+def column_with_marks(*entries: Entry) -> str:
     """Name of the task of some entries, with the marks that any of them has."""
     local, partial = (any(getattr(entry.result, flag) for entry in entries) for flag in ("local", "partial"))
     return " ".join([entries[0].column, *([LOCAL] if local else []), *([PARTIAL] if partial else [])])

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from e2rank_st.benchmarks.report import Table, p_value
-from e2rank_st.benchmarks.results import MTEB_REFERENCE, Entry, marked
+from e2rank_st.benchmarks.results import MTEB_REFERENCE, Entry, column_with_marks
 from e2rank_st.evaluation.metrics import mean
 from e2rank_st.evaluation.significance import compare
 from e2rank_st.storage import write_text
@@ -110,7 +110,7 @@ def _line(of: Mapping[str, Entry], names: Iterable[str], rivals: Iterable[str], 
     scores = [f"{100 * mean(entry.system.per_query):.2f}" for entry in shown]
     found = [compare(name, shown[-1].system.per_query, of[name].system.per_query) for name in rivals]
     gains = [f"{100 * test.difference:+.2f}, {p_value(test.p)}" for test in found]
-    return (marked(*shown), str(shown[0].result.queries), *scores, *gains)
+    return (column_with_marks(*shown), str(shown[0].result.queries), *scores, *gains)
 
 
 def put_into(path: Path, text: str) -> None:

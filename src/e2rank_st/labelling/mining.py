@@ -1,7 +1,8 @@
 """Queries, a corpus and judgements → slates of judged documents and mined candidates.
 
 Candidates are the documents that a base model finds nearest to a query, without likely positives that nobody marked. A
-likely positive has the same text as a judged document, a score like the positive's, or nearly the positive's content.
+likely positive has the same text as a judged document, a score like the positive's (``relative_margin``), or nearly the
+positive's content (``max_positive_similarity``; ``search.exact`` applies both). Labelled 0, they are hard negatives.
 
 Sentence-Transformers' own miner, ``mine_hard_negatives``, does not fit. It scores a chunk of queries against the whole
 corpus at once. It filters after the search, so a query may get too few candidates. It knows neither grades nor

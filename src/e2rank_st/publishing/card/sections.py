@@ -10,7 +10,7 @@ from typing import Any
 
 from e2rank_st.benchmarks.figures import FIGURES
 from e2rank_st.benchmarks.report import Table, comparison_table, latency_table, main_table
-from e2rank_st.benchmarks.results import Entry, marked
+from e2rank_st.benchmarks.results import Entry, column_with_marks
 from e2rank_st.benchmarks.training_data import by_name
 from e2rank_st.console import markdown_table
 from e2rank_st.evaluation.evaluator import SYSTEMS
@@ -102,7 +102,7 @@ def figures(entries: Sequence[Entry], report: Path, card: Path) -> str:
 
 def zero_shot(facts: Facts, own: Sequence[Entry]) -> str:
     """For each task, how much of it the model has seen."""
-    tasks = {marked(entry): facts.data.seen(entry.result.task) for entry in own}
+    tasks = {column_with_marks(entry): facts.data.seen(entry.result.task) for entry in own}
     return markdown_table(("task", "zero-shot"), list(tasks.items()))
 
 
@@ -115,7 +115,7 @@ def where_it_hurts(entries: Sequence[Entry], own: Sequence[Entry]) -> str:
         # An own first stage is the model's embedding: the same score by another name.
         started = ("embedding",) if entry.result.first_stage == "own" else ("embedding", "first_stage")
         lines += [
-            f"* {marked(entry)}: {entry.name} {100 * entry.main:.2f}, {rival.name} {100 * rival.main:.2f}"
+            f"* {column_with_marks(entry)}: {entry.name} {100 * entry.main:.2f}, {rival.name} {100 * rival.main:.2f}"
             for rival in entries
             if (rival.column, rival.result.benchmark) == (entry.column, entry.result.benchmark)
             and rival.system.kind in started
