@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.text import Text
 
-from e2rank_st.console import Column, show
+from e2rank_st.console import Column, reported_errors, scrubbed, show
 
 COLUMNS = (Column("rank", "d"), Column("score", ".4f", style="green"), Column("text", share=1))
 ROWS = [(1, 0.87654321, "[bold]a\tb\nc[/bold]"), (10, -0.5, "\x1b[2Jgone \x9b31m")]
@@ -47,3 +47,19 @@ def test_width_of_a_table(monkeypatch: pytest.MonkeyPatch):
     assert "0.2500" in output
     assert {len(line) for line in Text.from_ansi(output).plain.splitlines()} == {30}
     assert "score" in shown(monkeypatch, Terminal(), rows=[])
+
+
+def test_scrubbed():
+    """Guards against tokens and paths of the machine in a message, and against URLs that are cut."""
+    text = (
+        "got '/home/me/data/corpus.parquet' with hf_abcdefghijklmnop from https://huggingface.co/datasets/mteb/nfcorpus"
+    )
+    assert scrubbed(text) == "got '…/corpus.parquet' with hf_*** from https://huggingface.co/datasets/mteb/nfcorpus"
+    assert scrubbed("1/2 of mteb/nfcorpus, and/or none") == "1/2 of mteb/nfcorpus, and/or none"
+
+
+def test_an_error_never_shows_a_token(capsys: pytest.CaptureFixture[str]):
+    """Guards against a token of the Hub in the one line that a command prints."""
+    with pytest.raises(SystemExit), reported_errors("e2rank"):
+        raise ValueError("401 for hf_abcdefghijklmnop")
+    assert capsys.readouterr().err == "e2rank: error: 401 for hf_***\n"

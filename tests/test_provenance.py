@@ -1,7 +1,7 @@
 """Texts and tokens of a model are counted without padding, for every caller."""
 
 from e2rank_st import E2Rank
-from e2rank_st.provenance import counted, scrubbed
+from e2rank_st.provenance import counted
 
 
 def test_counts_tokens_without_padding(tiny: E2Rank, facts: list[str]):
@@ -20,12 +20,3 @@ def test_counts_tokens_without_padding(tiny: E2Rank, facts: list[str]):
     before = cost.tokens
     tiny.encode("not counted")
     assert cost.tokens == before > 0
-
-
-def test_scrubbed():
-    """Guards against tokens and paths of the machine in a message, and against URLs that are cut."""
-    text = (
-        "got '/home/me/data/corpus.parquet' with hf_abcdefghijklmnop from https://huggingface.co/datasets/mteb/nfcorpus"
-    )
-    assert scrubbed(text) == "got '…/corpus.parquet' with hf_*** from https://huggingface.co/datasets/mteb/nfcorpus"
-    assert scrubbed("1/2 of mteb/nfcorpus, and/or none") == "1/2 of mteb/nfcorpus, and/or none"

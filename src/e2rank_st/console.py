@@ -25,6 +25,7 @@ __all__ = [
     "one_line",
     "progress_wanted",
     "reported_errors",
+    "scrubbed",
     "show",
 ]
 
@@ -33,6 +34,10 @@ logger = logging.getLogger(__name__)
 # Tabs and line ends would break a row. Escape sequences in a foreign document could control the terminal.
 CONTROL = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 BAR = "\\|"  # an escaped bar inside a cell of a Markdown table
+
+TOKEN = re.compile(r"hf_\w{6,}")
+# The last part of an absolute path is enough. The slashes of a URL follow a colon or a letter.
+PATH = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\":,]+[/\\])+([^/\\\s'\":,]*)")
 
 
 @dataclass(frozen=True)
@@ -140,11 +145,16 @@ def reported_errors(program: str, *kinds: type[Exception]) -> Iterator[None]:
         raise SystemExit(1) from error
 
 
+def scrubbed(text: str) -> str:
+    """Return a message without access tokens, and with only the last part of each absolute path."""
+    return PATH.sub(r"…/\1", TOKEN.sub("hf_***", text))
+
+
 def one_line(error: Exception) -> str:
     """Return an error's message on one line; for an error of a file, the file and the system's message."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename2 or error.filename}: {error.strerror}"  # the second is the target of a rename
-    return " ".join(str(error).split())
+    return TOKEN.sub("hf_***", " ".join(str(error).split()))
 
 
 class _StderrHandler(logging.Handler):

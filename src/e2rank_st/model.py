@@ -302,9 +302,13 @@ def load_model(
         ImportError: The bundled model's weights are not installed, and the Hub is not reachable.
     """
     check_name(name)
+    has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
+    if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
+        got = f"preset={preset!r}" if preset else f"revision={revision!r}"
+        raise ValueError(f"Got {got} for {name!r}, whose base and wiring are known; leave it out.")
     if name in BUNDLED_MODELS:
         return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
-    if (Path(name) / ADAPTER_CONFIG).is_file():
+    if has_adapter:
         return E2Rank.from_adapter(name, merge=merge, **kwargs)
     return E2Rank(name, preset=preset, revision=revision, **kwargs)
 

@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -25,15 +24,12 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Cost", "counted", "environment", "model_digest", "scrubbed"]
+__all__ = ["Cost", "counted", "environment", "model_digest"]
 
 PACKAGES = (
     "e2rank-st", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "peft", "mteb",
     "pytrec-eval-terrier",
 )  # fmt: skip
-TOKEN = re.compile(r"hf_\w{6,}")
-# The last part of an absolute path is enough. The slashes of a URL follow a colon or a letter.
-PATH = re.compile(r"(?<![\w:/.])(?:[A-Za-z]:)?[/\\](?:[^/\\\s'\":,]+[/\\])+([^/\\\s'\":,]*)")
 FINGERPRINT_VALUES = 1024  # of each parameter: enough to distinguish models of any size
 
 
@@ -77,11 +73,6 @@ def model_digest(model: nn.Module) -> Any:
         values = parameter.detach().flatten()[:FINGERPRINT_VALUES].to("cpu", torch.float32)
         digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
     return digest
-
-
-def scrubbed(text: str) -> str:
-    """Return a message without access tokens, and with only the last part of each absolute path."""
-    return PATH.sub(r"…/\1", TOKEN.sub("hf_***", text))
 
 
 @dataclass

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from e2rank_st import E2Rank
 from e2rank_st.evaluation.evaluator import RerankingEvaluator
-from e2rank_st.training.resuming import MARKER, complete_checkpoints
+from e2rank_st.training.resuming import MARKER, CheckpointMarker, complete_checkpoints
 from e2rank_st.training.trainer import STATE_FILE, E2RankTrainer
 from tests import ROOT
 from tests.toy import toy_rows, with_adapter, with_dropout, with_trained_adapter
@@ -153,7 +153,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_last_checkpoint_is_whole_whenever_a_run_dies(tiny: E2Rank, tmp_path: Path, death: Death) -> None:
     """Guards against a run that resumes from a checkpoint that is half written or half deleted, or from none.
 
-    The hardest case: checkpoint 2 is the best, so that 4 is deleted before 6 is marked.
+    Checkpoint 2 is the best, so 4 is the one to go.
     """
     run, start = tmp_path / "run", tmp_path / "start"
     trainer = falling_trainer(copy.deepcopy(tiny), run, max_steps=4)
@@ -178,10 +178,11 @@ def test_last_checkpoint_is_whole_whenever_a_run_dies(tiny: E2Rank, tmp_path: Pa
             break
         last = complete_checkpoints(run)[-1]
         assert contents(last) == whole[last.name], moment
+        assert (run / "checkpoint-2" / MARKER).exists(), moment
         lasts.append(last.name)
     assert len(lasts) > 20, "the premise: a save changes many files"
     names = [name for name, _ in itertools.groupby(lasts)]
-    assert names in (["checkpoint-4", "checkpoint-2"], ["checkpoint-4", "checkpoint-2", "checkpoint-6"])
+    assert names == ["checkpoint-4", "checkpoint-6"]
     # A run that was started anew writes over a checkpoint that is complete.
     assert [path.name for path in complete_checkpoints(run)] == ["checkpoint-2", "checkpoint-6"]
     assert death.strikes(5, save)
@@ -278,6 +279,37 @@ def test_best_checkpoint_is_loaded_and_kept(moved: tuple[Path, E2RankTrainer]) -
     assert_equal_weights(resumed.model, E2Rank(str(folder / "checkpoint-2"), device="cpu"))
 
 
+@pytest.mark.parametrize("scores", [(0.9, 0.5, 0.4), (0.5, 0.4, 0.6), (0.4, 0.5, 0.6)])
+def test_a_run_that_dies_before_the_mark_resumes(tiny: E2Rank, tmp_path: Path, scores: tuple[float, ...]) -> None:
+    """Guards against a best checkpoint that is deleted while its successor is not complete: nothing could resume."""
+    measured = dict(zip((2, 4, 6), scores, strict=True))
+
+    def trainer(folder: Path) -> E2RankTrainer:
+        made = falling_trainer(copy.deepcopy(tiny), folder, max_steps=6, save_total_limit=2)
+        made.evaluator = lambda *args, **kwargs: {
+            "toy_listwise_ndcg@10": measured[args[3] if len(args) > 3 else kwargs["steps"]]
+        }
+        return made
+
+    whole, broken, resumed = trainer(tmp_path / "whole"), trainer(tmp_path / "run"), trainer(tmp_path / "run")
+    whole.train()
+    (marker,) = [call for call in broken.callback_handler.callbacks if isinstance(call, CheckpointMarker)]
+    mark = marker.on_save
+
+    def dying(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 6:
+            raise Killed
+        mark(args, state, control, **kwargs)
+
+    marker.on_save = dying  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        broken.train()
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["checkpoint-2", "checkpoint-4"]
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.best_step == whole.best_step
+    assert_equal_weights(resumed.model, whole.model)
+
+
 def test_nothing_is_trained_after_the_last_step(
     tiny: E2Rank, tmp_path: Path, moved: tuple[Path, E2RankTrainer]
 ) -> None:
@@ -309,4 +341,4 @@ def test_best_step_is_that_of_a_checkpoint(tiny: E2Rank, tmp_path: Path, caplog:
     trainer.train()
     assert trainer.state.best_global_step == 2, "the premise"
     assert trainer.best_step is None
-    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-5"]
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-5"]

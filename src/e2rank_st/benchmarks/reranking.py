@@ -37,6 +37,7 @@ from e2rank_st.evaluation.metrics import MAIN
 from e2rank_st.model import check_name
 from e2rank_st.provenance import environment
 from e2rank_st.search.index import Index
+from e2rank_st.search.vectors import distinct
 
 __all__ = ["VECTOR_SYSTEMS", "Failure", "Options", "chosen_tasks", "run"]
 
@@ -245,7 +246,7 @@ def _enter(
             own, stored = _candidates(options, task, subject)
             cases = own.cases
         elif role != "cross_encoder" and stored is None:
-            texts = list(dict.fromkeys(text for case in cases for text in case.documents))
+            texts = distinct(case.documents for case in cases)
             stored = subject.embed(texts, options.batch_size, options.show_progress_bar)
         entrants.append(Entrant(role, subject.model, systems[role], cases, stored))
     return candidates, entrants

@@ -116,10 +116,11 @@ def _listed(text: str) -> list[str]:
 
 
 def _chosen(text: str, allowed: Sequence[str]) -> list[str]:
-    """The names between commas, each one of those allowed."""
-    if unknown := [name for name in _listed(text) if name not in allowed]:
+    """The names between commas, each one of those allowed, and once."""
+    names = list(dict.fromkeys(_listed(text)))
+    if unknown := [name for name in names or [""] if name not in allowed]:
         raise ValueError(f"got {unknown[0]!r}; give some of {', '.join(allowed)}")
-    return _listed(text)
+    return names
 
 
 def _counts(text: str) -> list[int]:
@@ -293,7 +294,7 @@ def report(
     """Make tables, in Markdown, and figures of all results."""
     library = _library("report")
     with _usage():
-        parts = _chosen(only, library.PARTS) or library.PARTS
+        parts = _chosen(only, library.PARTS) if only else library.PARTS
         formats = _chosen(figure_format, ("png", "pdf", "svg"))
     entries = _library("results").read_entries(results)
     tables = library.make_tables(entries, parts)

@@ -26,7 +26,7 @@ from e2rank_st.evaluation.metrics import Grade, ndcg
 from e2rank_st.modeling_e2rank import cosine
 from e2rank_st.search.index import Index
 from e2rank_st.search.reranking import rerank_rows
-from e2rank_st.search.vectors import embed_distinct
+from e2rank_st.search.vectors import distinct, embed_distinct
 from e2rank_st.storage import text_id
 
 __all__ = ["SYSTEMS", "RerankingEvaluator"]
@@ -155,8 +155,7 @@ class RerankingEvaluator(BaseEvaluator):
 
         Each distinct text is embedded once, and the listwise ranking uses the same vectors.
         """
-        distinct = list(dict.fromkeys(text for texts in self.documents for text in texts))
-        index = Index.build(model, distinct, self.batch_size, show_progress_bar=False)
+        index = Index.build(model, distinct(self.documents), self.batch_size, show_progress_bar=False)
         options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False}
         query_vectors = torch.from_numpy(embed_distinct(model.encode_query, self.queries, **options))
         scores: dict[str, list[float]] = {system: [] for system in SYSTEMS}

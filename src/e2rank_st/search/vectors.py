@@ -5,13 +5,13 @@ Axes: N texts, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Matrix", "Rows", "embed_distinct", "unit_rows"]
+__all__ = ["Matrix", "Rows", "distinct", "embed_distinct", "unit_rows"]
 
 Matrix: TypeAlias = NDArray[np.float32]
 Rows: TypeAlias = NDArray[np.int64]  # row numbers in a matrix
@@ -33,6 +33,11 @@ def embed_distinct(encode: Callable[..., Any], texts: Sequence[str], **options: 
     row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     vectors = unit_rows(encode(list(row_of), convert_to_numpy=True, **options))
     return vectors if len(row_of) == len(texts) else vectors[[row_of[text] for text in texts]]
+
+
+def distinct(lists: Iterable[Iterable[str]]) -> list[str]:
+    """Each text of some lists once, in the order in which it first appears."""
+    return list(dict.fromkeys(text for texts in lists for text in texts))
 
 
 def unit_rows(vectors: Any) -> Matrix:

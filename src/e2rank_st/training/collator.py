@@ -23,7 +23,7 @@ from e2rank_st.console import progress_wanted
 from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import Embedder, PromptBuilder, TextTokenizer, cosine
 from e2rank_st.search.index import Index
-from e2rank_st.search.vectors import embed_distinct
+from e2rank_st.search.vectors import distinct, embed_distinct
 from e2rank_st.storage import text_id
 from e2rank_st.training.labels import PADDING, SlateLabels
 from e2rank_st.training.losses import COLUMNS
@@ -229,7 +229,7 @@ def prompt_orders(
         return [list(range(len(texts))) for texts in documents]
     options: dict[str, Any] = {"show_progress_bar": progress_wanted(show_progress_bar, logger)}
     if index is None:
-        index = Index.build(model, list(dict.fromkeys(text for texts in documents for text in texts)), **options)
+        index = Index.build(model, distinct(documents), **options)
     query_vectors = torch.from_numpy(embed_distinct(model.encode_query, queries, **options))
     orders = []
     for vector, texts in zip(query_vectors, documents, strict=True):

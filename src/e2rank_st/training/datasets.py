@@ -21,6 +21,7 @@ from e2rank_st.evaluation.evaluator import RerankingEvaluator
 from e2rank_st.model import E2Rank
 from e2rank_st.provenance import model_digest
 from e2rank_st.search.index import Index
+from e2rank_st.search.vectors import distinct
 from e2rank_st.storage import file_sha256, folder_sha256, read_json, write_json
 from e2rank_st.training.collator import prompt_orders
 
@@ -221,8 +222,8 @@ def document_index(model: E2Rank, data: DatasetDict, cache: Path, show_progress_
     folder = cache / fingerprint(model, data)[:16]
     if folder.exists():
         return Index.load(folder)
-    distinct = dict.fromkeys(text for part in data.values() for texts in part["documents"] for text in texts)
-    index = Index.build(model, list(distinct), show_progress_bar=show_progress_bar)
+    texts = distinct(texts for part in data.values() for texts in part["documents"])
+    index = Index.build(model, texts, show_progress_bar=show_progress_bar)
     index.save(folder)
     return index
 

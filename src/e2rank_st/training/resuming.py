@@ -1,13 +1,15 @@
 """The checkpoints of a run → the newest complete one, from which a killed run resumes.
 
-Transformers' trainer writes a checkpoint file by file, and deletes old ones the same way. A run can be killed in
-between. So a complete checkpoint is marked: once all processes have saved, the main process writes :data:`MARKER` into
-its folder, with the size of each file. A checkpoint is complete if all these files are there, each of its size.
+Transformers' trainer writes a checkpoint file by file. A run can be killed in between. So a complete checkpoint is
+marked: once all processes have saved, the main process writes :data:`MARKER` into its folder, with the size of each
+file. A checkpoint is complete if all these files are there, each of its size. Old checkpoints are deleted after that:
+transformers' trainer would do it before, and a run that dies then could have lost its best checkpoint.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +26,16 @@ MARKER = "complete.json"
 
 
 class CheckpointMarker(TrainerCallback):
-    """Marks each checkpoint as complete.
+    """Marks each checkpoint as complete, then deletes the oldest above the limit.
 
     Args:
         accelerator: The trainer's, to wait for the other processes.
+        limit: Most checkpoints to keep; None for all. The last and the best one stay in any case.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, limit: int | None) -> None:
         self.accelerator = accelerator
+        self.limit = limit
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Take the mark from a checkpoint of another run that this step may overwrite."""
@@ -44,6 +48,15 @@ class CheckpointMarker(TrainerCallback):
         if args.should_save:
             folder = _folder(args, state)
             write_json(folder / MARKER, _sizes(folder))
+            for surplus in self._surplus(folder, state.best_model_checkpoint):
+                (surplus / MARKER).unlink(missing_ok=True)  # first: half a checkpoint must not look complete
+                shutil.rmtree(surplus)
+
+    def _surplus(self, last: Path, best: str | None) -> list[Path]:
+        checkpoints = _by_step(last.parent)
+        number = 0 if self.limit is None else max(len(checkpoints) - self.limit, 0)
+        kept = {last.name, Path(best or "").name}
+        return [path for path in checkpoints if path.name not in kept][:number]
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
@@ -69,6 +82,11 @@ def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
     Raises:
         OSError: A folder cannot be read.
     """
-    named = {path: path.name.removeprefix("checkpoint-") for path in Path(folder).glob("checkpoint-*")}
-    steps = {path: int(step) for path, step in named.items() if step.isdecimal() and _is_complete(path)}
+    return [path for path in _by_step(Path(folder)) if _is_complete(path)]
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """All checkpoints in a folder, complete or not, the oldest step first."""
+    named = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    steps = {path: int(step) for path, step in named.items() if step.isdecimal()}
     return sorted(steps, key=lambda path: steps[path])

@@ -31,6 +31,7 @@ from e2rank_st.evaluation.evaluator import SYSTEMS
 from e2rank_st.evaluation.significance import randomisation_test
 from e2rank_st.model import BUNDLED_MODELS, E2Rank
 from e2rank_st.search.index import Index
+from e2rank_st.search.vectors import distinct
 from e2rank_st.storage import read_json, replacing, write_text
 from e2rank_st.training.base import adapt, load_base
 from e2rank_st.training.datasets import document_index, load_evaluator, load_training_data, with_prompt_orders
@@ -300,7 +301,7 @@ def _mixed_precision(arguments: E2RankTrainingArguments) -> torch.autocast:
 
 
 def _zeros(model: E2Rank, data: DatasetDict) -> Index:
-    texts = list(dict.fromkeys(text for part in data.values() for row in part["documents"] for text in row))
+    texts = distinct(texts for part in data.values() for texts in part["documents"])
     return Index(texts, np.zeros((len(texts), model.get_embedding_dimension() or 0), np.float32))
 
 

@@ -55,10 +55,8 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
     def __post_init__(self) -> None:
         """Check the values that nothing else checks."""
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.save_total_limit == 1:
-            # The old checkpoint would be deleted before the new one is complete.
-            logger.info("save_total_limit is 2 instead of 1: the checkpoint before the last one is kept, too.")
-            self.save_total_limit = 2
+        # CheckpointMarker deletes old checkpoints: transformers' trainer does it before the new one is complete.
+        self.checkpoint_limit, self.save_total_limit = self.save_total_limit, None
         if self.load_best_model_at_end and self.save_strategy == "steps" and self.save_steps != self.eval_steps:
             logger.warning(
                 "Got save_steps=%s and eval_steps=%s: the best evaluation may be at a step without a checkpoint. The "
@@ -110,7 +108,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
         if self._is_sharded and isinstance(self.data_collator, SlateCollator):
             self.data_collator.fill_up = True  # each pass gathers weights, so all processes make the same passes
         self.add_callback(_Beginnings(self))
-        self.add_callback(CheckpointMarker(self.accelerator))
+        self.add_callback(CheckpointMarker(self.accelerator, self.args.checkpoint_limit))
 
     @property
     def _is_sharded(self) -> bool:

@@ -110,7 +110,7 @@ def read_card(path: Path, repo_id: str) -> Card:
 
     Raises:
         FileNotFoundError: There is no card.
-        ValueError: It is too large, its metadata is no YAML, incomplete or wrong, or a figure is elsewhere or none.
+        ValueError: It is too large, its metadata is not YAML, incomplete or wrong, or a figure is missing or elsewhere.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no card at {path}. Write one, or name one with --card.")
@@ -122,7 +122,7 @@ def read_card(path: Path, repo_id: str) -> Card:
     for figure in card.figures:
         parts = PurePosixPath(figure)
         if parts.is_absolute() or ".." in parts.parts or not (path.parent / figure).is_file():
-            raise ValueError(f"The card {path} shows {figure!r}, which is no file beside or below it. Put it there.")
+            raise ValueError(f"The card {path} shows {figure!r}, which is not a file beside or below it. Put it there.")
         if parts.suffix not in FIGURES:  # else it could take the place of a configuration
             raise ValueError(f"The card {path} shows {figure!r}; a figure is one of {', '.join(sorted(FIGURES))}.")
     return card
@@ -133,7 +133,7 @@ def _metadata(text: str, path: Path) -> dict[str, Any]:
     try:
         metadata = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError as error:
-        raise ValueError(f"The metadata of the card {path} is no valid YAML: {error}.") from error
+        raise ValueError(f"The metadata of the card {path} is not valid YAML: {error}.") from error
     if not isinstance(metadata, dict):
         raise ValueError(f"The card {path} has no metadata. Begin it with YAML between two lines of ---.")
     wrong = [name for name, kind in REQUIRED.items() if not metadata.get(name) or not isinstance(metadata[name], kind)]
