@@ -106,7 +106,7 @@ $(filter-out $(LAST),$(OWN_FILES)): | $(LAST)
 $(SIZES): | $(VENV)/.dev
 	$(RERANK) --tasks dl21 --systems embedding,listwise --num-prompt-documents 1,2,3,4,5,6,8 --output-dir $(@D)
 
-benchmark: $(VENV)/.base  ## time reranking against the recipe of the public model card
+benchmark: $(VENV)/.base  ## time reranking against the recipe of the public model card, in some minutes
 	$(VENV)/bin/python eval/benchmark_rerank.py
 
 publish-check: $(VENV)/.dev  ## build and verify the Hub repository of the bundled model, without the Hub

@@ -6,6 +6,7 @@
 The options: ``--help``.
 """
 
+import os
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ def main(
     turns: Annotated[int, typer.Option(min=1, help="Counted runs of each variant.")] = 5,
 ) -> None:
     """Time one rerank: this package against the plain recipe, with the same weights and candidates."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as the command e2rank does
     from e2rank_st.benchmarks.speed import time_reranking
 
     title, rows = time_reranking(turns)

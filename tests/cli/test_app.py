@@ -180,6 +180,7 @@ def test_help_has_examples_and_needs_no_torch(run):
         result = run(*command, "--help")
         assert result.exit_code == 0
         assert "Examples:\n    e2rank " in result.stdout
+        assert "e2rank echo" not in result.stdout  # in a pipe the program does not come first
     assert run("--version").stdout == f"e2rank {__version__}\n"
     code = "import sys, e2rank_st.cli.app; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -51,6 +51,7 @@ def test_rerank_shows_and_writes(data: Path, checkpoint: Path, tmp_path: Path):
     assert done.exit_code == 0, done.stderr
     title, *rows = done.stdout.splitlines()
     assert title == "# DL21, bm25 top 5, 4 queries, compared with baseline_embedding · local · partial"
+    assert done.stderr.endswith("wrote out/dl21-bm25.json\n")
     result = reranking.Result.read(tmp_path / "out" / "dl21-bm25.json")
     assert [row.split("\t")[0] for row in rows] == list(result.systems)
     names = ["embedding", "listwise_k2", "listwise_k4"]

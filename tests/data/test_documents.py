@@ -1,5 +1,6 @@
 """Documents: the texts of a file, and the place of a bad line."""
 
+import gzip
 import io
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def test_formats(tmp_path: Path, content: str, form: str, expected: list):
         (b'{"text": ["one"]}\n', "auto", "<stdin>:1: text: not a string"),
         (b'{"text": "one"}\n["two"]\n', "auto", "<stdin>:2: line: not a JSON object"),
         (b'{"text": "half a pair \\ud800"}\n', "auto", "<stdin>:1: text: half a character"),
-        (b"one\n\xff\n", "auto", "<stdin>:2: line: not UTF-8"),
+        (b"one\n\xff\n", "auto", "<stdin>:2: line: not UTF-8; .* convert the file"),
+        (gzip.compress(b"one\n"), "auto", "<stdin>:1: line: not UTF-8; .* unpack the file with gunzip or zcat"),
     ],
 )
 def test_errors_name_the_line(monkeypatch: pytest.MonkeyPatch, content: bytes, form: str, message: str):

@@ -61,8 +61,11 @@ FROZEN = (
 )  # fmt: skip
 
 
-def test_smoke(settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_smoke(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """Guards against a script whose parts work and whose run does not: a model that gets better, and is usable."""
+    caplog.set_level("INFO", "e2rank_st")
     # Few slates are learned by heart and teach nothing: 24 of them left 48 other queries where they were.
     sources = [write(tmp_path / f"{name}.jsonl", toy_rows(200, seed, name)) for seed, name in enumerate(("a", "b"))]
     dev = write(tmp_path / "dev.jsonl", toy_rows(64, seed=3))
@@ -98,6 +101,8 @@ def test_smoke(settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     card = (folder / "final" / "README.md").read_text(encoding="utf-8")
     assert "about flea" not in card
     assert "what is" not in card
+    kept = caplog.messages.index(f"evaluating the kept checkpoint: step {record['best_step']}")
+    assert not any(message.startswith("step ") for message in caplog.messages[kept:])  # it would name the last step
     summary = capsys.readouterr().out
     assert "dev_listwise" in summary
     assert f"{record['after']['dev_listwise_ndcg@10']:.4f}" in summary

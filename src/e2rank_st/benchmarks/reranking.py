@@ -39,7 +39,7 @@ from e2rank_st.provenance import environment
 from e2rank_st.search.index import Index
 from e2rank_st.search.vectors import distinct
 
-__all__ = ["VECTOR_SYSTEMS", "Failure", "Options", "chosen_tasks", "run"]
+__all__ = ["VECTOR_SYSTEMS", "Failure", "Options", "chosen_tasks", "result_path", "run"]
 
 REFERENCES = ("baseline_embedding", "embedding", "first_stage")  # the others are compared with the first that runs
 
@@ -159,6 +159,11 @@ def run(options: Options) -> Iterator[Result | Failure]:
             yield Failure(task.name, str(error))
 
 
+def result_path(options: Options, result: Result) -> Path:
+    """Return the file of a result."""
+    return options.output_dir / f"{result.task}-{result.first_stage}.json"
+
+
 def _load(options: Options) -> dict[str, Subject]:
     """Load the models by role: ``model`` and, where asked for, ``baseline`` and ``cross_encoder``."""
     names = {"model": options.model, "baseline": options.baseline}
@@ -209,7 +214,7 @@ def _evaluate(options: Options, task: Task, subjects: Mapping[str, Subject]) -> 
     if options.runs_dir is not None:
         for name, found in measured.items():
             write_run(options.runs_dir / f"{stem}.{name}.trec", found.run, name)
-    result.write(options.output_dir / f"{stem}.json")
+    result.write(result_path(options, result))
     return result
 
 

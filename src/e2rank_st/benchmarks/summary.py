@@ -79,8 +79,10 @@ def short_summary(entries: Sequence[Entry]) -> str:
 def _only_model(name: str, entries: Sequence[Entry]) -> str:
     models = {entry.model for entry in entries if entry.name == name}
     if len(models) != 1:
-        found = f"results of several models: {', '.join(sorted(models))}" if models else "no results"
-        raise ValueError(f"For {name} there are {found}; run e2rank eval rerank with one --model and one --baseline.")
+        found = f"results of several models ({', '.join(sorted(models))})" if models else "no results"
+        raise ValueError(
+            f"There are {found} for the system {name}; run e2rank eval rerank with one --model and one --baseline."
+        )
     return models.pop()
 
 

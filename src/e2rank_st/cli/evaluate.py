@@ -234,6 +234,7 @@ def rerank(
             typer.echo(f"{outcome.task}: error: {outcome.error}", err=True)
         else:
             _show_result(outcome)
+            typer.echo(f"wrote {library.result_path(options, outcome)}", err=True)
     if any(failed):
         typer.echo(f"{sum(failed)} of {len(failed)} tasks failed.", err=True)
         raise typer.Exit(1)

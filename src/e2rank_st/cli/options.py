@@ -12,8 +12,12 @@ __all__ = ["BatchSize", "Device", "Verbose", "examples"]
 
 
 def examples(*commands: str, program: str = "e2rank") -> str:
-    """Format examples for the end of a help text; the mark at the start keeps the line ends."""
-    return "\b\nExamples:\n" + "\n".join(f"  {program} {command}" for command in commands)
+    """Format examples for the end of a help text; the mark at the start keeps the line ends.
+
+    A pipe has to name the program itself.
+    """
+    lines = (command if "|" in command else f"{program} {command}" for command in commands)
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def _set_verbosity(verbosity: int) -> int:

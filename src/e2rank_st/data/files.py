@@ -38,6 +38,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 128  # some megabytes: a slate may hold a hundred passages
+GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 Row: TypeAlias = Mapping[str, Any]
 Parsed = TypeVar("Parsed")
@@ -254,7 +255,8 @@ def decoded(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError("line", "not UTF-8", f"{error.reason} at byte {error.start}; convert the file.") from error
+        advice = "unpack the file with gunzip or zcat" if raw.startswith(GZIP_MAGIC) else "convert the file"
+        raise DataError("line", "not UTF-8", f"{error.reason} at byte {error.start}; {advice}.") from error
 
 
 # Ending of a file's name → reader of its rows.

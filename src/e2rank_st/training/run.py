@@ -214,7 +214,7 @@ def train(run: Run) -> TrainingRecord:
     trainer.train(str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - began
     losses, dev = split_log(trainer.state.log_history, run.metric_names)  # before an evaluation that is not a step's
-    after = _metrics(run, trainer.evaluate()) if run.evaluators else {}
+    after = _evaluate_kept(run)
     start = read_json(run.output / RUN_FILE) if run.is_main else {"before": {}, "per_query": {}}
     record = TrainingRecord(
         settings=run.parsed.told,
@@ -233,6 +233,16 @@ def train(run: Run) -> TrainingRecord:
     )
     _save(run, record)
     return record
+
+
+def _evaluate_kept(run: Run) -> dict[str, float]:
+    """Evaluate the weights that are kept. Its line would name the last step, and the summary has the scores."""
+    if not run.evaluators:
+        return {}
+    if run.parsed.arguments.load_best_model_at_end:
+        logger.info("evaluating the kept checkpoint: step %s", run.trainer.best_step)
+    run.trainer.remove_callback(_Lines)
+    return _metrics(run, run.trainer.evaluate())
 
 
 def _metrics(run: Run, found: Mapping[str, float]) -> dict[str, float]:
