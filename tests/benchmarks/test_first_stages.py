@@ -94,7 +94,7 @@ def test_missing_files_say_where_they_are_public(tmp_path: Path):
         locate(TASKS["dl19"], "bm25", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"qrels\.dl22-passage\.txt of github"):
         locate(TASKS["dl22"], "bm25", tmp_path)
-    with pytest.raises(ValueError, match="dl23 cannot be fetched: No first-stage results"):
+    with pytest.raises(ValueError, match="dl23 cannot be fetched: The Hub holds no first-stage results"):
         locate(TASKS["dl23"], "bm25", None)
     with pytest.raises(ValueError, match="not a public task"):
         locate(Task("own", "own"), "bm25", None)

@@ -72,7 +72,7 @@ def _deep_learning(year: int) -> Task:
     on_hub = {"hub_name": f"dl{year}", "hub_qrels": f"dl{year}-passage"}
     elsewhere = {
         "note": "The Hub holds no first-stage results with text: recipes/e2rank-minilm-l6/data.md says where "
-        f"they are public. Judgements: qrels.dl{year}-passage.txt of github.com/castorini/anserini-tools."
+        f"more is public. Judgements: qrels.dl{year}-passage.txt of github.com/castorini/anserini-tools."
     }
     files: dict[str, Any] = on_hub if year < 21 else elsewhere
     return Task(f"dl{year}", f"DL{year}", "dl", WEB_RETRIEVAL, WEB_LISTWISE, relevant_from=2, **files)
