@@ -210,11 +210,11 @@ def _evaluate(options: Options, task: Task, subjects: Mapping[str, Subject]) -> 
         candidates=max(len(case.ids) for case in candidates.cases),
         seconds=round(time.perf_counter() - start, 1),
     )
-    stem = f"{task.name}-{candidates.first_stage}"
+    path = result_path(options, result)
     if options.runs_dir is not None:
         for name, found in measured.items():
-            write_run(options.runs_dir / f"{stem}.{name}.trec", found.run, name)
-    result.write(result_path(options, result))
+            write_run(options.runs_dir / f"{path.stem}.{name}.trec", found.run, name)
+    result.write(path)
     return result
 
 

@@ -239,7 +239,7 @@ def _evaluate_kept(run: Run) -> dict[str, float]:
     """Evaluate the weights that are kept. Its line would name the last step, and the summary has the scores."""
     if not run.evaluators:
         return {}
-    if run.parsed.arguments.load_best_model_at_end:
+    if run.is_main and run.parsed.arguments.load_best_model_at_end:
         logger.info("evaluating the kept checkpoint: step %s", run.trainer.best_step)
     run.trainer.remove_callback(_Lines)
     return _metrics(run, run.trainer.evaluate())
