@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
@@ -31,7 +32,7 @@ from e2rank_st.adapters import (
 from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
 from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
-from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+from e2rank_st.modeling_e2rank import LONG_TOKEN, E2RankPooling, ListwiseRerank, natural, strings
 from e2rank_st.storage import write_json
 from e2rank_st.wiring import wire
 
@@ -48,6 +49,22 @@ OWN_CLASSES: dict[str, type[nn.Module]] = {
     for cls in (E2RankPooling, ListwiseRerank)
     for path in (cls.__module__, "modeling_e2rank")
 }
+
+
+class _Lock:
+    """A lock that a model can hold: its copies have locks of their own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Lock, ()
 
 
 class ListwiseOptions(TypedDict, total=False):
@@ -85,6 +102,7 @@ class E2Rank(SentenceTransformer):
 
     def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
         self._preset = preset
+        self._tokenizing = _Lock()
         super().__init__(os.fspath(model_name_or_path) if model_name_or_path else None, **kwargs)
 
     @classmethod
@@ -233,6 +251,27 @@ class E2Rank(SentenceTransformer):
 
     rank = rerank
 
+    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Tokenises inputs as ``SentenceTransformer`` does, for one thread at a time, without the rest of long texts.
+
+        A tokenizer sets padding and truncation anew at every call, so two threads would corrupt each other's batches.
+        """
+        limit, before = self._most_tokens(**kwargs), prompt or ""
+        if limit and any(isinstance(one, str) and len(one) > LONG_TOKEN * limit for one in inputs):
+            texts = self.listwise.builder.texts
+            inputs = [
+                texts.start(before + one, limit)[len(before) :] if isinstance(one, str) else one for one in inputs
+            ]
+        with self._tokenizing:
+            return super().preprocess(inputs, prompt=prompt, **kwargs)
+
+    def _most_tokens(self, processing_kwargs: Any = None, max_length: int | None = None, **_: Any) -> int | None:
+        """The most tokens of an input that a call may keep; None if it keeps all."""
+        per_call = ((processing_kwargs or {}).get("text") or {}).get("max_length")
+        by_task = [getattr(self[0], f"{task}_length", None) for task in ("query", "document")]
+        limits = [self.max_seq_length, per_call, max_length, *by_task]
+        return max((limit for limit in limits if limit), default=None) if self.max_seq_length else None
+
     def search(
         self,
         queries: str | Sequence[str],
@@ -261,7 +300,8 @@ class E2Rank(SentenceTransformer):
             ValueError: If the index has a different dimension, or a number is negative.
         """
         single = isinstance(queries, str)
-        texts: list[str] = [queries] if isinstance(queries, str) else list(queries)
+        texts = strings("queries", [queries] if single else queries)
+        top_k, num_candidates = natural("top_k", top_k), natural("num_candidates", num_candidates)
         if not texts:
             return []
         scores, rows = index.retrieve(self.encode_query(texts, show_progress_bar=False), num_candidates)  # (B, N)
@@ -277,9 +317,10 @@ class E2Rank(SentenceTransformer):
         ``trust_remote_code``. The pooling is in the place where other runtimes look for it.
         """
         # A fast tokenizer keeps the padding and truncation of its last call, and would save them.
-        self.tokenizer.backend_tokenizer.no_padding()
-        self.tokenizer.backend_tokenizer.no_truncation()
-        super().save(path, *args, **kwargs)
+        with self._tokenizing:
+            self.tokenizer.backend_tokenizer.no_padding()
+            self.tokenizer.backend_tokenizer.no_truncation()
+            super().save(path, *args, **kwargs)
         if path is not None:
             _make_portable(Path(path))
 

@@ -12,14 +12,18 @@ Axes: B queries, N documents of one query, K documents in the prompt, L tokens, 
 
 from __future__ import annotations
 
+import copy
 import logging
+import numbers
 import operator
 import re
 import shutil
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple
@@ -39,6 +43,8 @@ CANDIDATE_ORDERS = ("given", "similarity")
 RETRIEVAL_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}  # as ST's encode_* choose them
 MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward pass, for every batch size
 TOKENIZER_CHUNK = 256  # texts tokenised at a time; it limits the memory of the tokenizer's offsets
+LONG_TOKEN = 16  # characters; few texts have longer tokens on average
+SETTLED = 1_024  # characters; a cut changes only tokens that end nearer to it
 
 
 class E2RankPooling(Pooling):
@@ -130,7 +136,12 @@ class PromptFormat:
                 raise ValueError(f"{text!r} needs the fields {needed}, may have {allowed}, and has {fields or 'none'}.")
 
     def pieces(self, instruction: str, query: str, documents: Sequence[str]) -> Iterator[tuple[str, bool]]:
-        """Yields pieces ``(text, trusted)``. Only trusted pieces, those of the format, may hold control tokens."""
+        """Yields pieces ``(text, trusted)``. Only trusted pieces, those of the format, may hold control tokens.
+
+        Where a colon follows the instruction, it replaces the instruction's own full stop or colon.
+        """
+        if "{instruction}:" in self.template:
+            instruction = instruction.rstrip(" .:")
         values = {"instruction": instruction, "query": query}
         for literal, field, _, _ in Formatter().parse(self.template):
             yield literal, True
@@ -171,7 +182,10 @@ PROMPT_FORMATS: Mapping[str, PromptFormat] = {
 
 
 class TokenizedText(NamedTuple):
-    """A tokenised text: its token ids without special tokens, and the first character of each token."""
+    """A tokenised text: its token ids without special tokens, and the first character of each token.
+
+    A long text is here only as far as its tokens are needed.
+    """
 
     text: str
     ids: array[int]
@@ -185,42 +199,80 @@ class TokenizedText(NamedTuple):
 class TextTokenizer:
     """Texts → token ids. No part of a text becomes a control token.
 
+    A tokenizer sets padding and truncation anew at every call, so two threads that share one corrupt each other. This
+    class works on a private copy, whose settings never change. Any number of threads may use it.
+
     Args:
         tokenizer: A fast tokenizer, because cutting a text needs token offsets.
 
     Raises:
-        ValueError: If the tokenizer is not fast.
+        ValueError: If the tokenizer is not fast, or does not keep a text whole between its special tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"E2Rank needs a fast tokenizer, got {type(tokenizer).__name__}. Convert it to one.")
         self.tokenizer = tokenizer
-        bare, full = self.ids(["a"])[0], tokenizer("a")["input_ids"]
-        start = next(n for n in range(len(full)) if full[n : n + len(bare)] == list(bare))
+        self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True
+        bare, full = self.ids(["a"])[0], self._backend.encode("a").ids
+        start = next((n for n in range(len(full)) if full[n : n + len(bare)] == bare), None)
+        if start is None:
+            raise ValueError(
+                f"{type(tokenizer).__name__} changes a text when it adds special tokens. Use a different one."
+            )
         self.prefix, self.suffix = full[:start], full[start + len(bare) :]
 
     def encodings(self, texts: Sequence[str]) -> Iterator[Any]:
         """Yields one backend encoding for each text, without special tokens and uncut."""
         for start in range(0, len(texts), TOKENIZER_CHUNK):
-            chunk = list(texts[start : start + TOKENIZER_CHUNK])
-            yield from self.tokenizer(
-                chunk, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-            ).encodings
+            yield from self._backend.encode_batch(texts[start : start + TOKENIZER_CHUNK], add_special_tokens=False)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of each text, without special tokens and uncut."""
         return [encoding.ids for encoding in self.encodings(texts)]
 
-    def texts(self, texts: Iterable[str], prompt: str = "") -> dict[str, TokenizedText]:
-        """Maps each distinct text to its tokens. The ids belong to ``prompt + text``, the starts to the text alone."""
+    def rendered_ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Returns the token ids of a whole prompt as a string, whose control tokens count as such."""
+        backend = copy.deepcopy(self._backend)
+        backend.encode_special_tokens = False
+        ids: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def start(self, text: str, num_tokens: int | None) -> str:
+        """Returns a start of the text that has the same first ``num_tokens`` tokens; None keeps the whole text.
+
+        The memory of a tokenizer is a hundred times that of its text, and most of a very long text is cut anyway. A
+        bound in characters could be too short, because a token may stand for any number of them.
+        """
+        if num_tokens is None or self.tokenizer.truncation_side == "left":
+            return text
+        size = LONG_TOKEN * num_tokens + SETTLED
+        while size < len(text):
+            offsets = self._backend.encode(text[:size], add_special_tokens=False).offsets
+            if sum(end <= size - SETTLED for _, end in offsets) >= num_tokens:
+                return text[:size]
+            size *= 4
+        return text
+
+    def texts(self, texts: Iterable[str], prompt: str = "", num_tokens: int | None = None) -> dict[str, TokenizedText]:
+        """Maps each distinct text to its tokens. The ids belong to ``prompt + text``, the starts to the text alone.
+
+        Args:
+            texts: The texts.
+            prompt: A text before each.
+            num_tokens: Number of tokens that are needed; later ones of a very long text may be missing.
+        """
         distinct = list(dict.fromkeys(texts))
-        encodings = self.encodings([prompt + text for text in distinct])
+        needed = None if num_tokens is None else num_tokens + len(prompt)
+        kept = [self.start(prompt + text, needed) for text in distinct]
         tokenized = {}
-        for text, encoding in zip(distinct, encodings, strict=True):
+        for text, part, encoding in zip(distinct, kept, self.encodings(kept), strict=True):
             # A token of the text may begin in the prompt, for example with the space before the first word.
             starts = [max(start - len(prompt), 0) for start, end in encoding.offsets if end > len(prompt)]
-            tokenized[text] = TokenizedText(text, array("i", encoding.ids), array("i", starts))
+            tokenized[text] = TokenizedText(part[len(prompt) :], array("i", encoding.ids), array("i", starts))
         return tokenized
 
     def with_special_tokens(self, ids: Sequence[int], max_length: int | None = None) -> tuple[int, ...]:
@@ -254,7 +306,10 @@ def water_fill(lengths: Sequence[int], budget: int) -> list[int]:
 
 
 class Prompt(NamedTuple):
-    """A listwise prompt, with the tokens of its documents and query before and after cutting."""
+    """A listwise prompt, with the numbers of tokens of its documents and query before and after cutting.
+
+    ``document_tokens`` and ``document_shares`` are empty if no document was cut.
+    """
 
     ids: tuple[int, ...]
     document_tokens: tuple[int, ...]
@@ -285,15 +340,15 @@ class PromptBuilder:
         longest_first = sorted(map(re.escape, added), key=len, reverse=True)
         self._control = re.compile("(" + "|".join(longest_first) + ")" if added else "(?!)()")
         self._head, self._tail = self._chat_frame() if prompt_format.chat else ("", "")
-        self._sizes: dict[tuple[str, int], int] = {}
         self._check_runs()
 
     def _check_runs(self) -> None:
         """Refuses a tokenizer whose control tokens change the text beside them (``rstrip`` and SentencePiece may)."""
         values = ("do", "why?", ["one", "two"])
         whole = self._head + self.format.render(*values) + self._tail
-        ids = self.texts.tokenizer(whole, add_special_tokens=not self.format.chat, split_special_tokens=False)
-        if self.encode(*values) != tuple(ids["input_ids"]):
+        if not self._control.search(whole):
+            return
+        if self.encode(*values) != tuple(self.texts.rendered_ids(whole, not self.format.chat)):
             raise ValueError(
                 f"{type(self.texts.tokenizer).__name__} tokenises text beside a control token differently than alone, "
                 f"so it cannot build the prompt format {self.format.name!r}. Use a format without control tokens."
@@ -335,38 +390,62 @@ class PromptBuilder:
         ids = [token for pair in zip(encoded, [*controls, []], strict=True) for part in pair for token in part]
         return tuple(ids) if self.format.chat else self.texts.with_special_tokens(ids)
 
-    def _fixed_size(self, instruction: str, num_documents: int) -> int:
-        key = (instruction, num_documents)
-        if key not in self._sizes:
-            self._sizes[key] = len(self.encode(instruction, "", [""] * num_documents))
-        return self._sizes[key]
-
-    def build(self, query: TokenizedText, documents: Sequence[TokenizedText], instruction: str) -> Prompt:
+    def build(
+        self,
+        query: TokenizedText,
+        documents: Sequence[str],
+        instruction: str,
+        tokens: Callable[[Sequence[str]], Sequence[TokenizedText]],
+    ) -> Prompt:
         """Builds one prompt. Documents share the tokens that template and query leave, by water-filling.
 
         Documents that would not get a token are left out. The query is cut only if it is longer than
         ``max_query_tokens``, or than a prompt without documents allows.
 
+        Args:
+            query: The query.
+            documents: The documents.
+            instruction: The instruction.
+            tokens: Tokenises documents alone; it is called only if they may have to be cut.
+
         Raises:
             ValueError: If the template alone leaves no tokens for a query.
         """
-        lengths = [len(document.starts) for document in documents]
-        query_share, slack = min(len(query.starts), self.max_query_tokens), 0
+        query_share = min(len(query.starts), self.max_query_tokens)
+        if sum(map(len, documents)) <= LONG_TOKEN * self.max_tokens:
+            ids = self.encode(instruction, query.head(query_share), documents)
+            if len(ids) <= self.max_tokens:
+                return Prompt(ids, (), (), len(query.starts), query_share)
+        return self._cut(query, query_share, tokens(documents), instruction)
+
+    def _cut(
+        self, query: TokenizedText, query_share: int, documents: Sequence[TokenizedText], instruction: str
+    ) -> Prompt:
+        lengths, slack = [len(document.starts) for document in documents], 0
+
+        @cache
+        def fixed_size(count: int) -> int:
+            return len(self.encode(instruction, "", [""] * count))
+
+        def free(count: int) -> int:
+            return self.max_tokens - fixed_size(count) - query_share - slack
 
         def lacks_room(count: int) -> bool:
-            free = self.max_tokens - self._fixed_size(instruction, count) - query_share - slack
-            return free < sum(map(bool, lengths[:count]))
+            return free(count) < sum(map(bool, lengths[:count]))
 
         count = bisect_left(range(1, len(lengths) + 1), True, key=lacks_room)
         while True:
-            free = self.max_tokens - self._fixed_size(instruction, count) - query_share - slack
             if count and lacks_room(count):
                 count, slack = count - 1, 0
                 continue
-            query_share += min(free, 0)
+            room = free(count)
+            query_share += min(room, 0)
             if query_share < min(len(query.starts), 1):
-                raise ValueError(self._too_small(instruction))
-            shares = water_fill(lengths[:count], free)
+                raise ValueError(
+                    f"max_prompt_tokens={self.max_tokens} cannot hold a query: the template of the prompt format "
+                    f"{self.format.name!r} takes {fixed_size(0)} tokens. Raise it, or cut the instruction."
+                )
+            shares = water_fill(lengths[:count], room)
             texts = [document.head(share) for document, share in zip(documents, shares, strict=False)]
             ids = self.encode(instruction, query.head(query_share), texts)
             if len(ids) <= self.max_tokens:
@@ -375,25 +454,23 @@ class PromptBuilder:
             # The parts were counted alone, but tokens may split between them: only the whole prompt counts.
             slack += len(ids) - self.max_tokens
 
-    def _too_small(self, instruction: str) -> str:
-        return (
-            f"max_prompt_tokens={self.max_tokens} cannot hold a query: the template of the prompt format "
-            f"{self.format.name!r} takes {self._fixed_size(instruction, 0)} tokens. Raise it, or cut the instruction."
-        )
-
 
 class Embedder:
     """Texts and prompts of one call → vectors, each distinct one once, in batches of similar length and bounded tokens.
 
     Args:
         model: The complete model.
+        builder: Builds the model's prompts.
         batch_size: Most sequences in a forward pass.
         show_progress_bar: Whether to show a progress bar for each kind of sequence.
     """
 
-    def __init__(self, model: SentenceTransformer, batch_size: int, show_progress_bar: bool) -> None:
+    def __init__(
+        self, model: SentenceTransformer, builder: PromptBuilder, batch_size: int, show_progress_bar: bool
+    ) -> None:
         self.model = model
-        self.texts = TextTokenizer(model.tokenizer)
+        self.builder = builder
+        self.texts = builder.texts
         self.batch_size = batch_size
         self.show_progress_bar = show_progress_bar
         self._tokens: dict[str, dict[str, TokenizedText]] = {task: {} for task in RETRIEVAL_PROMPTS}
@@ -403,17 +480,35 @@ class Embedder:
         texts, known, prompts = list(texts), self._tokens[task], self.model.prompts
         name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
         prompt = prompts.get(name or "") or ""
-        known |= self.texts.texts((text for text in texts if text not in known), prompt)
+        limit = self._limit(task)
+        in_prompt = self.builder.max_query_tokens if task == "query" else self.builder.max_tokens
+        needed = None if limit is None else max(limit, in_prompt) + 1  # one more tells that a text is cut
+        known |= self.texts.texts((text for text in texts if text not in known), prompt, needed)
         return [known[text] for text in texts]
+
+    def _limit(self, task: str) -> int | None:
+        limit: int | None = getattr(self.model[0], f"{task}_length", None) or self.model.max_seq_length
+        return limit
+
+    def prompts(self, queries: Sequence[str], documents: Sequence[Sequence[str]], instruction: str) -> list[Prompt]:
+        """Builds one listwise prompt for each query from its chosen documents."""
+        tokens = partial(self.tokens, "document")
+        return [
+            self.builder.build(query, texts, instruction, tokens)
+            for query, texts in zip(self.tokens("query", queries), documents, strict=True)
+        ]
 
     def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
         """Returns the vectors of ``encode_query`` or ``encode_document``, of shape (texts, D)."""
-        limit = getattr(self.model[0], f"{task}_length", None) or self.model.max_seq_length
+        limit = self._limit(task)
         tokens = self.tokens(task, texts)
         sequences = [self.texts.with_special_tokens(text.ids, limit) for text in tokens]
-        cut = sum(map(len, sequences)) - sum(len(self.texts.with_special_tokens(text.ids)) for text in tokens)
+        cut = sum(
+            len(self.texts.with_special_tokens(text.ids)) > len(ids)
+            for text, ids in zip(tokens, sequences, strict=True)
+        )
         if cut:
-            logger.info("Embedding at most %d tokens of a %s: %d tokens were cut.", limit, task, -cut)
+            logger.info("Embedding at most %d tokens of a %s: cut %d of %d.", limit, task, cut, len(tokens))
         return self.embed(sequences, task)
 
     def candidates(self, lists: Sequence[Sequence[str]]) -> Callable[[int], Tensor]:
@@ -529,13 +624,29 @@ class ListwiseRerank(Module):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.format = _prompt_format(prompt_format)
-        self.instruction = instruction
-        self.num_prompt_documents = _natural("num_prompt_documents", num_prompt_documents)
-        self.max_prompt_tokens = _natural("max_prompt_tokens", max_prompt_tokens, least=1)
-        self.max_query_tokens = _natural("max_query_tokens", max_query_tokens, least=1)
+        self.instruction = _text("instruction", instruction)
+        self.num_prompt_documents = natural("num_prompt_documents", num_prompt_documents)
+        self.max_prompt_tokens = natural("max_prompt_tokens", max_prompt_tokens, least=1)
+        self.max_query_tokens = natural("max_query_tokens", max_query_tokens, least=1)
         self.candidate_order = _one_of("candidate_order", candidate_order, CANDIDATE_ORDERS)
         self.query_weight = _share("query_weight", query_weight)
         self._parent: SentenceTransformer
+        self._built: tuple[Any, PromptBuilder] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state to copy and to pickle, without what is made again on demand."""
+        return {**self.__dict__, "_built": None}
+
+    @property
+    def builder(self) -> PromptBuilder:
+        """The builder of this model's prompts. It is made at first use, and again after a change; threads share it."""
+        tokenizer, limits = self._parent.tokenizer, (self.max_prompt_tokens, self.max_query_tokens)
+        # A tokenizer is equal to itself only. Two threads may build at the same time; then one of the two is kept.
+        key = (tokenizer, len(tokenizer), tokenizer.chat_template, self.format, limits)
+        built = self._built
+        if built is None or built[0] != key:
+            built = self._built = key, PromptBuilder(TextTokenizer(tokenizer), self.format, *limits)
+        return built[1]
 
     @property
     def prompt_format(self) -> str | dict[str, Any]:
@@ -597,8 +708,8 @@ class ListwiseRerank(Module):
             documents: The N candidates of the one query. For B queries, one shared list, or B lists.
             top_k: Number of results for each query; by default all.
             return_documents: Whether each result also holds its ``text``.
-            document_embeddings: Stored vectors of the candidates, NumPy or torch, of shape (N, D); for B lists of
-                candidates, B such matrices. With them, documents are not embedded.
+            document_embeddings: Stored vectors of the candidates, of shape (N, D); for B lists of candidates, B such
+                matrices. See :func:`matrix` for their kinds. With them, documents are not embedded.
             instruction: Task instruction of the prompt, instead of the configured one.
             num_prompt_documents: K, instead of the configured one.
             candidate_order: ``"given"`` or ``"similarity"``, instead of the configured one.
@@ -615,13 +726,18 @@ class ListwiseRerank(Module):
             ValueError: If an argument does not have the form above; the message names the place and the value.
         """
         single = isinstance(query, str)
-        queries = _strings("query", [query] if single else query)
+        queries = [_text("query", query)] if single else strings("query", query)
         candidates = _candidates(documents, len(queries), single)
-        top_k = None if top_k is None else _natural("top_k", top_k)
+        top_k = None if top_k is None else natural("top_k", top_k)
         options = self._options(instruction, num_prompt_documents, candidate_order, query_weight)
         stored = _stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
-        wanted = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
-        embedder = Embedder(self._parent, _natural("batch_size", batch_size, least=1), wanted)
+        return_documents = _flag("return_documents", return_documents)
+        wanted = (
+            logger.getEffectiveLevel() <= logging.INFO
+            if show_progress_bar is None
+            else _flag("show_progress_bar", show_progress_bar)
+        )
+        embedder = Embedder(self._parent, self.builder, natural("batch_size", batch_size, least=1), wanted)
         rankings = [
             _ranking(scores, texts if return_documents else None, top_k)
             for scores, texts in zip(
@@ -641,8 +757,8 @@ class ListwiseRerank(Module):
         count = self.num_prompt_documents if count is None else count
         order = self.candidate_order if order is None else order
         return {
-            "instruction": self.instruction if instruction is None else instruction,
-            "num_prompt_documents": _natural("num_prompt_documents", count),
+            "instruction": self.instruction if instruction is None else _text("instruction", instruction),
+            "num_prompt_documents": natural("num_prompt_documents", count),
             "candidate_order": _one_of("candidate_order", order, CANDIDATE_ORDERS),
             "query_weight": _share("query_weight", self.query_weight if weight is None else weight),
         }
@@ -674,7 +790,8 @@ class ListwiseRerank(Module):
         else:
             chosen = [list(range(len(candidates[row])))[:num_prompt_documents] for row in asked]
         selected = [[candidates[row][index] for index in indices] for row, indices in zip(asked, chosen, strict=True)]
-        prompts = self.prompts([queries[row] for row in asked], selected, instruction, embedder)
+        prompts = embedder.prompts([queries[row] for row in asked], selected, instruction)
+        _log_cuts(prompts, self.max_prompt_tokens)
         vectors = embedder.embed([prompt.ids for prompt in prompts], "prompt")  # (B, D)
         if query_weight:
             vectors = interpolate(query_vectors, vectors, query_weight)
@@ -683,34 +800,24 @@ class ListwiseRerank(Module):
             scores[row] = cosine(candidate_vectors(row), vector)
         return scores
 
-    def prompts(
-        self, queries: Sequence[str], documents: Sequence[Sequence[str]], instruction: str, embedder: Embedder
-    ) -> list[Prompt]:
-        """Builds one listwise prompt for each query from its chosen documents; logs all cuts."""
-        builder = PromptBuilder(embedder.texts, self.format, self.max_prompt_tokens, self.max_query_tokens)
-        prompts = [
-            builder.build(query, embedder.tokens("document", texts), instruction)
-            for query, texts in zip(embedder.tokens("query", queries), documents, strict=True)
-        ]
-        _log_cuts(prompts, self.max_prompt_tokens)
-        return prompts
-
 
 def _log_cuts(prompts: Sequence[Prompt], limit: int) -> None:
-    documents = [
-        pair for prompt in prompts for pair in zip(prompt.document_tokens, prompt.document_shares, strict=True)
+    cut = [
+        share
+        for prompt in prompts
+        for tokens, share in zip(prompt.document_tokens, prompt.document_shares, strict=True)
+        if share < tokens
     ]
-    cut = [(tokens, share) for tokens, share in documents if share < tokens]
     if cut:
         logger.info(
-            "Listwise prompts of at most %d tokens: shortened %d of %d documents, from %d to %d tokens.",
-            limit, len(cut), len(documents), sum(tokens for tokens, _ in cut), sum(share for _, share in cut),
+            "Listwise prompts of at most %d tokens: shortened %d documents of %d prompts, to %d tokens in all.",
+            limit, len(cut), len(prompts), sum(cut),
         )  # fmt: skip
-    cut = [(prompt.query_tokens, prompt.query_share) for prompt in prompts if prompt.query_share < prompt.query_tokens]
-    if cut:
+    shares = [prompt.query_share for prompt in prompts if prompt.query_share < prompt.query_tokens]
+    if shares:
         logger.warning(
-            "Cut %d of %d queries in their listwise prompts, the longest from %d to %d tokens. "
-            "Raise max_query_tokens, or shorten the query.", len(cut), len(prompts), *max(cut),
+            "Cut %d of %d queries in their listwise prompts, to at most %d tokens. "
+            "Raise max_query_tokens, or shorten the query.", len(shares), len(prompts), max(shares),
         )  # fmt: skip
 
 
@@ -740,48 +847,94 @@ def num_positions(model: SentenceTransformer) -> int | None:
     return positions
 
 
-def _natural(name: str, value: Any, least: int = 0) -> int:
-    if not hasattr(value, "__index__") or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-    return operator.index(value)
+def natural(name: str, value: Any, least: int = 0) -> int:
+    """Returns a whole number, of Python's, NumPy's or torch's own kind.
+
+    Raises:
+        ValueError: If it is not one, or smaller than ``least``.
+    """
+    is_one = hasattr(value, "__index__") and not isinstance(value, bool) and "bool" not in str(_dtype(value))
+    try:
+        number = operator.index(value) if is_one and not getattr(value, "ndim", 0) else None
+    except (TypeError, RuntimeError):  # an array of floats; a tensor without values
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {_shown(value)}.")
+    return number
 
 
 def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {_shown(value)}.")
     return float(value)
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {_shown(value)}.")
     return value
 
 
-def _strings(name: str, values: Any) -> list[str]:
-    if isinstance(values, (str, bytes, Mapping, Set)) or not isinstance(values, Iterable):
-        raise ValueError(f"{name} must be a list of strings, got {type(values).__name__}.")
-    strings: list[str] = list(values)
-    for index, value in enumerate(strings):
-        if not isinstance(value, str):
-            raise ValueError(f"{name}[{index}] must be a string, got {type(value).__name__}: {value!r:.80}.")
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"{name}[{index}] holds half of a surrogate pair, which is not text: {value!r:.80}.")
-    return strings
+def _flag(name: str, value: Any) -> bool:
+    if isinstance(value, bool) or (str(_dtype(value)) == "bool" and not getattr(value, "ndim", 1)):
+        return bool(value)
+    raise ValueError(f"{name} must be True or False, got {_shown(value)}.")
+
+
+def _dtype(value: Any) -> Any:
+    return getattr(value, "dtype", None)
+
+
+def _shown(value: Any) -> str:
+    """A value of any type, for a message."""
+    shape = getattr(value, "shape", None)
+    return f"{value!r:.80}" if not shape else f"{type(value).__name__} of the shape {tuple(shape)}"
+
+
+def strings(name: str, values: Any) -> list[str]:
+    """Returns the texts of a list, a generator, an array, or a column of pandas, Arrow or ``datasets``.
+
+    Raises:
+        ValueError: If it is something else, or an entry is not a text; the message names the place.
+    """
+    texts: list[str] = []
+    for index, value in enumerate(_entries(name, values, "strings")):
+        texts.append(_text(f"{name}[{index}]", value))
+    return texts
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, got {type(value).__name__}: {_shown(value)}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds half of a surrogate pair, which is not text: {value!r:.80}.") from error
+    return value
+
+
+def _entries(name: str, values: Any, kind: str) -> Iterator[Any]:
+    """The entries of anything that is a list in spirit. A table is not: iteration gives the names of its columns."""
+    if hasattr(values, "columns"):
+        raise ValueError(f"{name} must be a list of {kind}, got the table {type(values).__name__}. Give one column.")
+    if hasattr(values, "to_pylist"):  # Arrow's own scalars are neither strings nor numbers
+        return iter(values.to_pylist())
+    if not isinstance(values, (str, bytes, Mapping, Set)):
+        with suppress(TypeError):  # an array without dimensions says only here that it has no entries
+            return iter(values)
+    raise ValueError(f"{name} must be a list of {kind}, got {type(values).__name__}.")
 
 
 def _candidates(documents: Any, num_queries: int, single: bool) -> list[list[str]]:
     """Returns the candidates of each query: one list for one query, a shared list, or a list for each."""
     if single:
-        return [_strings("documents", documents)]
-    if isinstance(documents, (str, bytes, Mapping, Set)) or not isinstance(documents, Iterable):
-        raise ValueError(f"documents must be a list of strings or of lists, got {type(documents).__name__}.")
-    documents = list(documents)
+        return [strings("documents", documents)]
+    documents = list(_entries("documents", documents, "strings or of lists"))
     if not documents or isinstance(documents[0], str):
-        return [_strings("documents", documents)] * num_queries
+        return [strings("documents", documents)] * num_queries
     if len(documents) != num_queries:
         raise ValueError(f"documents must hold one list for each query: got {len(documents)} for {num_queries}.")
-    return [_strings(f"documents[{index}]", texts) for index, texts in enumerate(documents)]
+    return [strings(f"documents[{index}]", texts) for index, texts in enumerate(documents)]
 
 
 def _stored_vectors(
@@ -791,26 +944,105 @@ def _stored_vectors(
     if given is None or not candidates:
         return None
     name = "document_embeddings"
-    shared = all(texts is candidates[0] for texts in candidates)
-    if single or (shared and getattr(given, "ndim", 0) == 2):
-        return [_matrix(name, given, (len(candidates[0]), dimension))] * len(candidates)
-    if not isinstance(given, Sequence) and getattr(given, "ndim", 0) < 2:
-        raise ValueError(f"{name} must hold one matrix for each query, got {type(given).__name__}.")
+    given = _plain(name, given)
+    if single or (all(texts is candidates[0] for texts in candidates) and _depth(name, given) < 3):
+        return [_fitting(name, given, len(candidates[0]), dimension)] * len(candidates)
+    given = list(_entries(name, given, "matrices, one for each query"))
     if len(given) != len(candidates):
         raise ValueError(f"{name} must hold one matrix for each query: got {len(given)} for {len(candidates)}.")
     rows = enumerate(zip(given, candidates, strict=True))
-    return [_matrix(f"{name}[{index}]", matrix, (len(texts), dimension)) for index, (matrix, texts) in rows]
+    return [_fitting(f"{name}[{index}]", part, len(texts), dimension) for index, (part, texts) in rows]
 
 
-def _matrix(name: str, value: Any, shape: tuple[int, int | None]) -> Tensor:
-    if not hasattr(value, "shape"):
-        raise ValueError(f"{name} must be a NumPy or torch matrix, got {type(value).__name__}.")
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} must have the shape {shape}, a vector for each document, got {tuple(value.shape)}.")
-    is_float = value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"
+def _fitting(name: str, value: Any, count: int, dimension: int | None) -> Tensor:
+    vectors, shape = matrix(name, value), (count, dimension)
+    if tuple(vectors.shape) != shape and (count or len(vectors)):
+        raise ValueError(f"{name} must have the shape {shape}, a vector for each document, got {tuple(vectors.shape)}.")
+    return vectors
+
+
+def matrix(name: str, value: Any) -> Tensor:
+    """Returns stored vectors as a float32 matrix (N, D), for cosines only: unusually long or short rows are scaled.
+
+    Args:
+        name: A name for messages.
+        value: A matrix of NumPy or torch, a table of pandas, or N vectors as databases return them: lists, arrays, or
+            a column of lists of pandas or Arrow.
+
+    Raises:
+        ValueError: If it is something else, is masked or sparse, has vectors of different lengths, or values that are
+            not finite floating-point numbers.
+    """
+    value = _plain(name, value)
+    if isinstance(value, list):
+        rows = [_vector(f"{name}[{index}]", row) for index, row in enumerate(value)]
+        odd = next((index for index, row in enumerate(rows) if len(row) != len(rows[0])), None)
+        if odd is not None:
+            raise ValueError(f"{name}[{odd}] has {len(rows[odd])} values, and {name}[0] has {len(rows[0])}.")
+        vectors = torch.stack(rows) if rows else torch.empty(0, 0)
+    else:
+        vectors = _floats(name, value, 2)
+    infinite = ~vectors.isfinite().all(1)
+    if infinite.any():
+        raise ValueError(f"{name} has NaN or infinite values in row {int(infinite.nonzero()[0])}.")
+    if vectors.numel():
+        largest = vectors.abs().amax(1, keepdim=True)  # (N, 1)
+        # Squares of such values leave the range of float32. The other rows stay the same bit for bit.
+        unusual = ((largest < 1e-6) | (largest > 1e6)) & (largest > 0)
+        if unusual.any():
+            vectors = torch.where(unusual, vectors.double() / largest.double(), vectors.double())
+    return vectors.float()
+
+
+def _vector(name: str, value: Any) -> Tensor:
+    value = _plain(name, value)
+    if isinstance(value, list):
+        try:
+            value = torch.tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{name} must be a list of numbers: {error}.") from error
+    return _floats(name, value, 1).double()
+
+
+def _floats(name: str, value: Any, dimensions: int) -> Tensor:
+    """An array or tensor as a tensor of float32, or of float64 if it has that precision."""
+    if value.ndim != dimensions:
+        kind = "vector" if dimensions == 1 else "matrix, a vector for each document"
+        raise ValueError(f"{name} must be a {kind}, got the shape {tuple(value.shape)}.")
+    if isinstance(value, Tensor):
+        is_float = value.is_floating_point()
+    else:  # NumPy knows bfloat16 by an extension only
+        is_float = value.dtype.kind == "f" or value.dtype.name == "bfloat16"
     if not is_float:
-        raise ValueError(f"{name} must be floating-point vectors, got {value.dtype}.")
-    matrix = value.float() if isinstance(value, Tensor) else torch.tensor(value.astype("float64")).float()
-    if not matrix.isfinite().all():
-        raise ValueError(f"{name} has NaN or infinite values in row {int((~matrix.isfinite()).any(1).nonzero()[0])}.")
-    return matrix
+        raise ValueError(f"{name} must be floating-point vectors, got {value.dtype}. Convert them as they were made.")
+    if isinstance(value, Tensor):
+        return value.detach() if value.dtype == torch.float64 else value.detach().float()
+    return torch.tensor(value.astype("float64" if value.dtype.itemsize > 4 else "float32"))
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Vectors of any kind as a tensor, a NumPy array of numbers, or a list."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            kind = "sparse" if value.layout != torch.strided else "meta" if value.is_meta else "quantized"
+            raise ValueError(f"{name} must be a dense tensor with values, got a {kind} one.")
+        return value
+    if hasattr(value, "mask") and hasattr(value, "filled"):
+        raise ValueError(f"{name} must be complete, got a masked array. Fill its gaps, or leave these documents out.")
+    if hasattr(value, "tocsr"):
+        raise ValueError(f"{name} must be dense, got a sparse matrix. Convert it with toarray().")
+    if not hasattr(value, "__array__"):
+        return list(_entries(name, value, "vectors"))
+    array = value.__array__()  # a table or column, too
+    if array.dtype.kind != "O":
+        return array
+    rows = list(_entries(name, array, "vectors"))  # for objects NumPy cannot see more than this
+    return [row[0] for row in rows] if array.ndim == 2 and array.shape[1] == 1 else rows
+
+
+def _depth(name: str, value: Any) -> int:
+    """How deep lists of numbers are nested: 2 for a matrix."""
+    if isinstance(value, (str, bytes, Mapping, numbers.Number, type(None))):
+        return 0
+    value = _plain(name, value)
+    return 1 + (_depth(name, value[0]) if value else 0) if isinstance(value, list) else int(value.ndim)

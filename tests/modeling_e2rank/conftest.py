@@ -5,19 +5,20 @@ from types import SimpleNamespace
 import pytest
 
 from e2rank_st import E2Rank
+from e2rank_st.modeling_e2rank import TextTokenizer
 
 
 @pytest.fixture
 def spy(tiny: E2Rank, monkeypatch):
-    """The work of the model: shapes of forward passes, and every text given to the tokenizer."""
+    """The work of the model: shapes of forward passes, and every text that reranking tokenises."""
     shapes, texts = [], []
     handle = tiny[0].register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0]["input_ids"].shape)))
-    encode = type(tiny.tokenizer)._encode_plus
+    encodings = TextTokenizer.encodings
 
-    def counting(tokenizer, text, *args, **kwargs):
-        texts.extend([text] if isinstance(text, str) else text)
-        return encode(tokenizer, text, *args, **kwargs)
+    def recording(tokenizer, given):
+        texts.extend(given)
+        return encodings(tokenizer, given)
 
-    monkeypatch.setattr(type(tiny.tokenizer), "_encode_plus", counting)
+    monkeypatch.setattr(TextTokenizer, "encodings", recording)
     yield SimpleNamespace(shapes=shapes, texts=texts)
     handle.remove()

@@ -40,14 +40,15 @@ def test_tokens_behind_a_prompt(tiny: E2Rank, facts, prompt):
 
 
 def test_stored_vectors_cost_one_forward_pass(tiny: E2Rank, facts, spy):
-    """Guards against embedding stored documents: one pass a query, and only the prompt's documents are tokenised."""
+    """Guards against embedding stored documents: one pass, and only the prompt's documents are tokenised, and once."""
     vectors = tiny.encode_document(facts)
+    _ = tiny.listwise.builder  # it tokenises a prompt of its own, once
     spy.shapes.clear()
     spy.texts.clear()
     tiny.rerank(QUERY, facts, document_embeddings=vectors, candidate_order="given", num_prompt_documents=3)
     assert len(spy.shapes) == 1
     assert spy.shapes[0][0] == 1
-    assert [text for text in spy.texts if text in facts] == facts[:3]
+    assert [sum(fact in text for text in spy.texts) for fact in facts] == [1] * 3 + [0] * (len(facts) - 3)
 
 
 def test_each_distinct_text_once(tiny: E2Rank, facts, spy):
@@ -82,11 +83,57 @@ def test_truncation_side(tiny: E2Rank, side):
     assert_same(model.rerank(QUERY, texts), stored, 1e-6)
 
 
+@pytest.mark.parametrize(
+    "filler", [" ", "a", "word ", "größe🎉", "跳蚤可以活一百天", "supercalifragilistic" * 20 + " ", "\n\n\t "]
+)
+def test_the_start_of_a_long_text_has_the_tokens_of_the_whole(tiny: E2Rank, bundled: E2Rank, filler):
+    """Guards against a bound in characters that is too short, or that changes tokens before it."""
+    for model in (tiny, bundled):
+        texts = TextTokenizer(model.tokenizer)
+        for before in ("", "An adult flea lives for months. " * 3):
+            text = before + filler * (30_000 // len(filler)) + " the end"
+            for count in (1, 30, 256):
+                part = texts.start(text, count)
+                assert text.startswith(part)
+                assert texts.ids([part])[0][:count] == texts.ids([text])[0][:count]
+
+
+def test_work_does_not_follow_the_length_of_a_text(tiny: E2Rank, bundled: E2Rank, spy):
+    """Guards against gigabytes for the tokens of a text that is cut anyway: its rest is not tokenised at all."""
+    text = "An adult flea lives from two to three months. " * 100_000
+    for model in (tiny, bundled):
+        model = copy.deepcopy(model)
+        model.max_seq_length = 64
+        model.replace_listwise(max_prompt_tokens=128, max_query_tokens=32)
+        for order in ("given", "similarity"):
+            spy.texts.clear()
+            cold = model.rerank(text, [text, "Iron."], candidate_order=order)
+            assert 0 < max(map(len, spy.texts)) < 10_000
+        short = model.rerank(text[:20_000], [text[:20_000], "Iron."], candidate_order="similarity")
+        assert cold == short
+
+
+def test_encode_does_not_follow_the_length_of_a_text(tiny: E2Rank, bundled: E2Rank, monkeypatch):
+    """Guards against the same in ``encode``: the tokenizer gets the start of a text, and the vector is the same."""
+    text, given = "An adult flea lives from two to three months. " * 100_000, []
+    for model in (tiny, bundled):
+        original = model[0].preprocess
+        monkeypatch.setattr(
+            model[0],
+            "preprocess",
+            lambda texts, *args, original=original, **options: given.extend(texts) or original(texts, *args, **options),
+        )
+        for limits in ({}, {"processing_kwargs": {"text": {"max_length": 2000}}} if model is tiny else {}):
+            vectors = model.encode_document([text, "Iron."], **limits)
+            assert (vectors == model.encode_document([text[:50_000], "Iron."], **limits)).all()
+    assert max(map(len, given)) < 50_000
+
+
 def test_what_is_cut_for_embedding_is_logged(tiny: E2Rank, caplog):
     """Guards against silent truncation: a document longer than the model embeds is reported."""
     with caplog.at_level("INFO", "e2rank_st"):
         tiny.rerank(QUERY, ["word " * 3000], show_progress_bar=False)
-    assert "at most 1024 tokens of a document" in caplog.text
+    assert "at most 1024 tokens of a document: cut 1 of 1" in caplog.text
 
 
 def test_a_row_does_not_depend_on_the_others():

@@ -4,7 +4,11 @@ import copy
 import math
 
 import numpy as np
+import pandas
+import polars
+import pyarrow
 import pytest
+import scipy.sparse
 import torch
 from transformers import RobertaConfig, RobertaModel
 
@@ -29,6 +33,13 @@ ONE = np.zeros((1, 32), np.float32)
         ({"a"}, "documents must be a list.*got set"),
         (None, "documents must be a list.*got NoneType"),
         (7, "documents must be a list.*got int"),
+        (np.array("a"), "documents must be a list.*got ndarray"),
+        (torch.tensor(1), "documents must be a list.*got Tensor"),
+        (torch.zeros(2), r"documents\[0\].*Tensor"),
+        (np.array([["a", "b"]]), r"documents\[0\].*ndarray of the shape \(2,\)"),
+        (pandas.DataFrame({"text": ["a"]}), "documents must be a list.*table DataFrame.*one column"),
+        (pyarrow.table({"text": ["a"]}), "documents must be a list.*table Table.*one column"),
+        (pyarrow.array(["a", None]), r"documents\[1\].*NoneType"),
     ],
 )
 def test_documents_that_are_no_strings(tiny: E2Rank, wrong, message):
@@ -42,6 +53,11 @@ def test_documents_that_are_no_strings(tiny: E2Rank, wrong, message):
     [
         (["q", 3], ["a"], {}, r"query\[1\].*int: 3"),
         (b"q", ["a"], {}, "query must be a list of strings, got bytes"),
+        ("q\udc00", ["a"], {}, "query holds half of a surrogate pair"),
+        (np.array("q"), ["a"], {}, "query must be a list of strings, got ndarray"),
+        (torch.tensor(1.0), ["a"], {}, "query must be a list of strings, got Tensor"),
+        (["q"], np.array(1), {}, "documents must be a list of strings or of lists, got ndarray"),
+        (["q"], pandas.DataFrame({"a": ["b"]}), {}, "documents.*table DataFrame"),
         (None, ["a"], {}, "query must be a list of strings, got NoneType"),
         (["q", "r"], [["a"]], {}, "one list for each query: got 1 for 2"),
         (["q", "r"], [["a"], ["b", 4]], {}, r"documents\[1\]\[1\].*int: 4"),
@@ -51,6 +67,21 @@ def test_documents_that_are_no_strings(tiny: E2Rank, wrong, message):
         ("q", ["a"], {"top_k": -1}, "top_k must be an integer of at least 0, got -1"),
         ("q", ["a"], {"top_k": 1.5}, "top_k.*got 1.5"),
         ("q", ["a"], {"top_k": True}, "top_k.*got True"),
+        ("q", ["a"], {"top_k": torch.tensor(True)}, r"top_k.*got tensor\(True\)"),
+        ("q", ["a"], {"top_k": np.bool_(True)}, "top_k.*True"),
+        ("q", ["a"], {"top_k": torch.tensor([1])}, r"top_k.*Tensor of the shape \(1,\)"),
+        ("q", ["a"], {"top_k": np.array(1.0)}, "top_k.*got array"),
+        ("q", ["a"], {"top_k": torch.tensor(1, device="meta")}, "top_k.*meta"),
+        ("q", ["a"], {"num_prompt_documents": np.array([1, 2])}, r"num_prompt_documents.*shape \(2,\)"),
+        ("q", ["a"], {"candidate_order": np.array(["given"])}, "candidate_order must be one of"),
+        ("q", ["a"], {"query_weight": np.float32("nan")}, "query_weight must be a number from 0 to 1"),
+        ("q", ["a"], {"query_weight": np.array([0.5])}, "query_weight must be a number"),
+        ("q", ["a"], {"query_weight": "0.5"}, "query_weight must be a number.*got '0.5'"),
+        ("q", ["a"], {"instruction": b"sort"}, "instruction must be a string, got bytes"),
+        ("q", ["a"], {"instruction": np.array(["sort"])}, "instruction must be a string, got ndarray"),
+        ("q", ["a"], {"instruction": "sort \ud83d"}, "instruction holds half of a surrogate pair"),
+        ("q", ["a"], {"return_documents": np.array([1, 2])}, "return_documents must be True or False"),
+        ("q", ["a"], {"show_progress_bar": "no"}, "show_progress_bar must be True or False, got 'no'"),
         ("q", ["a"], {"num_prompt_documents": -2}, "num_prompt_documents.*got -2"),
         ("q", ["a"], {"query_weight": 1.5}, r"query_weight must be a number from 0 to 1, got 1\.5"),
         ("q", ["a"], {"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
@@ -68,18 +99,30 @@ def test_calls_that_are_not_allowed(tiny: E2Rank, query, documents, options, mes
     [
         (["ab"], np.zeros((3, 32), np.float32), r"shape \(2, 32\).*got \(3, 32\)"),
         (["ab"], np.zeros((2, 16), np.float32), r"shape \(2, 32\).*got \(2, 16\)"),
-        (["ab"], np.zeros(32, np.float32), r"shape \(2, 32\).*got \(32,\)"),
+        (["ab"], np.zeros(32, np.float32), r"matrix.*got the shape \(32,\)"),
         (["ab"], np.zeros((2, 32), np.int8), "floating-point.*int8"),
-        (["ab"], np.full((2, 32), None), "floating-point.*object"),
-        (["ab"], np.full((2, 32), 1e300), "infinite.*row 0"),
+        (["ab"], np.full((2, 32), None), r"\[0\] must be a list of numbers"),
         (["ab"], np.array([[0.0] * 32, [math.nan] * 32]), "NaN.*row 1"),
         (["ab"], torch.tensor([[math.inf] * 32, [0.0] * 32]), "infinite.*row 0"),
-        (["ab"], [[0.0] * 32] * 2, "NumPy or torch.*got list"),
-        (["ab"], "vectors", "NumPy or torch.*got str"),
+        (["ab"], [[0.0] * 32, [0.0] * 31], r"\[1\] has 31 values, and document_embeddings\[0\] has 32"),
+        (["ab"], [[0.0] * 32, None], r"\[1\] must be a list of vectors, got NoneType"),
+        (["ab"], [["0"] * 32] * 2, r"\[0\] must be a list of numbers"),
+        (["ab"], [np.zeros(32, np.int8)] * 2, "floating-point.*int8"),
+        (["ab"], np.zeros((2, 32), complex), "floating-point.*complex128"),
+        (["ab"], torch.zeros(2, 32, dtype=torch.bool), "floating-point.*bool"),
+        (["ab"], np.ma.masked_array(np.zeros((2, 32)), mask=True), "masked array"),
+        (["ab"], [np.ma.masked_array(np.zeros(32), mask=True)] * 2, r"\[0\].*masked array"),
+        (["ab"], scipy.sparse.eye(2, 32), "sparse matrix.*toarray"),
+        (["ab"], torch.zeros(2, 32).to_sparse(), "dense tensor.*sparse"),
+        (["ab"], torch.zeros(2, 32, device="meta"), "dense tensor.*meta"),
+        (["ab"], np.array(1.0), r"matrix.*got the shape \(\)"),
+        (["ab"], {0: [0.0] * 32}, "list of vectors, got dict"),
+        (["ab"], pyarrow.table({"vector": [[0.0] * 32] * 2, "id": [1, 2]}), "list of numbers"),
+        (["ab"], "vectors", "list of vectors, got str"),
         (["a", "bc"], [ONE], "one matrix for each query: got 1 for 2"),
         (["a", "bc"], ONE, "one matrix for each query: got 1 for 2"),
         (["a", "bc"], [ONE, ONE], r"\[1\].*\(2, 32\)"),
-        (["a", "bc"], 3.0, "one matrix for each query, got float"),
+        (["a", "bc"], 3.0, "list of vectors, got float"),
     ],
 )
 def test_stored_vectors_that_do_not_fit(tiny: E2Rank, lists, embeddings, message):
@@ -89,9 +132,91 @@ def test_stored_vectors_that_do_not_fit(tiny: E2Rank, lists, embeddings, message
         tiny.rerank(query, documents, document_embeddings=embeddings)
 
 
+def forms(vectors: np.ndarray) -> dict[str, object]:
+    """Vectors as databases, tables and notebooks hand them out."""
+    rows = list(vectors)
+    objects = np.empty(len(rows), object)
+    objects[:] = rows
+    lists = vectors.tolist()
+    return {
+        "lists": lists,
+        "tuples": tuple(map(tuple, lists)),
+        "arrays": rows,
+        "tensors": list(torch.from_numpy(vectors)),
+        "generator": (row for row in lists),
+        "objects": objects,
+        "matrix of objects": vectors.astype(object),
+        "big endian": vectors.astype(">f4"),
+        "read only": np.broadcast_to(vectors, vectors.shape),
+        "gradient": torch.from_numpy(vectors).requires_grad_(),
+        "frame": pandas.DataFrame(vectors),
+        "frame of one column": pandas.DataFrame({"vector": lists}),
+        "series": pandas.Series(lists, index=range(7, 7 + len(rows))),
+        "series of arrays": pandas.Series(rows),
+        "polars": polars.Series(lists),
+        "arrow": pyarrow.array(lists, pyarrow.list_(pyarrow.float32())),
+        "arrow of fixed size": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1]),
+        "arrow in chunks": pyarrow.chunked_array([lists[:3], lists[3:]], pyarrow.list_(pyarrow.float32())),
+        "arrow in pandas": pandas.Series(lists, dtype=pandas.ArrowDtype(pyarrow.list_(pyarrow.float32()))),
+    }
+
+
+@pytest.mark.parametrize("form", forms(np.ones((4, 2), np.float32)))
+def test_stored_vectors_in_any_form(tiny: E2Rank, facts, form):
+    """Guards against vectors from a database that have to be converted first, and against wrong rows of them."""
+    vectors = tiny.encode_document(facts)
+    expected = tiny.rerank(QUERY, facts, document_embeddings=vectors)
+    assert tiny.rerank(QUERY, facts, document_embeddings=forms(vectors)[form]) == expected
+    shared = tiny.rerank([QUERY, "iron"], facts, document_embeddings=forms(vectors)[form])
+    assert_same(shared[0], expected, 1e-6)
+    each = tiny.rerank(
+        [QUERY, "iron"], [facts, facts[:4]], document_embeddings=[forms(vectors)[form], forms(vectors[:4])[form]]
+    )
+    assert_same(each[0], expected, 1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-38, 1e-25, 1e-13, 1.0, 1e13, 1e25, 1e38, 1e300])
+def test_vectors_of_any_length(tiny: E2Rank, facts, size):
+    """Guards against cosines of 0 or NaN for very short and very long vectors, whose squares leave float32's range."""
+    vectors = tiny.encode_document(facts).astype(np.float64)
+    expected = tiny.rerank(QUERY, facts, document_embeddings=vectors)
+    scaled = vectors * np.where(np.arange(len(facts)) % 2, size, 1.0)[:, None]
+    assert_same(tiny.rerank(QUERY, facts, document_embeddings=scaled), expected, 1e-6)
+    with np.errstate(over="ignore"):
+        narrow = scaled.astype(np.float32)
+    if np.isfinite(narrow).all() and narrow.any(axis=1).all():
+        assert_same(tiny.rerank(QUERY, facts, document_embeddings=narrow), expected, 1e-5 if size > 1e-30 else 1e-3)
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [
+        np.array, tuple, iter, pandas.Series, polars.Series, pyarrow.array,
+        lambda texts: (text for text in texts),
+        lambda texts: pandas.Series(texts, dtype="string[pyarrow]", index=range(5, 5 + len(texts))),
+        lambda texts: pyarrow.chunked_array([texts[:2], texts[2:]]),
+        lambda texts: np.array(texts, dtype=object),
+    ],
+)  # fmt: skip
+def test_documents_in_any_form(tiny: E2Rank, facts, documents):
+    """Guards against a column of texts that has to be converted first."""
+    assert tiny.rerank(QUERY, documents(facts)) == tiny.rerank(QUERY, facts)
+    assert tiny.rerank(documents([QUERY]), [documents(facts)]) == [tiny.rerank(QUERY, facts)]
+
+
+def test_numbers_of_numpy_and_torch(tiny: E2Rank, facts):
+    """Guards against a number that is refused because of the library that it comes from."""
+    expected = tiny.rerank(QUERY, facts, top_k=2, query_weight=0.5, num_prompt_documents=3)
+    for whole in (np.int64, np.uint8, np.array, torch.tensor):
+        assert tiny.rerank(QUERY, facts, top_k=whole(2), query_weight=0.5, num_prompt_documents=whole(3)) == expected
+    for share in (np.float16, np.float32, np.float64):
+        assert tiny.rerank(QUERY, facts, top_k=2, query_weight=share(0.5), num_prompt_documents=3) == expected
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"instruction": 3}, "instruction must be a string, got int"),
         ({"prompt_format": "nope"}, "prompt_format must be one of.*'evaluation'.*got 'nope'"),
         ({"num_prompt_documents": -1}, "num_prompt_documents"),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens.*at least 1"),

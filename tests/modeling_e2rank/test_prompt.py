@@ -25,7 +25,7 @@ def builder(model: E2Rank, name: str = "evaluation", max_tokens: int = 32_768, m
 
 def build(made: PromptBuilder, query: str, documents: list[str], instruction: str = INSTRUCTION):
     tokens = made.texts.texts([query, *documents])
-    return made.build(tokens[query], [tokens[text] for text in documents], instruction)
+    return made.build(tokens[query], documents, instruction, lambda texts: [tokens[text] for text in texts])
 
 
 def whole_string_ids(model: E2Rank, text: str) -> tuple[int, ...]:
@@ -167,12 +167,11 @@ def test_cuts_are_reported_once_a_call(tiny: E2Rank, caplog):
     model = copy.deepcopy(tiny)
     model.listwise.max_prompt_tokens, model.listwise.max_query_tokens = 150, 5
     query, long = "why is the sky blue and the grass green?", "blue " * 200
-    size = len(whole_string_ids(tiny, long))
     with caplog.at_level(logging.INFO, "e2rank_st"):
         model.rerank([query, "why"], [[long, "x"], [long]], show_progress_bar=False)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
-    assert f"shortened 2 of 3 documents, from {2 * size} to" in lines[0]
+    assert "at most 150 tokens: shortened 2 documents of 2 prompts, to" in lines[0]
     assert "Cut 1 of 2 queries" in lines[1]
     assert caplog.records[1].levelno == logging.WARNING
 
@@ -221,6 +220,25 @@ def test_the_instruction_of_a_call_is_in_the_prompt(tiny: E2Rank, bundled: E2Ran
     assert tiny.rerank("q", facts, instruction="sort by age") != tiny.rerank("q", facts)
     with pytest.raises(ValueError, match="'encoder' has no place for an instruction"):
         bundled.rerank("q", facts, instruction="sort by age")
+
+
+@pytest.mark.parametrize("end", ["", ".", ":", ". ", "...", ".:"])
+def test_one_colon_follows_the_instruction(tiny: E2Rank, end):
+    """Guards against ".:" in the prompt of an instruction that ends with a full stop, unlike any in training."""
+    assert (
+        build(builder(tiny), "q", ["d"], "sort by age" + end).ids == build(builder(tiny), "q", ["d"], "sort by age").ids
+    )
+    text = PromptFormat("own", "{instruction}\n{query}{documents}").render("Sort.", "q", [])
+    assert text == "Sort.\nq", "where no colon follows, the full stop stays"
+
+
+def test_documents_that_fit_are_not_tokenised_alone(tiny: E2Rank):
+    """Guards against twice the work: documents are counted only if the whole prompt is too long; the ids are equal."""
+    made, documents = builder(tiny), ["some words"] * 4
+    tokens = made.texts.texts(["why?", *documents])
+    fits = made.build(tokens["why?"], documents, "go", lambda _: pytest.fail("tokenised alone"))
+    cut, share = made._cut(tokens["why?"], 99, [tokens[text] for text in documents], "go"), len(tokens["why?"].starts)
+    assert (fits.ids, fits.query_share) == (cut.ids, share)
 
 
 def test_the_budget_is_used(tiny: E2Rank):

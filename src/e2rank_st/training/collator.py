@@ -21,7 +21,7 @@ from torch import Tensor
 
 from e2rank_st.console import progress_wanted
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import Embedder, PromptBuilder, TextTokenizer, cosine
+from e2rank_st.modeling_e2rank import Embedder, cosine
 from e2rank_st.search.index import Index
 from e2rank_st.search.vectors import distinct, embed_distinct
 from e2rank_st.storage import text_id
@@ -72,16 +72,13 @@ class SlateCollator(SentenceTransformerDataCollator):
     fill_up: bool = False
 
     def __post_init__(self) -> None:
-        """Check the values, and prepare a prompt builder."""
+        """Check the values, and make what all batches share."""
         self.preprocess_fn = self.model.preprocess
         if self.documents_per_slate < 1:
             raise ValueError(f"documents_per_slate must be at least 1, got {self.documents_per_slate}.")
         if not 0 <= self.random_prompt_size <= 1:
             raise ValueError(f"random_prompt_size must be a share from 0 to 1, got {self.random_prompt_size}.")
-        listwise = self.model.listwise
-        self._builder = PromptBuilder(
-            TextTokenizer(self.model.tokenizer), listwise.format, listwise.max_prompt_tokens, listwise.max_query_tokens
-        )
+        _ = self.model.listwise.builder  # made here once, and not in each worker
         # Shared memory: workers that outlive an epoch have to see the next one begin.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -113,7 +110,9 @@ class SlateCollator(SentenceTransformerDataCollator):
         batch: dict[str, Any] = {"label": _labels(features, slates, self._slate_size(slates))}
         if "dataset_name" in features[0]:
             batch["dataset_name"] = features[0]["dataset_name"]
-        embedder = Embedder(self.model, 1, False)  # for its tokens: nothing is embedded here
+        embedder = Embedder(
+            self.model, self.model.listwise.builder, 1, False
+        )  # for its tokens: nothing is embedded here
         for column in (name for name in COLUMNS if name in self.columns):
             if column == "documents" and self.frozen is not None:
                 batch["documents_sentence_embedding"] = self._vectors(features, slates)
@@ -144,10 +143,9 @@ class SlateCollator(SentenceTransformerDataCollator):
     ) -> Iterator[tuple[int, ...]]:
         """The token ids of each text of a column."""
         if column == "listwise":
-            queries = embedder.tokens("query", [row["query"] for row in rows])
-            for query, row, draw in zip(queries, rows, draws, strict=True):
-                shown = embedder.tokens("document", self._prompt_documents(row, draw))
-                yield self._builder.build(query, shown, self.model.listwise.instruction).ids
+            shown = [self._prompt_documents(row, draw) for row, draw in zip(rows, draws, strict=True)]
+            prompts = embedder.prompts([row["query"] for row in rows], shown, self.model.listwise.instruction)
+            yield from (prompt.ids for prompt in prompts)
             return
         if column == "query":
             task, texts = "query", [row["query"] for row in rows]
