@@ -32,6 +32,10 @@ SPLIT = (
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "prompts.json").read_text(encoding="utf-8"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+
+
 def toy_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE as Qwen's: the same pre-tokenizer, control tokens, chat template; EOS is not what ends a text."""
     backend = Tokenizer(models.BPE())
