@@ -810,8 +810,8 @@ def _log_cuts(prompts: Sequence[Prompt], limit: int) -> None:
     ]
     if cut:
         logger.info(
-            "Listwise prompts of at most %d tokens: shortened %d documents of %d prompts, to %d tokens in all.",
-            limit, len(cut), len(prompts), sum(cut),
+            "Listwise prompts of at most %d tokens: documents shortened: %d, to %d tokens in all.",
+            limit, len(cut), sum(cut),
         )  # fmt: skip
     shares = [prompt.query_share for prompt in prompts if prompt.query_share < prompt.query_tokens]
     if shares:

@@ -171,7 +171,7 @@ def test_cuts_are_reported_once_a_call(tiny: E2Rank, caplog):
         model.rerank([query, "why"], [[long, "x"], [long]], show_progress_bar=False)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
-    assert "at most 150 tokens: shortened 2 documents of 2 prompts, to" in lines[0]
+    assert "at most 150 tokens: documents shortened: 2, to" in lines[0]
     assert "Cut 1 of 2 queries" in lines[1]
     assert caplog.records[1].levelno == logging.WARNING
 
