@@ -32,7 +32,7 @@ from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
 from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
-from e2rank_st.storage import write_json
+from e2rank_st.storage import write_errors, write_json
 from e2rank_st.wiring import wire
 
 if TYPE_CHECKING:
@@ -258,7 +258,8 @@ class E2Rank(SentenceTransformer):
             ``retrieval_score`` are the document's rank and score in retrieval.
 
         Raises:
-            ValueError: If the index has a different dimension, or a number is negative.
+            ValueError: If a different model made the index, the message says in what it differs
+                (:meth:`~e2rank_st.search.index.Index.check`); if a number is negative.
         """
         single = isinstance(queries, str)
         texts: list[str] = [queries] if isinstance(queries, str) else list(queries)
@@ -279,7 +280,8 @@ class E2Rank(SentenceTransformer):
         # A fast tokenizer keeps the padding and truncation of its last call, and would save them.
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.backend_tokenizer.no_truncation()
-        super().save(path, *args, **kwargs)
+        with write_errors(path):
+            super().save(path, *args, **kwargs)
         if path is not None:
             _make_portable(Path(path))
 
@@ -345,5 +347,7 @@ def _make_portable(folder: Path) -> None:
             shutil.copyfile(folder / written / "config.json", folder / row["path"] / "config.json")
             left_over.append(folder / written)
     write_json(target, rows)
+    for path in folder.glob("*.safetensors"):  # safetensors makes its files private
+        path.chmod(target.stat().st_mode)
     for path in left_over:  # last: the old place is in use until modules.json names the new one
         shutil.rmtree(path)

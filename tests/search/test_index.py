@@ -128,7 +128,7 @@ def test_failed_save_leaves_the_old_index(tmp_path: Path, monkeypatch: pytest.Mo
     """Guards against an index that is lost because its successor did not fit on the disk."""
     AXES.save(tmp_path / "index")
 
-    monkeypatch.setattr("e2rank_st.search.index.save_file", None)
+    monkeypatch.setattr("e2rank_st.search.folder.save_file", None)
     with pytest.raises(TypeError):
         random_index().save(tmp_path / "index")
     assert Index.load(tmp_path / "index").texts == AXES.texts

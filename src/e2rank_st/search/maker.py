@@ -37,7 +37,7 @@ def describe(model: SentenceTransformer) -> Maker:
     }
     for module in model.children():
         if not isinstance(module, ListwiseRerank):
-            options = getattr(module, "get_config_dict", dict)()
+            options: dict[str, Any] = getattr(module, "get_config_dict", dict)()
             parts |= {f"{type(module).__name__}.{name}": value for name, value in options.items()}
     maker: Maker = json.loads(json.dumps(parts, default=str))  # equal to what a file keeps
     return maker

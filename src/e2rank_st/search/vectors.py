@@ -5,14 +5,14 @@ Axes: N texts, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["Matrix", "Rows", "distinct", "embed_distinct", "unit_rows"]
+__all__ = ["Matrix", "Rows", "distinct", "embed_distinct", "read_texts", "unit_rows"]
 
 Matrix: TypeAlias = NDArray[np.float32]
 Rows: TypeAlias = NDArray[np.int64]  # row numbers in a matrix
@@ -36,6 +36,34 @@ def embed_distinct(encode: Callable[..., Any], texts: Sequence[str], **options: 
     row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     vectors = unit_rows(encode(list(row_of), convert_to_numpy=True, **options))
     return vectors if len(row_of) == len(texts) else vectors[[row_of[text] for text in texts]]
+
+
+def read_texts(texts: Iterable[str]) -> list[str]:
+    """Read the texts of an index from a list, a tuple, an array, a column of a table or a generator.
+
+    Raises:
+        ValueError: They are not a row of strings, or there are none.
+    """
+    kind = type(texts).__name__
+    # A set does not have an order, and a table does not say which column.
+    if isinstance(texts, (str, bytes, Mapping, Set)) or getattr(texts, "ndim", 1) != 1:
+        raise ValueError(f"Got a {kind} as the texts of an index; give one list or column of strings.")
+    try:
+        found: list[Any] = texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)
+    except TypeError as error:
+        raise ValueError(f"Got a {kind} as the texts of an index; give one list or column of strings.") from error
+    for position, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ValueError(f"Text {position} is a {type(text).__name__}: {text!r:.80}; give strings.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"Text {position} holds half of a surrogate pair at character {error.start}: {text!r:.80}; give text."
+            ) from error
+    if not found:
+        raise ValueError("Got no texts; an index needs at least one.")
+    return [str(text) for text in found]  # NumPy has strings of its own, and Arrow, too
 
 
 def distinct(lists: Iterable[Iterable[str]]) -> list[str]:
@@ -90,22 +118,24 @@ def _floats(vectors: Any) -> NDArray[Any]:
             raise ValueError(f"Got embeddings of the shapes {vectors[0].shape}, ...; give rows of one length.")
         vectors = torch.stack(vectors)
     if isinstance(vectors, torch.Tensor):
-        if vectors.layout != torch.strided or vectors.is_meta or not vectors.is_floating_point():
+        if vectors.layout != torch.strided or vectors.is_nested or vectors.is_meta or not vectors.is_floating_point():
             kind = "meta" if vectors.is_meta else f"{vectors.layout} {vectors.dtype}"
             raise ValueError(f"Got embeddings as a {kind} tensor; give dense floating-point numbers.")
         vectors = vectors.detach().cpu()
         # NumPy does not know bfloat16; float64 stays, because float32 would lose its smallest numbers.
-        return (vectors if vectors.dtype == torch.float64 else vectors.float()).numpy()
+        vectors = (vectors if vectors.dtype == torch.float64 else vectors.float()).numpy()
     parts = vectors if isinstance(vectors, (list, tuple)) else ()
     if any(np.ma.isMaskedArray(part) for part in (vectors, *parts)) or hasattr(vectors, "tocsr"):
-        raise ValueError(f"Got embeddings as a {type(vectors).__name__}; fill it, and give a dense matrix.")
+        raise ValueError(f"Got masked or sparse embeddings ({type(vectors).__name__}); give all numbers of the matrix.")
     try:
         array = np.asarray(vectors)
         # A list of Python's numbers does not have a type; a table of a database has the type "object".
         if array.dtype == object or (array.dtype.kind in "iub" and not hasattr(vectors, "dtype")):
             array = np.asarray(array.tolist(), np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"Got embeddings that are not a matrix ({error}); give rows of numbers, of one length.") from error
+        raise ValueError(
+            f"Got embeddings that are not a matrix ({error}); give rows of numbers, of one length."
+        ) from error
     if array.dtype.kind != "f":
         raise ValueError(f"Got embeddings of type {array.dtype}; give floating-point numbers.")
     return array
