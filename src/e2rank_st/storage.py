@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -160,7 +160,7 @@ def _feed(digest: Any, path: Path) -> None:
 @contextmanager
 def _locked(target: Path) -> Iterator[Path]:
     """Give the scratch folder of a target to one writer at a time, without what dead writers left in it."""
-    # A long name of the target leaves space for the rest.
+    # A part of the name: a long one would leave no space for the rest.
     scratch = target.with_name(f".{target.name[:40]}-{text_id(target.name):016x}.partial")
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -184,10 +184,10 @@ def _locked(target: Path) -> Iterator[Path]:
                 (scratch / LOCK).unlink()
             scratch.rmdir()
         if lock is not None:
-            os.close(lock)
+            lock.close()
 
 
-def _lock(scratch: Path) -> int | None:
+def _lock(scratch: Path) -> IO[bytes] | None:
     """Make the scratch folder and lock it.
 
     Returns:
@@ -204,19 +204,19 @@ def _lock(scratch: Path) -> int | None:
     found = scratch.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), 0):
         raise PermissionError(f"{scratch} is not a folder of this user, who would write there; delete it.")
-    file = scratch / LOCK  # a file, because network file systems do not lock folders
-    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    # A file, because network file systems do not lock folders.
+    lock = (scratch / LOCK).open("ab")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(lock), file.stat()):
-            raise BlockingIOError  # the writer before has deleted the file, and a third one may have made another
+        if os.path.samestat(os.fstat(lock.fileno()), (scratch / LOCK).stat()):
+            return lock
+        raise BlockingIOError  # the writer before has deleted the file, and a third one may have made another
     except OSError as error:
-        os.close(lock)
+        lock.close()
         if error.errno not in UNSUPPORTED:
             raise
-        file.unlink(missing_ok=True)
-        return None
-    return lock
+    (scratch / LOCK).unlink(missing_ok=True)
+    return None
 
 
 def _put(fresh: Path, target: Path) -> None:
