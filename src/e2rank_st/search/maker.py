@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from e2rank_st.modeling_e2rank import RETRIEVAL_PROMPTS, ListwiseRerank
 from e2rank_st.provenance import weights_digest
 
 if TYPE_CHECKING:
@@ -27,6 +26,9 @@ def describe(model: SentenceTransformer) -> Maker:
     beside the same weights is not seen. The query's prompt and the reranking configuration are left out, because
     document vectors do not depend on them.
     """
+    # Not above: an index is loaded without the libraries of models.
+    from e2rank_st.modeling_e2rank import RETRIEVAL_PROMPTS, ListwiseRerank
+
     chosen = next((name for name in RETRIEVAL_PROMPTS["document"] if name in model.prompts), model.default_prompt_name)
     parts = {
         "weights": weights_digest(model).hexdigest()[:16],
