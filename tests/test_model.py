@@ -28,6 +28,7 @@ from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.search.index import Index
 from e2rank_st.wiring import seal_tokenizer
 from tests.conftest import toy_tokenizer
+from tests.toy import small_disk
 
 QUERY = "how long do fleas live"
 EOS = "<|endoftext|>"
@@ -99,6 +100,17 @@ def test_saving_over_a_model(saved: Path, tiny: E2Rank, facts, tmp_path: Path):
     for _ in range(2):
         E2Rank(folder, device="cpu").save_pretrained(folder)
         assert_equal(E2Rank(folder, device="cpu"), tiny, facts)
+
+
+def test_others_can_read_saved_weights(saved: Path):
+    """Guards against weights that only their owner can read, as safetensors makes them."""
+    assert len({path.stat().st_mode for path in saved.iterdir() if path.is_file()}) == 1
+
+
+def test_saving_on_a_full_disk(tiny: E2Rank, tmp_path: Path):
+    """Guards against an error of safetensors, which no caller expects."""
+    with pytest.raises(OSError, match=r"Could not write .*Is the disk full"), small_disk(50_000):
+        tiny.save_pretrained(str(tmp_path / "model"), create_model_card=False)
 
 
 def test_stock_trainer_reloads_a_checkpoint(saved: Path, tiny: E2Rank, facts, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Toy slates, and models to be trained on them.
+"""Toy slates, models to be trained on them, and a disk that is soon full.
 
 A query and a document belong together if they name the same thing. A tiny model learns a few slates by heart; to rank
 others better it takes some hundreds of them.
@@ -6,6 +6,9 @@ others better it takes some hundreds of them.
 
 import copy
 import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -60,3 +63,14 @@ def with_trained_adapter(model: E2Rank) -> E2Rank:
         if "lora_B" in name:
             torch.nn.init.normal_(weights, std=0.02)
     return model
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """No file can grow above a size, in bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

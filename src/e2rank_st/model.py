@@ -13,7 +13,7 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import Any, TypedDict, overload
 
 from sentence_transformers import SentenceTransformer
 from torch import nn
@@ -33,11 +33,9 @@ from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
 from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
 from e2rank_st.modeling_e2rank import LONG_TOKEN, E2RankPooling, ListwiseRerank, natural, strings
-from e2rank_st.storage import write_json
+from e2rank_st.search.index import Index
+from e2rank_st.storage import write_errors, write_json
 from e2rank_st.wiring import wire
-
-if TYPE_CHECKING:
-    from e2rank_st.search.index import Index
 
 __all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "load_model"]
 
@@ -297,8 +295,11 @@ class E2Rank(SentenceTransformer):
             ``retrieval_score`` are the document's rank and score in retrieval.
 
         Raises:
-            ValueError: If the index has a different dimension, or a number is negative.
+            ValueError: If a different model made the index, the message says in what it differs
+                (:meth:`~e2rank_st.search.index.Index.check`); if a number is negative.
         """
+        if not isinstance(index, Index):
+            raise ValueError(f"index must be an Index, got {type(index).__name__}. Make one with Index.build.")
         single = isinstance(queries, str)
         texts = strings("queries", [queries] if single else queries)
         top_k, num_candidates = natural("top_k", top_k), natural("num_candidates", num_candidates)
@@ -317,7 +318,7 @@ class E2Rank(SentenceTransformer):
         ``trust_remote_code``. The pooling is in the place where other runtimes look for it.
         """
         # A fast tokenizer keeps the padding and truncation of its last call, and would save them.
-        with self._tokenizing:
+        with self._tokenizing, write_errors(path):
             self.tokenizer.backend_tokenizer.no_padding()
             self.tokenizer.backend_tokenizer.no_truncation()
             super().save(path, *args, **kwargs)
@@ -386,5 +387,7 @@ def _make_portable(folder: Path) -> None:
             shutil.copyfile(folder / written / "config.json", folder / row["path"] / "config.json")
             left_over.append(folder / written)
     write_json(target, rows)
+    for path in folder.glob("*.safetensors"):  # safetensors makes its files private
+        path.chmod(target.stat().st_mode)
     for path in left_over:  # last: the old place is in use until modules.json names the new one
         shutil.rmtree(path)

@@ -731,18 +731,14 @@ class ListwiseRerank(Module):
         top_k = None if top_k is None else natural("top_k", top_k)
         options = self._options(instruction, num_prompt_documents, candidate_order, query_weight)
         stored = _stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
-        return_documents = _flag("return_documents", return_documents)
-        wanted = (
-            logger.getEffectiveLevel() <= logging.INFO
-            if show_progress_bar is None
-            else _flag("show_progress_bar", show_progress_bar)
-        )
-        embedder = Embedder(self._parent, self.builder, natural("batch_size", batch_size, least=1), wanted)
+        with_texts = _flag("return_documents", return_documents)
+        shown = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
+        batch_size = natural("batch_size", batch_size, least=1)
+        embedder = Embedder(self._parent, self.builder, batch_size, _flag("show_progress_bar", shown))
+        scores = self._scores(embedder, queries, candidates, stored, **options)
         rankings = [
-            _ranking(scores, texts if return_documents else None, top_k)
-            for scores, texts in zip(
-                self._scores(embedder, queries, candidates, stored, **options), candidates, strict=True
-            )
+            _ranking(values, texts if with_texts else None, top_k)
+            for values, texts in zip(scores, candidates, strict=True)
         ]
         return rankings[0] if single else rankings
 
@@ -910,7 +906,7 @@ def _text(name: str, value: Any) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} holds half of a surrogate pair, which is not text: {value!r:.80}.") from error
-    return value
+    return str(value)  # NumPy's strings are of a kind of their own
 
 
 def _entries(name: str, values: Any, kind: str) -> Iterator[Any]:
@@ -1017,7 +1013,7 @@ def _floats(name: str, value: Any, dimensions: int) -> Tensor:
         raise ValueError(f"{name} must be floating-point vectors, got {value.dtype}. Convert them as they were made.")
     if isinstance(value, Tensor):
         return value.detach() if value.dtype == torch.float64 else value.detach().float()
-    return torch.tensor(value.astype("float64" if value.dtype.itemsize > 4 else "float32"))
+    return torch.from_numpy(value.astype("float64" if value.dtype.itemsize > 4 else "float32"))
 
 
 def _plain(name: str, value: Any) -> Any:

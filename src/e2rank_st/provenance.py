@@ -24,7 +24,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Cost", "counted", "environment", "model_digest"]
+__all__ = ["Cost", "counted", "environment", "model_digest", "weights_digest"]
 
 PACKAGES = (
     "e2rank-st", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "peft", "mteb",
@@ -62,16 +62,27 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 def model_digest(model: nn.Module) -> Any:
     """Hash the weights of a model, its prompts and its length limit; the caller may add more to the hash.
 
-    The first values of each parameter are enough, because training changes them.
-
     Returns:
         An object of :mod:`hashlib`.
     """
     settings = [getattr(model, "prompts", {}), getattr(model, "max_seq_length", 0)]
-    digest = hashlib.sha256(json.dumps(settings).encode())
+    return weights_digest(model, json.dumps(settings).encode())
+
+
+def weights_digest(model: nn.Module, start: bytes = b"") -> Any:
+    """Hash the weights of a model, after the bytes of ``start``.
+
+    Some values from all over each parameter are enough, because training changes them.
+
+    Returns:
+        An object of :mod:`hashlib`.
+    """
+    digest = hashlib.sha256(start)
     for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()[:FINGERPRINT_VALUES].to("cpu", torch.float32)
-        digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        if not parameter.is_meta:  # a part that is kept on disk
+            step = max(1, parameter.numel() // FINGERPRINT_VALUES)
+            values = parameter.detach().flatten()[::step].to("cpu", torch.float32)
+            digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
     return digest
 
 

@@ -145,6 +145,10 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
         (["rerank", QUERY, "facts.txt", "--embeddings", "nothing.npy"], "nothing.npy: No such file"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "facts.txt"], "facts.txt is not a matrix"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "short.npy"], "(10, 384)"),
+        (["rerank", QUERY, "facts.txt", "--embeddings", "huge.npy"], "huge.npy is not a matrix"),
+        (["rerank", QUERY, "facts.txt", "--embeddings", "endless.npy"], "endless.npy is not a matrix"),
+        (["rerank", QUERY, "facts.txt", "--embeddings", "code.npy"], "code.npy is not a matrix"),
+        (["rerank", QUERY, "facts.txt", "--embeddings", "several.npy"], "several.npy is not a matrix"),
         (["rerank", QUERY, "facts.txt", "--device", "abacus"], "--device abacus"),
         (["rerank", QUERY, "facts.txt", "--model", "./nothing"], "the model './nothing'"),
         (["embed", "facts.txt", "--output", "."], "Is a directory"),
@@ -157,6 +161,12 @@ def test_errors_are_one_line(run, facts_file: str, tmp_path: Path, arguments: li
     """Guards against a traceback for a user's mistake, a status of 0, and words on standard output."""
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text"\n')
     np.save(tmp_path / "short.npy", np.ones((9, 384), np.float32))
+    header = (tmp_path / "short.npy").read_bytes()[:128]  # of a file that claims terabytes, and of one without an end
+    (tmp_path / "huge.npy").write_bytes(header.replace(b"(9, 384), ", b"(9" + b"0" * 9 + b", 384),")[:128] + b"0" * 99)
+    (tmp_path / "endless.npy").write_bytes(header.replace(b"}", b"[") + b"0" * 99)
+    np.save(tmp_path / "code.npy", np.array([[print]]), allow_pickle=True)
+    with (tmp_path / "several.npy").open("wb") as file:
+        np.savez(file, np.ones((10, 384)))
     result = run(*arguments)
     lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
     assert (result.exit_code, result.stdout, len(lines)) == (1, "", 1)

@@ -11,6 +11,7 @@ from e2rank_st import E2Rank
 from e2rank_st.cli.demo import answer, stored_index
 from e2rank_st.data.docstrings import QUERIES, collect
 from e2rank_st.search.index import Index
+from tests.toy import small_disk
 
 QUERY = "how long do fleas live"
 
@@ -70,6 +71,41 @@ def test_unwritable_cache_is_no_error(bundled: E2Rank, cache: Path, caplog: pyte
     cache.touch()
     assert stored_index(bundled, ["a"], "bundled").texts == ["a"]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+def test_full_disk_is_no_error(bundled: E2Rank, cache: Path, caplog: pytest.LogCaptureFixture):
+    """Guards against a demo that fails where the disk is full, and half an index in the cache."""
+    with small_disk(1000):
+        assert stored_index(bundled, ["a"], "bundled").texts == ["a"]
+    assert "Is the disk full?" in caplog.text
+    assert not list(cache.iterdir())
+
+
+def test_cache_of_strangers_is_left(bundled: E2Rank, cache: Path, caplog: pytest.LogCaptureFixture):
+    """Guards against answers from an index of other texts, and against the loss of somebody's files."""
+    stored_index(bundled, ["a"], "bundled")
+    (folder,) = cache.iterdir()
+    Index.build(bundled, ["b"]).save(folder)
+    assert stored_index(bundled, ["a"], "bundled").texts == ["a"]
+    assert "other texts" in caplog.text
+    assert Index.load(folder).texts == ["a"]
+    (folder / "index.json").unlink()
+    (folder / "thesis.tex").touch()
+    assert stored_index(bundled, ["a"], "bundled").texts == ["a"]
+    assert "holds other files" in caplog.text
+    assert (folder / "thesis.tex").exists()
+
+
+def test_user_without_home(bundled: E2Rank, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """Guards against a traceback in a container whose user does not have an entry."""
+
+    def refuse() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("e2rank_st.cli.demo.Path.home", refuse)
+    assert stored_index(bundled, ["a"], "bundled").texts == ["a"]
+    assert "Could not determine home directory" in caplog.text
 
 
 def test_every_index_has_its_folder(bundled: E2Rank, tiny: E2Rank, cache: Path, monkeypatch: pytest.MonkeyPatch):

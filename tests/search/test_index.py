@@ -1,13 +1,25 @@
 """Index: exact search over stored vectors, and a folder that keeps them."""
 
+import copy
+import pickle
+import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
 
 import e2rank_st.search.exact as exact_module
 from e2rank_st import E2Rank
+from e2rank_st.modeling_e2rank import E2RankPooling
 from e2rank_st.search.index import Index
+from tests.toy import small_disk, with_adapter
 
 AXES = Index(["x", "y", "xy"], np.array([[1, 0], [0, 1], [3, 3]], np.float32))
 STRANGE = [
@@ -16,7 +28,6 @@ STRANGE = [
     "\u2028 ends some lines",
     "\N{FLEUR-DE-LIS} 猫",
     '"quotes"\t\\',
-    "half a pair \ud800",
 ]
 
 
@@ -80,9 +91,21 @@ def test_callers_objects_stay_as_they_are():
     [
         (["a"], np.ones((2, 2)), "1 texts and 2 embeddings"),
         (["a"], np.ones(2), r"shape \(2,\)"),
-        (["a", "b"], [[1, 0], [np.nan, 1]], "Embedding 1 holds NaN"),
-        (["a", None], np.ones((2, 2)), "Text 1 is a NoneType"),
-        ("ab", np.ones((2, 2)), "one string"),
+        (["a", "b"], [[1, 0], [np.nan, 1]], "NaN.* in row 1"),
+        (["a", None], np.ones((2, 2)), r"texts\[1\].*NoneType"),
+        (["a", "half \ud800"], np.ones((2, 2)), r"texts\[1\] holds half of a surrogate pair"),
+        ("ab", np.ones((2, 2)), "texts must be a list of strings, got str"),
+        (b"ab", np.ones((2, 2)), "texts must be a list of strings, got bytes"),
+        ({"a": 1, "b": 2}, np.ones((2, 2)), "texts must be a list of strings, got dict"),
+        ({"a", "b"}, np.ones((2, 2)), "texts must be a list of strings, got set"),
+        (np.array("ab"), np.ones((2, 2)), "texts must be a list of strings, got ndarray"),
+        (np.array([["a", "b"]]), np.ones((2, 2)), r"texts\[0\].*ndarray"),
+        (torch.tensor(1), np.ones((1, 2)), "texts must be a list of strings, got Tensor"),
+        (torch.ones(2), np.ones((2, 2)), r"texts\[0\].*Tensor"),
+        (3, np.ones((2, 2)), "texts must be a list of strings, got int"),
+        (pd.DataFrame({"text": ["a", "b"]}), np.ones((2, 2)), "the table DataFrame"),
+        (pa.table({"text": ["a", "b"]}), np.ones((2, 2)), "the table Table"),
+        (pd.Series(["a", None]), np.ones((2, 2)), r"texts\[1\].*float: nan"),
         ([], np.ones((0, 2)), "no texts"),
     ],
 )
@@ -96,7 +119,7 @@ def test_bad_queries_are_refused():
     """Guards against vectors of another model, and against a negative count that Python would read as a slice."""
     with pytest.raises(ValueError, match="dimension 3 for an index of dimension 2"):
         AXES.retrieve(np.ones((1, 3)), 1)
-    with pytest.raises(ValueError, match="top_k=-1"):
+    with pytest.raises(ValueError, match=r"top_k.*got -1"):
         AXES.retrieve(np.ones((1, 2)), -1)
 
 
@@ -128,7 +151,7 @@ def test_failed_save_leaves_the_old_index(tmp_path: Path, monkeypatch: pytest.Mo
     """Guards against an index that is lost because its successor did not fit on the disk."""
     AXES.save(tmp_path / "index")
 
-    monkeypatch.setattr("e2rank_st.search.index.save_file", None)
+    monkeypatch.setattr("e2rank_st.search.folder.save_file", None)
     with pytest.raises(TypeError):
         random_index().save(tmp_path / "index")
     assert Index.load(tmp_path / "index").texts == AXES.texts
@@ -144,30 +167,186 @@ def test_folder_with_other_files_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "contents"),
+    "make",
     [
-        ("embeddings.safetensors", ()),
-        ("texts.jsonl", (b'"one text"\n', b'"\xff"\n')),
-        ("index.json", (b'{"format": 2}',)),
+        tuple,
+        iter,
+        lambda texts: (text for text in texts),
+        np.array,
+        lambda texts: np.array(texts, object),
+        pd.Series,
+        lambda texts: pd.Series(texts, index=range(9, -1, -1)),
+        pa.array,
+        lambda texts: pa.chunked_array([texts[:3], texts[3:]]),
+        lambda texts: dict.fromkeys(range(10)) and dict(enumerate(texts)).values(),
     ],
 )
-def test_damaged_index_is_refused(tmp_path: Path, name: str, contents: tuple[bytes, ...]):
-    """Guards against half an index that answers, and against an error that does not name the folder or the file."""
+def test_build_takes_texts_as_databases_give_them(tiny: E2Rank, facts: list[str], make: Callable[[list[str]], Any]):
+    """Guards against "Got no texts" for a generator, and strings of NumPy and Arrow in results and files."""
+    index = Index.build(tiny, make(facts))
+    assert index.texts == facts
+    assert {type(text) for text in index.texts} == {str}
+
+
+def test_full_disk_leaves_the_old_index(tmp_path: Path):
+    """Guards against a traceback of safetensors, and an index that is lost because its successor did not fit."""
     AXES.save(tmp_path / "index")
+    with pytest.raises(OSError, match=r"Could not write .*index: .* Is the disk full\?$"), small_disk(10_000):
+        random_index().save(tmp_path / "index")
+    with pytest.raises(OSError, match="too large"), small_disk(40_000):  # the vectors fit, the texts do not
+        Index(["text " * 10_000] * 2, np.eye(2)).save(tmp_path / "index")
+    assert Index.load(tmp_path / "index").texts == AXES.texts
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_readers_see_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Guards against a reader that finds no folder, or the texts of one version and the vectors of the next."""
+    monkeypatch.setattr("os.fsync", lambda file: None)  # it only takes time here
+    versions = [Index([f"{name} {row}" for row in range(20)], np.eye(20)) for name in "ab"]
+    versions[0].save(tmp_path / "index")
+    done, read = threading.Event(), []
+
+    def load() -> None:
+        while not done.is_set():
+            read.append("".join(sorted({text[0] for text in Index.load(tmp_path / "index").texts})))
+
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(load)
+        for turn in range(200):
+            versions[turn % 2].save(tmp_path / "index")
+        done.set()
+        reader.result()
+    assert set(read) == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["index.json", "embeddings.safetensors", "texts.jsonl"])
+def test_every_wrong_byte_is_found(tiny: E2Rank, facts: list[str], tmp_path: Path, name: str):
+    """Guards against half an index that answers, and against an error that does not name the folder and the cure."""
+    Index.build(tiny, facts).save(tmp_path / "index")
     file = tmp_path / "index" / name
-    for content in (file.read_bytes()[:-5], *contents):
-        file.write_bytes(content)
+    content, draw = file.read_bytes(), random.Random(0)
+    damaged = [content[:-1], content[: len(content) // 2], b"", content + b"\n", content[1:]]
+    for _ in range(150):
+        place = draw.randrange(len(content))
+        damaged.append(content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :])
+    for bytes_ in damaged:
+        file.write_bytes(bytes_)
         with pytest.raises(ValueError, match=r"index in .*; build and save it again"):
             Index.load(tmp_path / "index")
     file.unlink()
     with pytest.raises(FileNotFoundError, match=name):
         Index.load(tmp_path / "index")
+    file.write_bytes(content)
+    Index.load(tmp_path / "index")
 
 
-def test_agrees_with_the_model_that_built_it(tiny: E2Rank, bundled: E2Rank, facts: list[str]):
+@pytest.mark.parametrize("content", [b'{"format": 1, "documents": 3, "dimension": 2}', b'{"format": 99}'])
+def test_other_formats_are_refused(tmp_path: Path, content: bytes):
+    """Guards against an index of an earlier version that is called damaged, or read without its checks."""
+    AXES.save(tmp_path / "index")
+    (tmp_path / "index" / "index.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"has the format \d+, and this version reads 2; build and save it again"):
+        Index.load(tmp_path / "index")
+
+
+def changed(model: E2Rank, change: Callable[[E2Rank], object]) -> E2Rank:
+    model = copy.deepcopy(model)
+    change(model)
+    return model
+
+
+def shorten(model: E2Rank) -> None:
+    model.max_seq_length = 5
+
+
+def train_a_step(model: E2Rank, rate: float = 1e-4) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    model(model.preprocess(["fleas", "iron"]))["sentence_embedding"].std().backward()
+    optimizer.step()
+
+
+def pool_by_mean(model: E2Rank) -> None:
+    model[1] = E2RankPooling(32, "mean")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (shorten, "max_seq_length"),
+        (train_a_step, "weights"),
+        (pool_by_mean, "E2RankPooling.pooling_mode_mean_tokens"),
+        (lambda model: model.prompts.update(document="passage: "), "document prompt"),
+    ],
+)
+def test_search_refuses_a_model_that_did_not_make_the_index(
+    tiny: E2Rank, facts: list[str], tmp_path: Path, change: Callable[[E2Rank], object], named: str
+):
     """Guards against vectors of another model, which give scores and no error where the dimension is the same."""
+    made = Index.build(tiny, facts)
+    made.save(tmp_path / "index")
+    other = changed(tiny, change)
+    for index in (made, Index.load(tmp_path / "index")):
+        index_hits = tiny.search("fleas", index)
+        with pytest.raises(ValueError, match=f"differs in .*{named}.*Build the index again"):
+            other.search("fleas", index)
+        assert tiny.search("fleas", index) == index_hits
+    other.search("fleas", Index.build(other, facts))
+
+
+def test_search_notices_a_model_that_changes(tiny: E2Rank, facts: list[str]):
+    """Guards against a model that was right at the first search and is trained after it."""
+    for index in (Index.build(tiny, facts), Index(facts, tiny.encode_document(facts))):
+        model = copy.deepcopy(tiny)
+        model.search("fleas", index)
+        train_a_step(model, rate=1e-2)
+        with pytest.raises(ValueError, match="does not give the vectors"):
+            model.search("fleas", index)
+
+
+def test_search_takes_a_model_that_gives_the_same_vectors(tiny: E2Rank, facts: list[str]):
+    """Guards against an index that must be built again although nothing that it holds would change."""
     index = Index.build(tiny, facts)
-    assert index.agrees_with(tiny)
-    assert not index.agrees_with(bundled)
-    others = Index(facts, np.roll(index.embeddings, 1, axis=0))
-    assert not others.agrees_with(tiny)
+    for change in (
+        lambda model: model.prompts.update(query="another: "),
+        lambda model: model.replace_listwise(num_prompt_documents=2),
+        lambda model: setattr(model, "max_seq_length", 500),  # no text is as long
+        lambda model: model.double(),
+        lambda model: model.bfloat16(),
+    ):
+        assert changed(tiny, change).search("fleas", index)
+    assert with_adapter(tiny).search("fleas", index)  # its weights are named in another way
+
+
+def test_search_refuses_vectors_of_no_model(tiny: E2Rank, bundled: E2Rank, shipped: E2Rank, facts: list[str]):
+    """Guards against random vectors, and against those of the base in the model that was trained from it."""
+    random_vectors = Index(facts, np.random.default_rng(0).normal(size=(len(facts), 32)))
+    with pytest.raises(ValueError, match="nothing is known about the model"):
+        tiny.search("fleas", random_vectors)
+    for index in (Index.build(bundled, facts), Index(facts, bundled.encode_document(facts))):
+        assert bundled.search("fleas", index)
+        with pytest.raises(ValueError, match="does not give the vectors"):
+            shipped.search("fleas", index)
+    assert not index.agrees_with(tiny)  # another dimension
+
+
+def test_given_vectors_are_checked_once(tiny: E2Rank, facts: list[str], monkeypatch: pytest.MonkeyPatch):
+    """Guards against a check that costs a forward pass at each search, also from several threads."""
+    index, calls = Index(facts, tiny.encode_document(facts)), []
+    encode = E2Rank.encode_document
+    monkeypatch.setattr(E2Rank, "encode_document", lambda *args, **options: calls.append(1) or encode(*args, **options))
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda _: index.agrees_with(tiny), range(8)))
+    assert len(calls) == 1
+    assert pickle.loads(pickle.dumps(index)).agrees_with(copy.deepcopy(tiny))
+    assert len(calls) == 2
+    built = Index.build(tiny, facts)
+    assert built.agrees_with(tiny) and len(calls) == 3  # the one that built it
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_vectors_of_any_float_type(tiny: E2Rank, facts: list[str], dtype: torch.dtype):
+    """Guards against an error of NumPy for types that models and databases use."""
+    vectors = torch.from_numpy(tiny.encode_document(facts))
+    index = Index(facts, vectors.to(dtype))
+    np.testing.assert_allclose(index.embeddings, vectors, atol=5e-3)
+    assert tiny.search("fleas", index)

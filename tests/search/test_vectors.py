@@ -1,7 +1,12 @@
 """Unit vectors, and each distinct text embedded once."""
 
+from typing import Any
+
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
+import scipy.sparse
 import torch
 
 from e2rank_st.search.vectors import embed_distinct, unit_rows
@@ -21,11 +26,69 @@ def test_tensors_of_any_float_type(dtype: torch.dtype):
     assert (rows.dtype, rows.tolist()) == (np.float32, [[1.0, 0.0]])
 
 
+@pytest.mark.parametrize("size", [5e-324, 1e-45, 1e-25, 1e-13, 1e13, 1e25, 1e300])
+def test_rows_of_any_length(size: float):
+    """Guards against zeros or infinity for vectors whose squares do not fit the type."""
+    rows = np.array([[3 * size, 4 * size], [0.0, 0.0]])
+    for given in (rows, rows.tolist(), torch.from_numpy(rows)):
+        assert unit_rows(given).tolist() == [[np.float32(0.6), np.float32(0.8)], [0.0, 0.0]]
+    if 1e-38 < size < 1e38:
+        np.testing.assert_allclose(unit_rows(rows.astype(np.float32))[0], [0.6, 0.8], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("vectors", "message"), [([1.0, 2.0], r"shape \(2,\)"), ([[1.0], [np.nan]], "Embedding 1 holds NaN")]
+    "rows",
+    [
+        [[3, 4]],
+        ([3.0, 4.0],),
+        [np.array([3, 4], np.float16)],
+        [torch.tensor([3, 4], dtype=torch.bfloat16)],
+        np.array([[3, 4]], object),
+        pd.Series([[3.0, 4.0]]),
+        pd.Series([np.array([3.0, 4.0])]),
+        pd.DataFrame({"x": [3.0], "y": [4.0]}),
+        pa.array([[3.0, 4.0]]),
+        pa.array([[3.0, 4.0]], pa.list_(pa.float32(), 2)),
+    ],
 )
-def test_what_is_not_a_finite_matrix_is_refused(vectors: list, message: str):
-    """Guards against NaN that ranks silently."""
+def test_rows_as_databases_give_them(rows: Any):
+    """Guards against an error for the forms in which stored vectors come back."""
+    assert unit_rows(rows).tolist() == [[np.float32(0.6), np.float32(0.8)]]
+
+
+def test_the_matrix_is_a_copy():
+    """Guards against an index that changes when its caller goes on with his own matrix."""
+    given = np.eye(2, dtype=np.float32)
+    unit_rows(given)[:] = 7
+    assert given.tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        ([1.0, 2.0], r"embeddings\[0\] must be a list of vectors"),
+        (np.float32(1), r"shape \(\)"),
+        (None, "got NoneType"),
+        (torch.ones(1, 1, 1), r"shape \(1, 1, 1\)"),
+        ([[1.0], [np.nan]], "NaN.* in row 1"),
+        (torch.tensor([[1.0], [torch.inf]]), "infinite values in row 1"),
+        (np.array([[1, 2]], np.int8), "floating-point.*int8"),
+        (np.array([[True]]), "floating-point.*bool"),
+        (np.array([[1j]]), "floating-point.*complex"),
+        ([["1"]], "list of numbers"),
+        ([[1.0], [1.0, 2.0]], "has 2 values"),
+        ([torch.ones(1), torch.ones(2)], "has 2 values"),
+        (torch.ones(1, 1, dtype=torch.int64), "floating-point.*int64"),
+        (torch.ones(1, 1, device="meta"), "a meta one"),
+        (torch.eye(2).to_sparse(), "a sparse one"),
+        (np.ma.masked_array([[1.0, 2.0]], mask=[[0, 1]]), "masked array"),
+        ([np.ma.masked_array([1.0, 2.0], mask=[0, 1])], "masked array"),
+        (scipy.sparse.csr_matrix(np.eye(2)), "sparse matrix"),
+        ({"a": [1.0]}, "got dict"),
+    ],
+)
+def test_what_is_not_a_finite_matrix_is_refused(vectors: Any, message: str):
+    """Guards against NaN that ranks silently, and numbers that a conversion would change without a word."""
     with pytest.raises(ValueError, match=message):
         unit_rows(vectors)
 

@@ -283,11 +283,14 @@ def train(context: typer.Context) -> None:
 
 def _read_vectors(path: Path) -> Any:
     """Read a matrix that ``embed --output`` wrote. A pickle is refused, because it could run code."""
+    from tokenize import TokenError
+
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        # A map compares the size that the header claims with the file's, before memory is taken.
+        return np.array(np.lib.format.open_memmap(path, mode="r"))
+    except (ValueError, TypeError, OverflowError, TokenError) as error:  # all of them from a header that is not one
         raise ValueError(
             f"{path} is not a matrix of numbers in NumPy's format; make one with e2rank embed --output."
         ) from error

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from e2rank_st.console import one_line
 from e2rank_st.search.index import Index
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def answer(
 def stored_index(model: E2Rank, texts: list[str], model_name: str | None, batch_size: int = 32) -> Index:
     """Load the index of these texts from the user's cache, or build it and keep it there.
 
-    An index that is damaged, or that the model would not build, is built again. If it cannot be kept, the next call
-    only takes longer.
+    An index that is damaged, of other texts, or that the model would not build, is built again. If it cannot be kept,
+    the next call only takes longer.
 
     Args:
         model: The model that will search the index.
@@ -52,23 +53,36 @@ def stored_index(model: E2Rank, texts: list[str], model_name: str | None, batch_
         model_name: The user's name for the model; None does not use the cache.
         batch_size: Texts in a forward pass.
     """
-    folder = None if model_name is None else _cache_folder(model_name, model, texts)
+    folder = None
     try:
-        if folder and (index := Index.load(folder)).agrees_with(model):
-            return index
-        if folder:
-            logger.warning("The index in %s was built with a different model; it is built again.", folder)
-    except FileNotFoundError:
-        pass
-    except (ValueError, OSError) as error:
-        logger.warning("%s", error)
+        if model_name is not None:
+            folder = _cache_folder(model_name, model, texts)
+    except RuntimeError as error:  # Python does not find a home folder
+        logger.warning("Cannot keep the index for the next call: %s", error)
+    if folder and (kept := _kept_index(folder, model, texts)):
+        return kept
     index = Index.build(model, texts, batch_size, show_progress_bar=sys.stderr.isatty())
     try:
         if folder:
             index.save(folder)
     except (ValueError, OSError) as error:
-        logger.warning("Could not keep the index for the next call: %s", error)
+        logger.warning("Could not keep the index for the next call: %s", one_line(error))
     return index
+
+
+def _kept_index(folder: Path, model: E2Rank, texts: list[str]) -> Index | None:
+    """Load the index, if it is whole and of this model and these texts."""
+    try:
+        index = Index.load(folder)
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        logger.warning("The index is built again: %s", one_line(error))
+        return None
+    if index.texts == texts and index.agrees_with(model):
+        return index
+    logger.warning("The index in %s was built with a different model or other texts; it is built again.", folder)
+    return None
 
 
 def _cache_folder(model_name: str, model: E2Rank, texts: list[str]) -> Path:

@@ -9,31 +9,32 @@ Axes: B queries, N documents, D dimensions.
 
 from __future__ import annotations
 
-import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from e2rank_st.modeling_e2rank import natural
 from e2rank_st.search.exact import nearest
+from e2rank_st.search.folder import read_index, write_index
+from e2rank_st.search.maker import Maker, describe, differences
 from e2rank_st.search.reranking import rerank_rows
-from e2rank_st.search.vectors import Matrix, Rows, embed_distinct, unit_rows
-from e2rank_st.storage import replacing
+from e2rank_st.search.vectors import Matrix, Rows, embed_distinct, read_texts, unit_rows
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 __all__ = ["Index"]
 
-FORMAT = 1
-ROUNDING = 1e-3  # of a cosine of equal texts, as with bfloat16 or different batches
-MANIFEST, VECTORS, TEXTS = "index.json", "embeddings.safetensors", "texts.jsonl"
+# Largest 1 − cosine of a text's vectors by one model: with different batches in float32, and else.
+ROUNDING = {"torch.float32": 1e-5}
+COARSE_ROUNDING = 1e-3
+PROBES = 4  # texts to embed again, besides the longest
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class Index:
     Attributes:
         texts: The N documents.
         embeddings: ``(N, D)`` float32; each row is normalised to unit length.
+        maker: Description of the model that made the vectors; None if they were given without it.
 
     Raises:
         ValueError: The texts are not strings, or the embeddings are not a finite ``(N, D)`` matrix.
@@ -50,10 +52,11 @@ class Index:
 
     texts: list[str]
     embeddings: Matrix
+    maker: Maker | None = None
 
     def __post_init__(self) -> None:
         """Check both parts, and normalise the vectors."""
-        object.__setattr__(self, "texts", _checked_texts(self.texts))
+        object.__setattr__(self, "texts", read_texts(self.texts))
         object.__setattr__(self, "embeddings", unit_rows(self.embeddings))
         if len(self.texts) != len(self.embeddings):
             raise ValueError(
@@ -73,7 +76,7 @@ class Index:
     def build(
         cls,
         model: SentenceTransformer,
-        texts: Sequence[str],
+        texts: Iterable[str],
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> Index:
@@ -81,16 +84,16 @@ class Index:
 
         Args:
             model: Any Sentence Transformers model; its ``encode_document`` is called.
-            texts: The N documents, at least one.
+            texts: The N documents, at least one: a list, an array, a column of a table, or a generator.
             batch_size: Texts in a forward pass.
             show_progress_bar: Whether to show a bar on stderr; by default, the level of the library's logger decides.
 
         Raises:
             ValueError: ``texts`` is empty, or an entry is not a string.
         """
-        texts = _checked_texts(texts)
+        texts = read_texts(texts)
         options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-        return cls(texts, embed_distinct(model.encode_document, texts, **options))
+        return cls(texts, embed_distinct(model.encode_document, texts, **options), describe(model))
 
     def vectors(self, texts: Iterable[str]) -> Matrix:
         """Return the stored vectors of n texts, in their order, (n, D).
@@ -119,14 +122,12 @@ class Index:
         Raises:
             ValueError: The embeddings do not fit the index, or ``top_k`` is negative.
         """
-        queries = unit_rows(query_embeddings)
+        queries, top_k = unit_rows(query_embeddings, "query_embeddings"), natural("top_k", top_k)
         if queries.shape[1] != self.dimension:
             raise ValueError(
                 f"Got query embeddings of dimension {queries.shape[1]} for an index of dimension {self.dimension}; "
                 "embed both with the same model."
             )
-        if top_k < 0:
-            raise ValueError(f"Got top_k={top_k}; give 0 or more.")
         found = nearest(queries, self.embeddings, top_k)
         shape = (len(queries), min(top_k, len(self)))
         scores = np.array([part.scores for part in found], np.float32).reshape(shape)
@@ -147,7 +148,11 @@ class Index:
         Returns:
             For each query the hits of ``rerank``. ``corpus_id`` is a row of the index. ``retrieval_rank`` (from 1) and
             ``retrieval_score`` are the document's rank and score in retrieval.
+
+        Raises:
+            ValueError: The model did not make the vectors: see :meth:`check`.
         """
+        self.check(model)
         texts = [[self.texts[row] for row in part] for part in rows]
         # The rows are sorted by similarity already. "given" keeps their order without embedding the query again.
         options = {"candidate_order": "given", **options}
@@ -159,19 +164,48 @@ class Index:
                 hit |= {"retrieval_rank": place + 1, "retrieval_score": similar[place]}
         return rankings
 
-    def agrees_with(self, model: SentenceTransformer) -> bool:
-        """Test whether ``model`` gives the stored vectors, by embedding three texts again.
+    def check(self, model: SentenceTransformer) -> None:
+        """Refuse a model that would give different document vectors.
 
-        A name or path is not enough: the model in a folder may have been trained further. The longest text is one of
-        the three, because it shows a different length limit.
+        A model of the same description as the maker passes. Any other model embeds a few texts again: it passes if they
+        get the stored vectors, as with a merged adapter, or a query prompt that has changed. This is done once for each
+        model, and again after a change of the model's description.
+
+        Raises:
+            ValueError: The vectors are different; the message names the parts of the description that differ.
         """
-        longest = max(range(len(self)), key=lambda row: len(self.texts[row]))
-        rows = [0, longest, len(self) - 1]
+        if self.agrees_with(model):
+            return
+        reason = "nothing is known about the model that made them"
+        if self.maker is not None:
+            reason = f"it differs in {differences(self.maker, describe(model))}"
+        raise ValueError(
+            f"The model does not give the vectors of this index: {reason}. Build the index again with this model, or "
+            "use the model that made it."
+        )
+
+    def agrees_with(self, model: SentenceTransformer) -> bool:
+        """Test whether ``model`` gives the stored vectors, as :meth:`check` does."""
+        found = describe(model)
+        if found == self.maker:
+            return True
+        with _CHECKING:
+            known = _FOUND.setdefault(self, WeakKeyDictionary())
+            if model not in known or known[model][0] != found:
+                known[model] = found, self._gives_vectors(model, found)
+            return known[model][1]
+
+    def _gives_vectors(self, model: SentenceTransformer, found: Maker) -> bool:
+        # The longest texts show a different length limit. Characters and bytes differ by language.
+        longest = {max(range(len(self)), key=lambda row: size(self.texts[row])) for size in (len, _num_bytes)}
+        rows = sorted({*longest, *np.linspace(0, len(self) - 1, PROBES).astype(int).tolist()})
         vectors = embed_distinct(model.encode_document, [self.texts[row] for row in rows], show_progress_bar=False)
         if vectors.shape[1] != self.dimension:
             return False
-        cosines = np.einsum("nd,nd->n", vectors, self.embeddings[rows])
-        return bool((cosines > 1 - ROUNDING).all())
+        same_type = self.maker is not None and self.maker.get("dtype") == found["dtype"]
+        allowed = ROUNDING.get(found["dtype"], COARSE_ROUNDING) if same_type else COARSE_ROUNDING
+        cosines = np.einsum("nd,nd->n", vectors.astype(np.float64), self.embeddings[rows].astype(np.float64))
+        return bool((cosines > 1 - allowed).all())
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the index to a folder, whole or not at all: a manifest, the vectors, and the texts as JSON lines.
@@ -183,50 +217,23 @@ class Index:
             ValueError: The folder holds other files.
             OSError: The folder cannot be written.
         """
-        folder = Path(folder)
-        others = sorted({path.name for path in folder.glob("*")} - {MANIFEST, VECTORS, TEXTS})
-        if others:
-            raise ValueError(f"{folder} holds other files ({others[0]}, ...); give a new folder or an index's folder.")
-        manifest = {"format": FORMAT, "documents": len(self), "dimension": self.dimension}
-        with replacing(folder) as fresh:
-            fresh.mkdir()
-            save_file({"embeddings": self.embeddings}, fresh / VECTORS)
-            with (fresh / TEXTS).open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(text) + "\n" for text in self.texts)
-            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        write_index(folder, self.texts, self.embeddings, self.maker)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Index:
-        """Read an index that ``save`` wrote.
+        """Read an index that ``save`` wrote; each bit of its files is checked.
 
         Raises:
             FileNotFoundError: A file of the index is missing.
-            ValueError: A file is damaged, has a different format, or does not match the rest.
+            ValueError: A file is damaged, or an earlier version wrote the index.
         """
-        folder = Path(folder)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            texts = [json.loads(line) for line in (folder / TEXTS).read_text(encoding="utf-8").splitlines()]
-            embeddings = load_file(folder / VECTORS)["embeddings"]
-            index = cls(texts, embeddings)
-        except (ValueError, KeyError, SafetensorError) as error:
-            raise ValueError(f"The index in {folder} is damaged ({error}); build and save it again.") from error
-        found = {"format": FORMAT, "documents": len(index), "dimension": index.dimension}
-        if manifest != found:
-            raise ValueError(
-                f"The index in {folder} does not match its {MANIFEST}: got {found}, expected {manifest}; "
-                "build and save it again."
-            )
-        return index
+        return cls(*read_index(folder))
 
 
-def _checked_texts(texts: Sequence[str]) -> list[str]:
-    """Copy the texts of an index; refuse anything but strings."""
-    if isinstance(texts, str):
-        raise ValueError("Got one string as the texts of an index; give a list of strings.")
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"Text {position} is a {type(text).__name__}: {text!r:.80}; give strings.")
-    if not texts:
-        raise ValueError("Got no texts; an index needs at least one.")
-    return list(texts)
+# Outside the index, since a lock cannot be copied: for each index, each model's description and whether it agrees.
+_FOUND: WeakKeyDictionary[Index, WeakKeyDictionary[Any, tuple[Maker, bool]]] = WeakKeyDictionary()
+_CHECKING = threading.Lock()
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode())

@@ -1,4 +1,4 @@
-"""Texts → unit vectors, each distinct text embedded once. NumPy or torch vectors → a matrix of unit rows.
+"""Texts → unit vectors, each distinct text embedded once. Vectors of any kind → a matrix of unit rows.
 
 Axes: N texts, D dimensions.
 """
@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Matrix", "Rows", "distinct", "embed_distinct", "unit_rows"]
+from e2rank_st.modeling_e2rank import matrix, strings
+
+__all__ = ["Matrix", "Rows", "distinct", "embed_distinct", "read_texts", "unit_rows"]
 
 Matrix: TypeAlias = NDArray[np.float32]
 Rows: TypeAlias = NDArray[np.int64]  # row numbers in a matrix
@@ -35,29 +37,38 @@ def embed_distinct(encode: Callable[..., Any], texts: Sequence[str], **options: 
     return vectors if len(row_of) == len(texts) else vectors[[row_of[text] for text in texts]]
 
 
+def read_texts(texts: Any) -> list[str]:
+    """Read the texts of an index from a list, a tuple, an array, a column of a table or a generator.
+
+    Raises:
+        ValueError: They are not a row of strings, or there are none.
+    """
+    found = strings("texts", texts)
+    if not found:
+        raise ValueError("Got no texts; an index needs at least one.")
+    return found
+
+
 def distinct(lists: Iterable[Iterable[str]]) -> list[str]:
     """Each text of some lists once, in the order in which it first appears."""
     return list(dict.fromkeys(text for texts in lists for text in texts))
 
 
-def unit_rows(vectors: Any) -> Matrix:
+def unit_rows(vectors: Any, name: str = "embeddings") -> Matrix:
     """Return a matrix as float32 with rows of unit length. A zero row stays zero: it does not have a direction.
 
     Args:
-        vectors: (N, D), NumPy or torch, of any float type and on any device.
+        vectors: (N, D), of any kind that :func:`~e2rank_st.modeling_e2rank.matrix` reads.
+        name: A name for messages.
+
+    Returns:
+        A new matrix. Rows of unit length stay the same bit for bit, so a saved index does not change when it is loaded.
 
     Raises:
-        ValueError: It is not a matrix, or holds NaN or infinity.
+        ValueError: It is not a matrix of floating-point numbers, or holds NaN or infinity.
     """
-    if hasattr(vectors, "detach"):  # NumPy cannot read torch's bfloat16, gradients and devices
-        vectors = vectors.detach().float().cpu()
-    matrix = np.ascontiguousarray(vectors, dtype=np.float32)
-    if matrix.ndim != 2:
-        raise ValueError(f"Got embeddings of shape {matrix.shape}; give a matrix with a row for each text.")
-    if not np.isfinite(matrix).all():
-        row = int(np.flatnonzero(~np.isfinite(matrix).all(axis=1))[0])
-        raise ValueError(f"Embedding {row} holds NaN or infinity; embed that text again.")
-    norms = np.linalg.norm(matrix, axis=1, keepdims=True)  # (N, 1)
-    # Rows of unit length stay the same bit for bit: a saved index does not change when it is loaded.
+    rows: Matrix = matrix(name, vectors).cpu().numpy().copy()
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, None]  # (N, 1)
     off = (np.abs(norms - 1) > 1e-6) & (norms > 0)
-    return matrix / np.where(off, norms, np.float32(1)) if off.any() else matrix
+    np.divide(rows, norms, out=rows, where=off, casting="same_kind")
+    return rows

@@ -32,7 +32,7 @@ from e2rank_st.evaluation.significance import randomisation_test
 from e2rank_st.model import BUNDLED_MODELS, E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.search.vectors import distinct
-from e2rank_st.storage import read_json, replacing, write_text
+from e2rank_st.storage import read_json, replacing, write_errors, write_text
 from e2rank_st.training.base import adapt, load_base
 from e2rank_st.training.datasets import document_index, load_evaluator, load_training_data, with_prompt_orders
 from e2rank_st.training.plan import plan
@@ -211,7 +211,8 @@ def train(run: Run) -> TrainingRecord:
     arguments.eval_on_start = trainer.evaluator is not None and checkpoint is None
     trainer.add_callback(_FirstEvaluation(run))
     began = time.perf_counter()
-    trainer.train(str(checkpoint) if checkpoint else None)
+    with write_errors(run.output):
+        trainer.train(str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - began
     losses, dev = split_log(trainer.state.log_history, run.metric_names)  # before an evaluation that is not a step's
     after = _evaluate_kept(run)
