@@ -4,8 +4,8 @@ Memory does not grow with the file: JSON lines and tab-separated values are read
 The parser of a row reports the problem, and the reading loop here adds the place. The functions for a field or line
 raise DataError unless it holds what they return.
 
-JSON is taken strictly: Python's own reader lets NaN and half characters in, keeps the last of two equal names, and fails
-with errors of its own for huge numbers and deep lists.
+JSON is taken strictly: Python's own reader lets NaN and half characters in, and keeps the last of two equal names. For
+huge numbers and deep lists it raises errors of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import os
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -195,8 +194,8 @@ def _damage(name: str | Path) -> Iterator[None]:
     """Turn a library's error about the content of a file into one that names the file."""
     try:
         yield
-    except DataError:
-        raise
+    except DataError as error:
+        raise (error if error.place else error.at(str(name))) from error.__cause__
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's own errors are clear already
@@ -211,8 +210,8 @@ def _opened(path: Path) -> Iterator[tuple[str, Unparsed]]:
     raise ValueError(f"The form of {path} is unknown; its name must end in {', '.join(ROW_FILES)}.")
 
 
-def numbered_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[str, bytes]]:
-    """Yield place and content of each line that is not blank."""
+def numbered_lines(file: Iterable[bytes], name: str, *, blank: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Yield place and content of each line; without ``blank``, only of those that are not blank."""
     lines, line = iter(file), 0
     while True:
         with _damage(name):
@@ -221,7 +220,7 @@ def numbered_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[str, byte
             return
         line += 1
         raw = raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw
-        if raw.strip():
+        if blank or raw.strip():
             yield f"{name}:{line}", raw
 
 
@@ -345,7 +344,9 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_json_object, parse_float=_finite, parse_int=_integer, parse_constant=_finite)
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_json_object, parse_float=_finite, parse_int=_integer, parse_constant=_finite
+)
 
 
 def _depth(value: object) -> int:

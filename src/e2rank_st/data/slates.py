@@ -189,9 +189,7 @@ def read_slates(
     def parse(row: Row) -> Slate:
         documents, labels = (tuple(list_field(name, row.get(name))) for name in ("documents", "labels"))
         gold = () if row.get("gold") is None else tuple(list_field("gold", row["gold"]))
-        return Slate(
-            text_field(row, "query"), documents, labels, gold, source_field(row) if source is None else source
-        )
+        return Slate(text_field(row, "query"), documents, labels, gold, source_field(row) if source is None else source)
 
     return parse_rows(path, parse, skip_bad_rows=skip_bad_rows)
 
