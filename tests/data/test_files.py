@@ -77,7 +77,7 @@ def text(*values: bytes) -> pa.Array:
         ("query", pa.array([1, 2**62], pa.timestamp("us", tz="Nowhere/None")), "query: cannot be read"),
         ("query", pa.nulls(2), "query: missing"),
         ("query", text(b"\xff", b"\xff"), "query: cannot be read"),
-        ("documents", pa.ListArray.from_arrays([0, 2, 4], text(b"a", b"\xff", b"a", b"\xff")), "documents: cannot be read"),
+        ("documents", pa.ListArray.from_arrays([0, 2, 4], text(*[b"a", b"\xff"] * 2)), "documents: cannot be read"),
         ("documents", pa.array([[{"text": "a"}, {"text": "b"}]] * 2), "documents: a text is not a string"),
         ("labels", pa.array([[1.0, float("nan")]] * 2), "labels: not a number"),
         ("labels", pa.array([[1.0, 1e39]] * 2), "labels: too large"),
