@@ -184,15 +184,8 @@ def _lessons(path: str, slates: list[Slate], loss: LossOptions) -> Counter[str]:
             f"{path} teaches nothing: none of its {useless} slates has {wanted}. The loss would be 0; give it labels."
         )
     if useless:
-        share = useless / len(slates)
-        logger.warning(
-            "%s: %d of %d slates (%.1f %%) teach nothing: they lack %s.",
-            path,
-            useless,
-            len(slates),
-            100 * share,
-            wanted,
-        )
+        share = f"{useless} of {len(slates)} slates ({useless / len(slates):.1%})"
+        logger.warning("%s: %s teach nothing, because they lack %s.", path, share, wanted)
     return taught
 
 

@@ -118,10 +118,8 @@ def check_checkpoint(folder: Path, advice: str) -> None:
     missing += [name for name in NEEDED if not any(Path(path).match(name) for path in written)]
     changed = sorted(name for name in written.keys() & present.keys() if written[name] != present[name])
     if missing or changed:
-        problems = [
-            f"{', '.join(names)} {verb}" for names, verb in ((missing, "missing"), (changed, "changed")) if names
-        ]
-        raise ValueError(f"{folder} is damaged ({'; '.join(problems)}). {advice}")
+        problems = [f"{name} is missing" for name in missing] + [f"{name} has changed" for name in changed]
+        raise ValueError(f"{folder} is damaged: {', '.join(problems)}. {advice}")
 
 
 def _by_step(folder: Path) -> list[Path]:

@@ -29,6 +29,7 @@ from e2rank_st.model import E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.training.collator import SlateCollator
 from e2rank_st.training.fields import setting
+from e2rank_st.training.labels import Lessons
 from e2rank_st.training.losses import CachedE2RankLoss, E2RankLoss, LossOptions
 from e2rank_st.training.resuming import CheckpointMarker, check_checkpoint, last_checkpoint
 from e2rank_st.training.sampler import SourceBatchSampler
@@ -80,7 +81,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
         **kwargs: For ``SentenceTransformerTrainer``.
 
     Raises:
-        ValueError: The loss freezes documents and there are no vectors, or the reverse.
+        ValueError: The loss freezes documents and there are no vectors, or the reverse; or a data set teaches nothing.
     """
 
     data_collator_class: Any = SlateCollator
@@ -106,6 +107,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
                 )
             if isinstance(self.data_collator, SlateCollator):
                 self.data_collator.columns = self.loss.columns
+            _check_lessons(self.train_dataset, self.loss.options)
         if self._is_sharded and isinstance(self.data_collator, SlateCollator):
             self.data_collator.fill_up = True  # each pass gathers weights, so all processes make the same passes
         self.add_callback(_Beginnings(self))
@@ -301,6 +303,20 @@ class _Beginnings(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.set_epoch(int(state.epoch or 0))
+
+
+def _check_lessons(data: Any, options: LossOptions) -> None:
+    """Refuse a data set from which the loss learns nothing: its loss would be 0, which looks like success."""
+    parts: Mapping[str, Any] = data if isinstance(data, Mapping) else {"train": data}
+    for name, part in parts.items():
+        if not hasattr(part, "__len__") or not {"labels", "gold"} <= set(getattr(part, "column_names", ())):
+            continue  # of another form, for another collator
+        lessons = (Lessons.of(*slate) for slate in zip(part["labels"], part["gold"], strict=True))
+        if not any(getattr(lesson, wanted) for lesson in lessons for wanted in options.weights):
+            raise ValueError(
+                f"The data set {name!r} teaches nothing: none of its {len(part)} slates has the labels or gold "
+                f"documents that the losses {', '.join(options.weights)} need."
+            )
 
 
 def _save_weights(model: E2Rank, weights: Mapping[str, Tensor], folder: str) -> None:
