@@ -236,14 +236,11 @@ def test_output_is_json_or_an_error(run, monkeypatch: pytest.MonkeyPatch):
     ("command", "status", "line"),
     [
         ("rerank q - <&-", 1, "e2rank: error: Standard input is closed; name a FILE, or pipe documents"),
-        ("rerank q facts.txt >&-", 1, "e2rank: error: <stdout>: is closed"),
-        ("rerank q facts.txt >/dev/full", 1, "e2rank: error: No space left on device"),
         ("--help >/dev/full", 1, "e2rank: error: No space left on device"),
         ("--version >&-", 1, "e2rank: error: <stdout>: is closed"),
         ("embed facts.txt -o vectors.npy >&- <&- 2>&-", 0, ""),
         ("rerank q nothing.txt >&- 2>&-", 1, ""),
-        ("rerank q \"$(printf 'a\\033[2J')\"", 1, "e2rank: error: a [2J: No such file or directory"),
-        ("rerank q \"$(printf '\\377.txt')\"", 1, "e2rank: error: \N{REPLACEMENT CHARACTER}.txt: No such file"),
+        ("rerank q \"$(printf '\\377\\033[2J')\"", 1, "e2rank: error: \N{REPLACEMENT CHARACTER} [2J: No such file"),
     ],
 )
 def test_streams_of_a_real_process(tmp_path: Path, facts_file: str, command: str, status: int, line: str):

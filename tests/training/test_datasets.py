@@ -128,7 +128,7 @@ def test_share_that_teaches_nothing_is_told(tmp_path: Path, caplog: pytest.LogCa
 def test_an_entry_that_is_not_json() -> None:
     """Guards against an error about a column of a line that nobody wrote."""
     for text in ('{"path": "a"', '{"path": "a", "path": "b"}', "{" * 200_000, '{"limit": NaN, "path": "a"}'):
-        with pytest.raises(ValueError, match="^the data {"):
+        with pytest.raises(ValueError, match=r"^the data \{"):
             load_training_data([text])
 
 
