@@ -1,11 +1,22 @@
 """Tables: for people on a terminal, for programs in a pipe, and harmless in both."""
 
 import io
+import logging
+import sys
 
 import pytest
 from rich.text import Text
 
-from e2rank_st.console import Column, reported_errors, scrubbed, show
+from e2rank_st.console import (
+    Column,
+    log_to_stderr,
+    markdown_table,
+    one_line,
+    printable,
+    reported_errors,
+    scrubbed,
+    show,
+)
 
 COLUMNS = (Column("rank", "d"), Column("score", ".4f", style="green"), Column("text", share=1))
 ROWS = [(1, 0.87654321, "[bold]a\tb\nc[/bold]"), (10, -0.5, "\x1b[2Jgone \x9b31m")]
@@ -47,6 +58,83 @@ def test_width_of_a_table(monkeypatch: pytest.MonkeyPatch):
     assert "0.2500" in output
     assert {len(line) for line in Text.from_ansi(output).plain.splitlines()} == {30}
     assert "score" in shown(monkeypatch, Terminal(), rows=[])
+
+
+HARMFUL = [
+    *range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200B, 0x200C, 0x200D, 0x200E, 0x200F, 0x2028, 0x2029,
+    *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xAD, 0xFEFF,
+    0x3164, 0xD800, 0xDFFF, 0xE000, 0xE0041, 0xFFFF, 0x10FFFF,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_a_document_cannot_turn_the_terminal(monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]):
+    """Guards against text that is read backwards, hides, or moves the cursor, in all that is shown."""
+    text = "".join(f"a{chr(code)}b" for code in HARMFUL)
+    monkeypatch.setattr("sys.stdout", stream())
+    show((Column("text", share=1),), [(text,)], title=text)
+    message = one_line(FileNotFoundError(2, "is missing", text)) + one_line(ValueError(text))
+    shown = "".join([sys.stdout.getvalue(), message, markdown_table([text], [[text]])])
+    allowed = {"\n", "\t", "\x1b"} if stream is Terminal else {"\n", "\t"}  # which style our own words
+    assert [code for code in HARMFUL if chr(code) in shown and chr(code) not in allowed] == []
+    shown.encode()
+
+
+def test_words_stay_readable():
+    """Guards against cleaning that takes letters, marks or emoji away, or joins two words."""
+    for text in ("naïve Ελλάδα 日本語 हिन्दी", "👍🏽 ❤️ 🇬🇷", "a [bold]b[/bold] & <c>"):
+        assert printable(text) == text
+    assert printable(" a\tb\r\nc\u2028d\x1be\u3000f  g ") == "a b c d e f g"
+    assert printable("ad\u202emin\u200b \ud800") == "admin \ufffd"
+
+
+def test_warnings_are_one_clean_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Guards against a document in a warning that makes a line of its own, or controls the terminal."""
+    package = logging.getLogger("e2rank_st")
+    monkeypatch.setattr(package, "handlers", [])
+    monkeypatch.setattr(package, "level", package.level)
+    log_to_stderr(2)
+    package.warning("cut %s", "one\nerror: two\x1b[2J\u202e")
+    try:
+        raise ValueError("three\x1b[2J")
+    except ValueError:
+        package.exception("four")
+    first, second, *rest = capsys.readouterr().err.splitlines()
+    assert (first, second) == ("warning: cut one error: two [2J", "error: four")
+    assert rest[0] == "Traceback (most recent call last):" and rest[-1] == "ValueError: three [2J"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (OSError(28, "No space left on device"), 1, "e2rank: error: No space left on device\n"),
+        (SystemExit(2), 2, ""),
+    ],
+)
+def test_how_a_command_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, line: str
+):
+    """Guards against a traceback or a wrong status, whatever ends a command."""
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    with pytest.raises(SystemExit) as end, reported_errors("e2rank"):
+        raise error
+    assert (end.value.code, capsys.readouterr().err) == (status, line)
+
+
+def test_closed_streams(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Guards against results that are lost in silence, and an error that fails on its way to nobody."""
+    monkeypatch.setattr("sys.stdout", None)
+    with pytest.raises(SystemExit) as end, reported_errors("e2rank"):
+        show((Column("text", share=1),), [("a",)])
+    assert (end.value.code, capsys.readouterr().err) == (1, "e2rank: error: <stdout>: is closed\n")
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    with reported_errors("e2rank"):
+        pass  # a command that writes a file needs neither
+    with pytest.raises(SystemExit), reported_errors("e2rank"):
+        raise ValueError("nobody hears")
 
 
 def test_scrubbed():

@@ -217,3 +217,46 @@ def test_interrupt_ends_quietly(tmp_path: Path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors.strip()) == (130, "")
+
+
+def test_a_table_is_read_as_one(run, tmp_path: Path):
+    """Guards against a header that is ranked, and columns that are lost."""
+    (tmp_path / "facts.csv").write_text(f'id,text\n7,Iron melts.\n8,"{FLEAS}"\n', encoding="utf-8")
+    found = records(run("rerank", QUERY, "facts.csv", "--json"))
+    assert [(hit["corpus_id"], hit["id"], hit["text"]) for hit in found] == [(1, "8", FLEAS), (0, "7", "Iron melts.")]
+    piped = "id\ttext\n7\tIron melts.\n"
+    assert rows(run("rerank", QUERY, "--format", "csv", stdin=piped))[0][2:] == ["0", "Iron melts."]
+    result = run("rerank", QUERY, stdin=piped)
+    assert result.exit_code == 1 and "<stdin>:1: line: unclear; " in result.stderr
+
+
+def test_output_is_json_or_an_error(run, monkeypatch: pytest.MonkeyPatch):
+    """Guards against NaN in a JSON line, from the input or from the model, and a field that takes another's place."""
+    result = run("rerank", QUERY, "--json", stdin='{"text": "a", "score": NaN}\n')
+    assert (result.exit_code, result.stdout) == (1, "") and "<stdin>:1: score: not a number" in result.stderr
+    lines = '{"text": "a\\u202e", "rank": 9, "input_rank": 8, "input_input_rank": 7}\n'
+    (hit,) = records(run("rerank", QUERY, "--json", stdin=lines))
+    assert (hit["rank"], hit["input_rank"], hit["input_input_rank"], hit["input_input_input_rank"]) == (1, 8, 7, 9)
+    monkeypatch.setattr(E2Rank, "encode_document", lambda *args, **kwargs: np.full((1, 4), np.nan))
+    result = run("embed", stdin="a\n")
+    assert (result.exit_code, result.stdout) == (1, "") and "not finite for 'a'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "line"),
+    [
+        ("rerank q - <&-", 1, "e2rank: error: Standard input is closed; name a FILE, or pipe documents"),
+        ("--help >/dev/full", 1, "e2rank: error: No space left on device"),
+        ("--version >&-", 1, "e2rank: error: <stdout>: is closed"),
+        ("embed facts.txt -o vectors.npy >&- <&- 2>&-", 0, ""),
+        ("rerank q nothing.txt >&- 2>&-", 1, ""),
+        ("rerank q \"$(printf '\\377\\033[2J')\"", 1, "e2rank: error: \N{REPLACEMENT CHARACTER} [2J: No such file"),
+    ],
+)
+def test_streams_of_a_real_process(tmp_path: Path, facts_file: str, command: str, status: int, line: str):
+    """Guards against tracebacks and lost results where a stream is closed or full, which no runner can imitate."""
+    program = f"'{sys.executable}' -m e2rank_st.cli {command}"
+    done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (status, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) == bool(line) and done.stderr.startswith(line)

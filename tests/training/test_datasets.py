@@ -13,6 +13,7 @@ from e2rank_st.data.slates import Manifest, Slate, write_slates
 from e2rank_st.storage import read_json, write_json
 from e2rank_st.training.collator import prompt_orders
 from e2rank_st.training.datasets import load_evaluator, load_training_data, with_prompt_orders
+from e2rank_st.training.losses import LossOptions
 from tests.toy import toy_rows
 from tests.training.conftest import write
 
@@ -82,6 +83,53 @@ def test_bad_rows_are_skipped_where_told(tmp_path: Path, caplog: pytest.LogCaptu
     assert "Skipped 1 of 3 rows" in caplog.text
     with pytest.raises(ValueError, match="query"):
         load_training_data([entry(path, skip_bad_rows=False)], skip_bad_rows=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "gold", "loss", "message"),
+    [
+        ([None, None], None, {}, "teaches nothing: none of its 3 slates has a positive .*, or two different labels"),
+        ([1.0, 1.0], None, {}, "teaches nothing: none of its 3 slates"),
+        ([1.0, 1.0 + 1e-9], None, {}, "teaches nothing: none of its 3 slates"),  # equal in float32
+        ([None, None], [False, False], {"listwise_weight": 0}, "teaches nothing"),
+        ([None, None], [True, False], {"contrastive_weight": 0}, "teaches nothing: .* has two different labels"),
+        ([None, None], [True, True], {"contrastive_weight": 0, "listwise_weight": 0, "localized_weight": 1}, "teaches"),
+        ([None, None], [True, False], {}, r"listwise_weight=2, and none of the slates has two different labels\."),
+        ([1.0, 0.0], None, {"localized_weight": 1}, "localized_weight=1, and none of the slates has a gold document"),
+    ],
+)
+def test_data_that_teaches_nothing_is_refused(
+    tmp_path: Path, labels: list, gold: list | None, loss: dict[str, Any], message: str
+) -> None:
+    """Guards against a run to "loss 0" that reports success."""
+    path = write(
+        tmp_path / "none.jsonl",
+        [{"query": f"q{row}", "documents": ["a", "b"], "labels": labels, "gold": gold} for row in range(3)],
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        load_training_data([path], loss=LossOptions(**loss))
+    assert "none.jsonl" in str(error.value) or "_weight=" in str(error.value)
+
+
+def test_share_that_teaches_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards against data of which half is useless in silence, and good data that is refused."""
+    rows = [
+        {"query": "q", "documents": ["a", "b"], "labels": labels} for labels in ([1, 0], [None] * 2, [2, 2], [1, None])
+    ]
+    load_training_data([write(tmp_path / "some.jsonl", rows)])
+    assert "some.jsonl: 2 of 4 slates (50.0%) teach nothing" in caplog.text
+    caplog.clear()
+    pairs = write(tmp_path / "pairs.jsonl", [{"anchor": "q", "positive": "p"}] * 2)
+    load_training_data([write(tmp_path / "good.jsonl", toy_rows(3)), pairs])
+    load_training_data([pairs], loss=LossOptions(listwise_weight=0))
+    assert not caplog.records
+
+
+def test_an_entry_that_is_not_json() -> None:
+    """Guards against an error about a column of a line that nobody wrote."""
+    for text in ('{"path": "a"', '{"path": "a", "path": "b"}', "{" * 200_000, '{"limit": NaN, "path": "a"}'):
+        with pytest.raises(ValueError, match=r"^the data \{"):
+            load_training_data([text])
 
 
 def test_wrong_entries_are_refused(tmp_path: Path, slates: str) -> None:

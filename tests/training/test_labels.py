@@ -1,11 +1,30 @@
 """Labels of slates: nothing gets lost on the way to a loss, and nothing impossible arrives there."""
 
+import random
+
 import pytest
 import torch
 
 from e2rank_st.storage import text_id
-from e2rank_st.training.labels import SlateLabels, positives, preferences
+from e2rank_st.training.labels import Lessons, SlateLabels, positives, preferences
+from e2rank_st.training.objectives import localized
 from tests.training.labelled import INF, NAN, RAGGED, fill_up, slates
+
+
+def test_lessons_are_what_the_losses_count():
+    """Guards against data that is refused and would teach, or is taken and would not."""
+    draw = random.Random(0)
+    for _ in range(300):
+        number = draw.randint(1, 4)
+        labels = [draw.choice([None, 0, 1, 1 + 1e-9]) for _ in range(number)]
+        gold = [draw.random() < 0.3 for _ in range(number)]
+        known = SlateLabels.from_rows([labels], [gold], [[str(place) for place in range(number)]])
+        counted = (
+            positives(known).any(),
+            preferences(known.labels).any(),
+            localized(torch.zeros(1, number), known).number,
+        )
+        assert Lessons.of(labels, gold) == tuple(map(bool, counted)), (labels, gold)
 
 
 def test_pack_round_trip():

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from e2rank_st import E2Rank
 from e2rank_st.evaluation.evaluator import RerankingEvaluator
-from e2rank_st.training.resuming import MARKER, CheckpointMarker, complete_checkpoints
+from e2rank_st.training.resuming import MARKER, CheckpointMarker, complete_checkpoints, last_checkpoint
 from e2rank_st.training.trainer import STATE_FILE, E2RankTrainer
 from tests import ROOT
 from tests.toy import toy_rows, with_adapter, with_dropout, with_trained_adapter
@@ -325,13 +325,82 @@ def test_nothing_is_trained_after_the_last_step(
     assert_equal_weights(resumed.model, moved[1].model)
     best = tmp_path / "run" / "checkpoint-2"
     (best / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"The best checkpoint, .*checkpoint-2, could not be loaded"):
+    with pytest.raises(ValueError, match=r"checkpoint-2 is damaged: model\.safetensors has changed\. .* the best one"):
         falling_trainer(resumed.model, tmp_path / "run", max_steps=8).train(resume_from_checkpoint=True)
     shutil.rmtree(best)
     with pytest.raises(ValueError, match=r"best checkpoint so far, .*checkpoint-2, is gone"):
         falling_trainer(resumed.model, tmp_path / "run", max_steps=8).train(resume_from_checkpoint=True)
     with pytest.raises(ValueError, match="has no complete checkpoint to resume from"):
         toy_trainer(tiny, tmp_path / "none").train(resume_from_checkpoint=True)
+
+
+def missing(path: Path) -> None:
+    path.unlink()
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [missing, truncated, flipped])
+def test_a_damaged_checkpoint_is_refused(
+    tmp_path: Path, moved: tuple[Path, E2RankTrainer], damage: Callable[[Path], None]
+) -> None:
+    """Guards against a run that resumes without its schedule, optimizer or draws, and ends with other weights.
+
+    Also against an older checkpoint that is taken in its place: progress would be lost in silence.
+    """
+    shutil.copytree(moved[0], tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoint-8"
+    assert last_checkpoint(folder.parent) == folder, "the premise"
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    assert {"scheduler.pt", "optimizer.pt", "rng_state.pth", STATE_FILE, "model.safetensors"} < files.keys()
+    for name, path in files.items():
+        if path.name == MARKER or path.suffix == ".md":
+            continue
+        whole = path.read_bytes()
+        damage(path)
+        problem = "is missing" if damage is missing else "has changed"
+        with pytest.raises(ValueError, match=f"checkpoint-8 is damaged: {name} {problem}.* resume from checkpoint-2"):
+            last_checkpoint(folder.parent)
+        path.write_bytes(whole)
+    assert last_checkpoint(folder.parent) == folder
+    files["README.md"].write_text("words for people", encoding="utf-8")
+    assert last_checkpoint(folder.parent) == folder
+    shutil.rmtree(folder)
+    assert last_checkpoint(folder.parent) == folder.parent / "checkpoint-2"
+
+
+def test_trainers_refuse_a_damaged_checkpoint(
+    tiny: E2Rank, tmp_path: Path, moved: tuple[Path, E2RankTrainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against a check that one way to resume goes round, and a checkpoint that is skipped without a word."""
+    shutil.copytree(moved[0], tmp_path / "run")
+    last = tmp_path / "run" / "checkpoint-8"
+    trainer = falling_trainer(copy.deepcopy(tiny), last.parent, max_steps=10)
+    (last / "scheduler.pt").unlink()
+    for resume in (True, str(last)):
+        with pytest.raises(ValueError, match=r"checkpoint-8 is damaged: scheduler\.pt is missing"):
+            trainer.train(resume_from_checkpoint=resume)
+    (last / MARKER).unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-8 is not complete, since it has no complete\.json"):
+        trainer.train(resume_from_checkpoint=str(last))
+    assert last_checkpoint(last.parent) == last.parent / "checkpoint-2"
+    assert "checkpoint-8 not written to the end; the run goes on from" in caplog.text
+
+
+def test_a_checkpoint_of_weights_alone_is_refused(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against a fresh optimizer where a run was told to save the model only."""
+    options = {"max_steps": 2, "save_steps": 1, "save_only_model": True}
+    toy_trainer(copy.deepcopy(tiny), tmp_path, **options).train()
+    with pytest.raises(ValueError, match=r"checkpoint-2 is damaged: rng_state\*\.pth is missing"):
+        toy_trainer(copy.deepcopy(tiny), tmp_path, **options).train(resume_from_checkpoint=True)
 
 
 def test_best_step_is_that_of_a_checkpoint(tiny: E2Rank, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

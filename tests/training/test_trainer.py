@@ -29,6 +29,17 @@ def test_frozen_documents_need_vectors(tiny: E2Rank, tmp_path: Path) -> None:
         E2RankTrainer(tiny, trainer.args, frozen=trainer.data_collator.frozen, **options)
 
 
+def test_data_sets_that_teach_nothing_are_refused(tiny: E2Rank, tmp_path: Path) -> None:
+    """Guards against a run to "loss 0" that reports success, from data that no reader has seen."""
+    rows = [row | {"labels": [None] * len(row["labels"])} for row in toy_rows(4)]
+    known = datasets.Dataset.from_list(rows)
+    for weights in ({"contrastive_weight": 0}, {"contrastive_weight": 0, "listwise_weight": 0, "localized_weight": 1}):
+        data = datasets.DatasetDict({"toy": known.map(lambda row: {"gold": [False] * len(row["gold"])})})
+        with pytest.raises(ValueError, match="The data set 'toy' teaches nothing: none of its 4 slates has the labels"):
+            toy_trainer(tiny, tmp_path, data, loss=weights)
+    toy_trainer(tiny, tmp_path, datasets.DatasetDict({"toy": known}))  # its gold documents teach the contrastive loss
+
+
 def test_overfits_one_batch(tiny: E2Rank, tmp_path: Path) -> None:
     """Guards against labels, prompts or documents that do not belong together: nothing could be learned by heart."""
     rows = toy_rows(4, seed=3)

@@ -54,9 +54,9 @@ RERANK_COLUMNS = (
 class _Commands(TyperGroup):
     """Ends a command after a user's mistake, with one line on stderr instead of a traceback."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         with reported_errors("e2rank"):
-            return super().invoke(ctx)
+            return super().main(*args, **kwargs)
 
 
 def _print_version(asked: bool) -> None:
@@ -89,9 +89,9 @@ Dtype = Annotated[
     DtypeName, typer.Option(metavar="TYPE", help="auto, float32 or bfloat16; auto is bfloat16 on a GPU that has it.")
 ]
 Source = Annotated[
-    str, typer.Argument(metavar="FILE", help="One document a line, or JSON lines with 'text'; - is stdin.")
+    str, typer.Argument(metavar="FILE", help="One document a line, or JSON lines or CSV with 'text'; - is stdin.")
 ]
-FileFormat = Annotated[Format, typer.Option("--format", help="Form of FILE; auto looks at its first line.")]
+FileFormat = Annotated[Format, typer.Option("--format", help="Form of FILE; auto looks at its name and first line.")]
 
 
 @app.callback()
@@ -214,7 +214,7 @@ def rerank(
 ) -> None:
     """Sort documents by how well they answer a query. A score is a cosine, comparable within one call only."""
     text_field({"QUERY": query}, "QUERY")
-    records = read_documents(source, file_format)
+    records = _read(source, file_format)
     vectors = _read_vectors(embeddings) if embeddings else None
     ranking = _load_model(model, device, dtype).rerank(
         query,
@@ -257,7 +257,7 @@ def embed(
     """Embed texts. The result is JSON lines with the fields of the input and 'embedding'."""
     import numpy as np
 
-    records = read_documents(source, file_format)
+    records = _read(source, file_format)
     encoder = _load_model(model, device, dtype)
     encode = encoder.encode_query if task == "query" else encoder.encode_document
     texts = [record["text"] for record in records]
@@ -281,6 +281,12 @@ def train(context: typer.Context) -> None:
     run_training(context.args)
 
 
+def _read(source: str, form: Format) -> list[dict[str, Any]]:
+    if source == "-" and sys.stdin is not None and sys.stdin.isatty():
+        typer.echo("reading documents from the keyboard, one a line; Ctrl-D ends them", err=True)
+    return read_documents(source, form)
+
+
 def _read_vectors(path: Path) -> Any:
     """Read a matrix that ``embed --output`` wrote. A pickle is refused, because it could run code."""
     from tokenize import TokenError
@@ -298,5 +304,14 @@ def _read_vectors(path: Path) -> Any:
 
 def _write_json(results: dict[str, Any], record: dict[str, Any]) -> None:
     """Write one JSON line, results first. A field of the input with the same name is kept as ``input_...``."""
-    kept = {f"input_{name}" if name in results else name: value for name, value in record.items()}
-    sys.stdout.write(json.dumps({**results, **kept}) + "\n")
+    fields = {**results, **{name: value for name, value in record.items() if name not in results}}
+    for name in record.keys() & results.keys():
+        kept = f"input_{name}"
+        while kept in fields:
+            kept = f"input_{kept}"
+        fields[kept] = record[name]
+    try:
+        line = json.dumps(fields, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"The model gave a number that is not finite for {record['text']!r:.60}; check it.") from error
+    sys.stdout.write(line + "\n")

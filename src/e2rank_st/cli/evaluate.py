@@ -19,7 +19,7 @@ import typer
 from typer import Argument, Option
 
 from e2rank_st.cli.options import BatchSize, Device, Verbose, examples
-from e2rank_st.console import Column, reported_errors, show
+from e2rank_st.console import Column, printable, reported_errors, show
 
 if TYPE_CHECKING:
     from e2rank_st.benchmarks.results import Result
@@ -167,7 +167,7 @@ def mteb(
     for outcome in library.run(options):
         outcomes.append(outcome)
         said = outcome.error or f"{outcome.score:.2f}"
-        typer.echo(f"{outcome.task} {outcome.mode}: {outcome.state}: {said}", err=True)
+        typer.echo(printable(f"{outcome.task} {outcome.mode}: {outcome.state}: {said}"), err=True)
     show(MTEB_COLUMNS, [outcome[: len(MTEB_COLUMNS)] for outcome in outcomes], title=name or model)
     if any(outcome.error for outcome in outcomes):
         raise typer.Exit(1)
@@ -231,7 +231,7 @@ def rerank(
     for outcome in library.run(options):
         failed.append(isinstance(outcome, library.Failure))
         if failed[-1]:
-            typer.echo(f"{outcome.task}: error: {outcome.error}", err=True)
+            typer.echo(printable(f"{outcome.task}: error: {outcome.error}"), err=True)
         else:
             _show_result(outcome)
             typer.echo(f"wrote {library.result_path(options, outcome)}", err=True)

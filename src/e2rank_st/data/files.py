@@ -3,6 +3,9 @@
 Memory does not grow with the file: JSON lines and tab-separated values are read by line, parquet in small batches.
 The parser of a row reports the problem, and the reading loop here adds the place. The functions for a field or line
 raise DataError unless it holds what they return.
+
+JSON is taken strictly: Python's own reader lets NaN and half characters in, and keeps the last of two equal names. For
+huge numbers and deep lists it raises errors of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
@@ -24,8 +27,9 @@ __all__ = [
     "ROW_FILES",
     "DataError",
     "Row",
-    "column_names",
+    "column_sets",
     "decoded",
+    "distinct_names",
     "id_field",
     "json_row",
     "number_field",
@@ -38,6 +42,10 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BATCH_ROWS = 128  # some megabytes: a slate may hold a hundred passages
+DEEPEST = 100  # lists within lists; Python's own limit depends on the caller
+TOO_DEEP = f"lists and objects may be {DEEPEST} deep; write flat ones."
+# What gzip and pyarrow raise for a damaged file.
+DAMAGE = (EOFError, zlib.error, OSError, ValueError, ArithmeticError, LookupError, MemoryError, NotImplementedError)
 GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 Row: TypeAlias = Mapping[str, Any]
@@ -73,6 +81,9 @@ class DataError(ValueError):
     def at(self, place: str) -> DataError:
         """Return the same error, with its place."""
         return DataError(self.field, self.problem, self.detail, place)
+
+
+Unparsed: TypeAlias = bytes | Row | DataError
 
 
 def parse_rows(
@@ -112,19 +123,28 @@ def parse_rows(
             logger.warning("Skipped %d of %d rows of %s: %s.", skipped.total(), total, path, reasons)
 
 
-def column_names(path: str | os.PathLike[str]) -> frozenset[str]:
-    """Return the names of the columns of a file's first row.
+def column_sets(path: str | os.PathLike[str], *, skip_bad_rows: bool = False) -> Iterator[frozenset[str]]:
+    """Yield the names of the columns of each row.
+
+    Args:
+        path: A file with an ending of :data:`ROW_FILES`.
+        skip_bad_rows: Leave rows out that are not JSON objects.
 
     Raises:
-        DataError: The first line is not a JSON object, or the file is damaged or empty.
+        DataError: A line is not a JSON object, the file is damaged, or no row is left.
         ValueError: The form of the file is unknown.
     """
+    names = None
     for place, raw in _opened(Path(path)):
         try:
-            return frozenset(json_row(raw))
+            names = frozenset(json_row(raw))
         except DataError as error:
-            raise error.at(place) from error.__cause__
-    raise DataError("file", "empty", "give one with at least one row.", str(path))
+            if not skip_bad_rows:
+                raise error.at(place) from error.__cause__
+        else:
+            yield names
+    if names is None:
+        raise DataError("file", "empty", "give one with at least one row.", str(path))
 
 
 def text_field(row: Row, field: str) -> str:
@@ -154,7 +174,7 @@ def number_field(row: Row, field: str) -> float:
     value = row.get(field)
     try:
         result = math.nan if isinstance(value, bool) else float(cast("Any", value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError):
         result = math.nan
     if not math.isfinite(result):
         raise DataError(field, "not a number", f"got {value!r:.60}; give a finite number.")
@@ -174,23 +194,24 @@ def _damage(name: str | Path) -> Iterator[None]:
     """Turn a library's error about the content of a file into one that names the file."""
     try:
         yield
-    except DataError:
-        raise
-    # pyarrow's ArrowInvalid is a ValueError. The error for a missing or unreadable file is clear already.
-    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
+    except DataError as error:
+        raise (error if error.place else error.at(str(name))) from error.__cause__
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's own errors are clear already
         raise DataError("file", "damaged", f"{error}; fetch or write it again.", str(name)) from error
 
 
-def _opened(path: Path) -> Iterator[tuple[str, bytes | Row]]:
-    """Yield place and content of each row: a line to be parsed, or the fields themselves."""
+def _opened(path: Path) -> Iterator[tuple[str, Unparsed]]:
+    """Yield place and content of each row: a line to be parsed, the fields themselves, or why it cannot be read."""
     for ending, read in ROW_FILES.items():
         if path.name.endswith(ending):
             return read(path)
     raise ValueError(f"The form of {path} is unknown; its name must end in {', '.join(ROW_FILES)}.")
 
 
-def numbered_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[str, bytes]]:
-    """Yield place and content of each line that is not blank."""
+def numbered_lines(file: Iterable[bytes], name: str, *, blank: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Yield place and content of each line; without ``blank``, only of those that are not blank."""
     lines, line = iter(file), 0
     while True:
         with _damage(name):
@@ -199,7 +220,7 @@ def numbered_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[str, byte
             return
         line += 1
         raw = raw.removeprefix(BYTE_ORDER_MARK) if line == 1 else raw
-        if raw.strip():
+        if blank or raw.strip():
             yield f"{name}:{line}", raw
 
 
@@ -208,15 +229,41 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
         yield from numbered_lines(file, str(path))
 
 
-def _separated(path: Path) -> Iterator[tuple[str, Row]]:
+def _separated(path: Path) -> Iterator[tuple[str, Row | DataError]]:
     """Yield place and fields of each line under a header; a short line lacks its last fields."""
     header: list[str] = []
     for place, raw in _lines(path):
-        fields = decoded(raw).rstrip("\r\n").split("\t")
-        if header:
+        try:
+            fields = decoded(raw).rstrip("\r\n").split("\t")
+            if not header:
+                header = distinct_names(fields)
+                continue
+            if len(fields) > len(header):
+                raise DataError("line", "too many fields", f"got {len(fields)}, and the header has {len(header)}.")
             yield place, dict(zip(header, fields, strict=False))
-        else:
-            header = fields
+        except DataError as error:
+            if not header:
+                raise error.at(place) from error.__cause__
+            yield place, error
+
+
+class _ParquetRow(Mapping[str, Any]):
+    """A row of a batch. A field is converted when it is asked for, so that only fields in use can be bad."""
+
+    def __init__(self, batch: Any, number: int) -> None:
+        self._batch, self._number = batch, number
+
+    def __getitem__(self, field: str) -> Any:
+        try:
+            return self._batch.column(field)[self._number].as_py()
+        except (ValueError, ArithmeticError) as error:  # half a character, a date beyond Python's, nanoseconds
+            raise DataError(field, "cannot be read", f"{error}; write it as text, numbers or lists.") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._batch.schema.names)
+
+    def __len__(self) -> int:
+        return int(self._batch.num_columns)
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
@@ -226,41 +273,119 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
     with _damage(path):
         file = library.ParquetFile(path, memory_map=True)
     with file:
-        batches, row = file.iter_batches(batch_size=BATCH_ROWS), 0
+        with _damage(path):
+            distinct_names(file.schema_arrow.names)
+            batches, row = file.iter_batches(batch_size=BATCH_ROWS), 0
         while True:
             with _damage(path):
                 batch = next(batches, None)
             if batch is None:
                 return
-            for fields in batch.to_pylist():
+            for number in range(batch.num_rows):
                 row += 1
-                yield f"{path}:row {row}", fields
+                yield f"{path}:row {row}", _ParquetRow(batch, number)
 
 
-def json_row(raw: bytes | Row) -> Row:
-    """Return the fields of a JSON line; a row that is parsed already stays as it is."""
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Return the names of a header's columns, or raise DataError if one appears twice."""
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise DataError("header", "a column twice", f"got {twice[0]!r:.60} twice; rename one.")
+    return list(names)
+
+
+def json_row(raw: Unparsed) -> Row:
+    """Return the fields of a JSON line; a row that is parsed already stays as it is, and an error is raised."""
+    if isinstance(raw, DataError):
+        raise raw
     if not isinstance(raw, bytes):
         return raw
+    text = decoded(raw)
     try:
-        value = json.loads(decoded(raw))
+        value = _decoded(text)
     except json.JSONDecodeError as error:
         raise DataError("line", "not JSON", f"{error.msg} at column {error.colno}; write an object a line.") from error
+    except RecursionError as error:
+        raise DataError("line", "too deep", TOO_DEEP) from error
     if not isinstance(value, dict):
         raise DataError("line", "not a JSON object", f"got {type(value).__name__}; write an object a line.")
+    if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
+        raise DataError("line", "too deep", TOO_DEEP)
+    if "\\ud" in text or "\\uD" in text:
+        _check_values(value)
     return value
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return _JSON.decode(text)
+    except OverflowError:
+        value = json.loads(text, parse_int=float, object_pairs_hook=_json_object)  # once more, to find the field
+        _check_values(value if isinstance(value, dict) else {"line": value})
+        raise
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise DataError("line", "a name twice", f"got {twice!r:.60} twice in an object; give it once.")
+    return fields
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise OverflowError
+    return number
+
+
+def _integer(text: str) -> int:
+    _finite(text)  # Python neither converts some thousand digits nor writes them
+    return int(text)
+
+
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_json_object, parse_float=_finite, parse_int=_integer, parse_constant=_finite
+)
+
+
+def _depth(value: object) -> int:
+    """How many lists and objects are within each other."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _check_values(fields: Row) -> None:
+    """Refuse what JSON cannot express, with the name of its field."""
+    for name, value in fields.items():
+        field = ascii(name)[1:-1]
+        try:
+            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start : error.end])
+            raise DataError(field, "half a character", f"{half}; write it whole.") from error
+        except ValueError as error:
+            advice = "got NaN, infinity or a number that is too large; give a finite number, or null."
+            raise DataError(field, "not a number", advice) from error
 
 
 def decoded(raw: bytes) -> str:
     """Return the text of a line in UTF-8."""
     try:
-        return raw.decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         advice = "unpack the file with gunzip or zcat" if raw.startswith(GZIP_MAGIC) else "convert the file"
         raise DataError("line", "not UTF-8", f"{error.reason} at byte {error.start}; {advice}.") from error
+    if "\0" in text:
+        raise DataError("line", "a null byte", "the file is not text in UTF-8; convert the file.")
+    return text
 
 
 # Ending of a file's name → reader of its rows.
-ROW_FILES: Mapping[str, Callable[[Path], Iterator[tuple[str, bytes | Row]]]] = {
+ROW_FILES: Mapping[str, Callable[[Path], Iterator[tuple[str, Unparsed]]]] = {
     ".parquet": _parquet,
     ".jsonl": _lines,
     ".jsonl.gz": _lines,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from e2rank_st.data.beir import JudgedCorpus
-from e2rank_st.data.files import DataError, Row, column_names, id_field, number_field, parse_rows, text_field
-from e2rank_st.data.slates import Slate, list_field, read_slates, text_list
+from e2rank_st.data.files import DataError, Row, column_sets, id_field, number_field, parse_rows, text_field
+from e2rank_st.data.slates import Slate, list_field, read_slates, source_field, text_list
 from e2rank_st.data.trec import read_qrels
 
 __all__ = ["FORMS", "open_slates", "read_beir", "read_columns", "read_rankings", "read_results"]
@@ -91,7 +91,7 @@ def read_rankings(
             text_list("document", documents),
             tuple(labels[place] for place in range(len(documents))),
             tuple(place == gold_document for place in range(len(documents))),
-            (row.get("source") or Path(path).name.split(".")[0]) if source is None else source,
+            source_field(row, Path(path).name.split(".")[0]) if source is None else source,
         )
 
     return parse_rows(path, parse, skip_bad_rows=skip_bad_rows)
@@ -176,7 +176,7 @@ FORMS: tuple[tuple[frozenset[str], Callable[..., Iterator[Slate]]], ...] = (
 
 
 def open_slates(path: str | os.PathLike[str], **options: Any) -> Iterator[Slate]:
-    """Read slates in any known form: a folder has BEIR's form, and the columns of a file show its form.
+    """Read slates in any known form: a folder has BEIR's form, and the columns of a file's first row show its form.
 
     Args:
         path: Folder or file.
@@ -189,10 +189,13 @@ def open_slates(path: str | os.PathLike[str], **options: Any) -> Iterator[Slate]
     """
     if Path(path).is_dir():
         return read_beir(path, **options)
-    found = column_names(path)
-    for columns, read in FORMS:
-        if columns <= found:
-            return read(path, **options)
+    skip_bad_rows, found = options.get("skip_bad_rows", False), frozenset[str]()
+    for found in column_sets(path, skip_bad_rows=skip_bad_rows):
+        for columns, read in FORMS:
+            if columns <= found:
+                return read(path, **options)
+        if not skip_bad_rows:
+            break
     known = "; ".join(", ".join(sorted(columns)) for columns, _ in FORMS)
     raise ValueError(f"{path} has the columns {', '.join(sorted(found))}; slates are read from files with {known}.")
 

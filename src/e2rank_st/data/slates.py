@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from e2rank_st.data.files import DataError, Row, number_field, parse_rows, pyarrow_parquet, text_field
-from e2rank_st.storage import file_sha256, replacing
+from e2rank_st.storage import file_sha256, read_json, replacing
 
 __all__ = [
     "DataError",
@@ -25,10 +25,12 @@ __all__ = [
     "list_field",
     "read_manifest",
     "read_slates",
+    "source_field",
     "text_list",
     "write_slates",
 ]
 
+LARGEST_LABEL = 3e38  # losses compare them in float32, where a larger one is infinite: not a document at all
 GROUP_SLATES, GROUP_CHARACTERS = 1024, 2**23  # limits of a row group; one group is in memory at a time
 
 
@@ -66,6 +68,8 @@ class Slate:
                 raise DataError(name, "lengths differ", f"got {len(values)} for {len(documents)} documents.")
         if not isinstance(self.source, str):
             raise DataError("source", "not a string", f"got {self.source!r:.60}; give a name or an empty string.")
+        if self.source.strip():
+            text_field({"source": self.source}, "source")
         for name, value in (("documents", documents), ("labels", labels), ("gold", gold)):
             object.__setattr__(self, name, value)
 
@@ -163,7 +167,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """
     path = Path(path).with_suffix(".manifest.json")
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        return Manifest(**read_json(path))
     except (TypeError, ValueError) as error:
         raise ValueError(f"The manifest {path} is damaged ({error}); write the slates again.") from error
 
@@ -185,11 +189,15 @@ def read_slates(
     def parse(row: Row) -> Slate:
         documents, labels = (tuple(list_field(name, row.get(name))) for name in ("documents", "labels"))
         gold = () if row.get("gold") is None else tuple(list_field("gold", row["gold"]))
-        return Slate(
-            text_field(row, "query"), documents, labels, gold, row.get("source") or "" if source is None else source
-        )
+        return Slate(text_field(row, "query"), documents, labels, gold, source_field(row) if source is None else source)
 
     return parse_rows(path, parse, skip_bad_rows=skip_bad_rows)
+
+
+def source_field(row: Row, default: str = "") -> Any:
+    """Return a row's source, which the slate checks, or a default if it has none."""
+    found = row.get("source")
+    return default if found is None or found == "" else found
 
 
 def list_field(name: str, values: Any) -> Sequence[Any]:
@@ -220,7 +228,10 @@ def _label(label: Any) -> float | None:
         return None
     if isinstance(label, (str, bytes)):
         raise DataError("labels", "not a number", f"got {label!r:.60}; give a number, or None if it is unjudged.")
-    return number_field({"labels": label}, "labels")
+    number = number_field({"labels": label}, "labels")
+    if abs(number) > LARGEST_LABEL:
+        raise DataError("labels", "too large", f"got {number:g}; give a number up to {LARGEST_LABEL:g}.")
+    return number
 
 
 def _flag(flag: Any) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from e2rank_st.data.files import DataError, number_field
+from e2rank_st.data.files import DataError, decoded, number_field, numbered_lines
 from e2rank_st.storage import replacing
 
 __all__ = ["read_qrels", "read_run", "write_run"]
@@ -84,10 +84,9 @@ def write_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float
 
 def _each_line(path: str | os.PathLike[str], take: Callable[[list[str]], None]) -> None:
     """Pass the fields of each line that is not blank to ``take``; an error gets the line's place."""
-    with Path(path).open(encoding="utf-8") as lines:
-        for line, content in enumerate(lines, 1):
-            if content.strip():
-                try:
-                    take(content.split())
-                except DataError as error:
-                    raise error.at(f"{path}:{line}") from error.__cause__
+    with Path(path).open("rb") as file:
+        for place, raw in numbered_lines(file, str(path)):
+            try:
+                take(decoded(raw).split())
+            except DataError as error:
+                raise error.at(place) from error.__cause__

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sentence_transformers.base.evaluation import SequentialEvaluator
 from torch import nn
 
+from e2rank_st.data.files import DataError, json_row
 from e2rank_st.data.formats import open_slates, read_beir, read_columns, read_rankings, read_results
 from e2rank_st.data.slates import Slate, read_manifest, read_slates
 from e2rank_st.evaluation.evaluator import RerankingEvaluator
@@ -24,6 +26,8 @@ from e2rank_st.search.index import Index
 from e2rank_st.search.vectors import distinct
 from e2rank_st.storage import file_sha256, folder_sha256, read_json, write_json
 from e2rank_st.training.collator import prompt_orders
+from e2rank_st.training.labels import Lessons
+from e2rank_st.training.losses import LossOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -33,6 +37,11 @@ __all__ = ["DataEntry", "document_index", "fingerprint", "load_evaluator", "load
 logger = logging.getLogger(__name__)
 
 OWN = ("path", "name", "limit", "depth", "own_first_stage")
+NEEDED = {  # in a slate, by the part of the loss
+    "contrastive": "a positive (a gold document, a single label or two different ones)",
+    "listwise": "two different labels",
+    "localized": "a gold document beside a different one",
+}
 READERS = (read_beir, read_columns, read_rankings, read_results, read_slates)
 
 
@@ -67,7 +76,10 @@ class DataEntry:
         """
         if not text.lstrip().startswith("{"):
             return cls(text)
-        values = json.loads(text)
+        try:
+            values = dict(json_row(text.encode(errors="surrogateescape")))
+        except DataError as error:
+            raise error.at(f"the data {text:.200}") from error.__cause__
         options = sorted({name for reader in READERS for name in list(inspect.signature(reader).parameters)[1:]})
         for name in values:
             if name not in OWN and name not in options:
@@ -115,7 +127,7 @@ class DataEntry:
 
 
 def load_training_data(
-    entries: Iterable[str], seed: int = 0, skip_bad_rows: bool = False
+    entries: Iterable[str], seed: int = 0, skip_bad_rows: bool = False, loss: LossOptions | None = None
 ) -> tuple[DatasetDict, list[dict[str, Any]]]:
     """Read what to train on.
 
@@ -123,13 +135,15 @@ def load_training_data(
         entries: See :meth:`DataEntry.parse`.
         seed: Seed of the draws.
         skip_bad_rows: Leave out bad rows and log their number, instead of refusing the file.
+        loss: The loss that the slates have to teach something; by default that of stage II.
 
     Returns:
         A data set for each name of a source, with the columns ``query, documents, labels, gold``; and an account of
         each entry. A document that a slate holds twice is there once.
 
     Raises:
-        ValueError: An entry is wrong, or its file is.
+        ValueError: An entry is wrong, or its file is, or no slate of a file teaches the loss anything, or no slate of
+            all teaches one of its parts.
         OSError: A file cannot be read.
         ImportError: The package ``datasets`` is missing.
     """
@@ -139,14 +153,40 @@ def load_training_data(
         raise ImportError("Training needs more packages: pip install 'e2rank-st[train]'") from error
     by_name: dict[str, list[Slate]] = {}
     records = []
+    taught = Counter[str]()
     for source in map(DataEntry.parse, entries):
         if skip_bad_rows:
             source = replace(source, options={"skip_bad_rows": True, **source.options})
         slates = source.slates(seed)
         records.append(source.describe(slates))
+        slates = [slate.distinct() for slate in slates]
+        taught += _lessons(source.path, slates, loss or LossOptions())
         for slate in slates:
-            by_name.setdefault(slate.source or Path(source.path).name.split(".")[0], []).append(slate.distinct())
+            by_name.setdefault(slate.source or Path(source.path).name.split(".")[0], []).append(slate)
+    for part, weight in (loss or LossOptions()).weights.items():
+        if records and not taught[part]:
+            raise ValueError(
+                f"Got {part}_weight={weight:g}, and none of the slates has {NEEDED[part]}. That loss would be 0: give "
+                f"data with labels for it, or {part}_weight 0."
+            )
     return DatasetDict({name: _dataset(slates) for name, slates in sorted(by_name.items())}), records
+
+
+def _lessons(path: str, slates: list[Slate], loss: LossOptions) -> Counter[str]:
+    """Count the slates that teach each part of the loss; refuse a file without any, and tell how many have nothing."""
+    parts = list(loss.weights)
+    lessons = [Lessons.of(slate.labels, slate.gold) for slate in slates]
+    taught = Counter(part for lesson in lessons for part in parts if getattr(lesson, part))
+    useless = sum(not any(getattr(lesson, part) for part in parts) for lesson in lessons)
+    wanted = ", or ".join(NEEDED[part] for part in parts)
+    if useless == len(slates):
+        raise ValueError(
+            f"{path} teaches nothing: none of its {useless} slates has {wanted}. The loss would be 0; give it labels."
+        )
+    if useless:
+        share = f"{useless} of {len(slates)} slates ({useless / len(slates):.1%})"
+        logger.warning("%s: %s teach nothing, because they lack %s.", path, share, wanted)
+    return taught
 
 
 def _dataset(slates: list[Slate]) -> Dataset:

@@ -9,12 +9,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from e2rank_st.storage import text_id
 
-__all__ = ["PADDING", "UNJUDGED", "SlateLabels", "positives", "preferences"]
+__all__ = ["PADDING", "UNJUDGED", "Lessons", "SlateLabels", "positives", "preferences"]
 
 PADDING, UNJUDGED = -math.inf, math.nan  # as labels
 
@@ -97,6 +98,27 @@ class SlateLabels(NamedTuple):
             raise ValueError(f"labels must be an int64 tensor (B, N, 3), got {got}; make it with SlateLabels.pack().")
         bits, gold, text_ids = packed.unbind(-1)
         return cls(bits.to(torch.int32).view(torch.float32), gold.bool(), text_ids)
+
+
+class Lessons(NamedTuple):
+    """Which losses a slate can teach: those that count at least one term of it.
+
+    Attributes:
+        contrastive: It has a positive, see :func:`positives`.
+        listwise: Two of its labels differ, see :func:`preferences`.
+        localized: It has a gold document and a different one.
+    """
+
+    contrastive: bool
+    listwise: bool
+    localized: bool
+
+    @classmethod
+    def of(cls, labels: Sequence[float | None], gold: Sequence[bool]) -> Lessons:
+        """Look at a slate's labels (None for unjudged) and gold flags. Labels are compared in float32, as by a loss."""
+        judged = np.array([label for label in labels if label is not None], np.float32)
+        listwise = bool(len(judged)) and bool(judged.min() < judged.max())
+        return cls(any(gold) or listwise or len(judged) == 1, listwise, any(gold) and not all(gold))
 
 
 def preferences(labels: Tensor) -> Tensor:

@@ -88,6 +88,12 @@ class LossOptions:
             )
 
     @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the losses that learn from labels, without those that are left out."""
+        weights = {name: float(getattr(self, f"{name}_weight")) for name in ("contrastive", "listwise", "localized")}
+        return {name: weight for name, weight in weights.items() if weight}
+
+    @property
     def trains_prompts(self) -> bool:
         """Whether listwise prompts are trained."""
         return bool(self.listwise_weight or self.localized_weight)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from e2rank_st.provenance import environment
-from e2rank_st.storage import read_json, replacing, write_text
+from e2rank_st.storage import read_json, replacing, write_json
 
 __all__ = ["TrainingRecord", "check_plotting", "read_earlier", "split_log", "stages"]
 
@@ -64,7 +64,8 @@ class TrainingRecord:
             ImportError: matplotlib is missing.
             OSError: A file cannot be written.
         """
-        write_text(folder / JSON_NAME, json.dumps(asdict(self), indent=2, default=str) + "\n")
+        values = json.loads(json.dumps(asdict(self), default=str), parse_constant=lambda _: None)  # JSON has no NaN
+        write_json(folder / JSON_NAME, values)
         with replacing(folder / CURVES_NAME) as fresh:
             _draw(self, fresh)
 

@@ -1,13 +1,17 @@
 """The checkpoints of a run → the newest complete one, from which a killed run resumes.
 
 Transformers' trainer writes a checkpoint file by file. A run can be killed in between. So a complete checkpoint is
-marked: once all processes have saved, the main process writes :data:`MARKER` into its folder, with the size of each
-file. A checkpoint is complete if all these files are there, each of its size. Old checkpoints are deleted after that:
-transformers' trainer would do it before, and a run that dies then could have lost its best checkpoint.
+marked: once all processes have saved, the main process writes :data:`MARKER` into its folder, with the hash of each
+file. Old checkpoints are deleted after that: transformers' trainer would do it before, and a run that dies then could
+have lost its best checkpoint.
+
+A marked checkpoint whose files are missing or changed is refused. Transformers' trainer would go on without the state
+of the optimizer, of the schedule or of random draws, and end with different weights.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -15,14 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from e2rank_st.storage import read_json, write_json
+from e2rank_st.storage import file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["MARKER", "CheckpointMarker", "complete_checkpoints"]
+__all__ = ["MARKER", "CheckpointMarker", "check_checkpoint", "complete_checkpoints", "last_checkpoint"]
+
+logger = logging.getLogger(__name__)
 
 MARKER = "complete.json"
+NEEDED = ("trainer_state.json", "rng_state*.pth")  # whichever way the weights were saved
 
 
 class CheckpointMarker(TrainerCallback):
@@ -47,7 +54,7 @@ class CheckpointMarker(TrainerCallback):
         self.accelerator.wait_for_everyone()
         if args.should_save:
             folder = _folder(args, state)
-            write_json(folder / MARKER, _sizes(folder))
+            write_json(folder / MARKER, _hashes(folder))
             for surplus in self._surplus(folder, state.best_model_checkpoint):
                 (surplus / MARKER).unlink(missing_ok=True)  # first: half a checkpoint must not look complete
                 shutil.rmtree(surplus)
@@ -63,26 +70,56 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir), f"checkpoint-{state.global_step}")
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """The size of each file in a folder, in bytes."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-
-
-def _is_complete(folder: Path) -> bool:
-    if not (folder / MARKER).is_file():
-        return False
-    written: dict[str, int] = read_json(folder / MARKER)
-    return written.items() <= _sizes(folder).items()
+def _hashes(folder: Path) -> dict[str, str]:
+    """The hash of each file of a checkpoint; its card is only for people."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files if path.name != MARKER}
 
 
 def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
-    """Find the complete checkpoints in the output folder of a run: their folders, the oldest step first.
+    """Find the checkpoints in the output folder of a run that were written to their end, the oldest step first."""
+    return [path for path in _by_step(Path(folder)) if (path / MARKER).is_file()]
+
+
+def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """Find the checkpoint to resume from, or None if no save of the run has come to its end.
 
     Raises:
-        OSError: A folder cannot be read.
+        OSError: A file cannot be read.
+        ValueError: Its files are missing or have changed. An older one is not taken instead: that is the user's choice.
     """
-    return [path for path in _by_step(Path(folder)) if _is_complete(path)]
+    found, steps = complete_checkpoints(folder), _by_step(Path(folder))
+    if not found:
+        return None
+    if skipped := [path.name for path in steps[steps.index(found[-1]) + 1 :]]:
+        logger.warning("%s not written to the end; the run goes on from %s.", ", ".join(skipped), found[-1])
+    older = f"resume from {found[-2].name}" if len(found) > 1 else "start anew"
+    check_checkpoint(found[-1], f"Put back what is missing, or delete this folder to {older}.")
+    return found[-1]
+
+
+def check_checkpoint(folder: Path, advice: str) -> None:
+    """Refuse a checkpoint from which a run would resume with different weights.
+
+    Args:
+        folder: The checkpoint.
+        advice: What the user may do.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: It was not written to its end, or a file is missing or has changed.
+    """
+    if not (folder / MARKER).is_file():
+        raise ValueError(f"{folder} is not complete, since it has no {MARKER}. {advice}")
+    written, present = read_json(folder / MARKER), _hashes(folder)
+    if not isinstance(written, dict):
+        raise ValueError(f"{folder / MARKER} is not a list of files. {advice}")
+    missing = sorted(written.keys() - present.keys())
+    missing += [name for name in NEEDED if not any(Path(path).match(name) for path in written)]
+    changed = sorted(name for name in written.keys() & present.keys() if written[name] != present[name])
+    if missing or changed:
+        problems = [f"{name} is missing" for name in missing] + [f"{name} has changed" for name in changed]
+        raise ValueError(f"{folder} is damaged: {', '.join(problems)}. {advice}")
 
 
 def _by_step(folder: Path) -> list[Path]:

@@ -160,7 +160,7 @@ def prepare(parsed: Parsed) -> Run:
     earlier = read_earlier(bundled_folder() if bundled else Path(settings.model))
     set_seed(arguments.seed)
     model = load_base(settings, parsed.listwise, str(arguments.device))
-    data, train_records = load_training_data(settings.train, arguments.seed, settings.skip_bad_rows)
+    data, train_records = load_training_data(settings.train, arguments.seed, settings.skip_bad_rows, parsed.loss)
     evaluator, dev_records = load_evaluator(settings.dev, arguments.seed)
     frozen = _embed(model, data, parsed)
     adapt(model, settings)
@@ -195,7 +195,7 @@ def train(run: Run) -> TrainingRecord:
         The record that is also written there.
 
     Raises:
-        ValueError: The run to resume had different data or a different model.
+        ValueError: The run to resume had different data or a different model, or its last checkpoint is damaged.
         OSError: A file cannot be read or written.
     """
     arguments, trainer = run.parsed.arguments, run.trainer
@@ -212,7 +212,7 @@ def train(run: Run) -> TrainingRecord:
     trainer.add_callback(_FirstEvaluation(run))
     began = time.perf_counter()
     with write_errors(run.output):
-        trainer.train(str(checkpoint) if checkpoint else None)
+        trainer.train(True if checkpoint else None)
     seconds = time.perf_counter() - began
     losses, dev = split_log(trainer.state.log_history, run.metric_names)  # before an evaluation that is not a step's
     after = _evaluate_kept(run)
@@ -263,9 +263,17 @@ def _write_start(run: Run, metrics: Mapping[str, float] | None = None) -> None:
     write_text(run.output / RUN_FILE, json.dumps(start, default=str) + "\n")
 
 
+def _read_start(run: Run) -> dict[str, Any]:
+    path = run.output / RUN_FILE
+    start = read_json(path) if path.is_file() else None
+    if not isinstance(start, dict) or not {"told", "data", "before", "per_query"} <= start.keys():
+        raise ValueError(f"{path} does not say how the run was started; put it back, or start anew, in a new folder.")
+    return start
+
+
 def _check_start(run: Run) -> None:
     """Compare a run that is resumed with its start."""
-    start, settings = read_json(run.output / RUN_FILE), run.parsed.settings
+    start, settings = _read_start(run), run.parsed.settings
     data, told = json.loads(json.dumps([run.data, run.parsed.told], default=str))
     if start.get("earlier") != run.earlier:
         raise ValueError(

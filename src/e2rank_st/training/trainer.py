@@ -29,8 +29,9 @@ from e2rank_st.model import E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.training.collator import SlateCollator
 from e2rank_st.training.fields import setting
+from e2rank_st.training.labels import Lessons
 from e2rank_st.training.losses import CachedE2RankLoss, E2RankLoss, LossOptions
-from e2rank_st.training.resuming import CheckpointMarker, complete_checkpoints
+from e2rank_st.training.resuming import CheckpointMarker, check_checkpoint, last_checkpoint
 from e2rank_st.training.sampler import SourceBatchSampler
 
 __all__ = ["E2RankTrainer", "E2RankTrainingArguments"]
@@ -38,6 +39,7 @@ __all__ = ["E2RankTrainer", "E2RankTrainingArguments"]
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
+WITHOUT_BEST = "Put it back, or resume with load_best_model_at_end false to end with the last weights."
 
 
 @dataclass
@@ -79,7 +81,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
         **kwargs: For ``SentenceTransformerTrainer``.
 
     Raises:
-        ValueError: The loss freezes documents and there are no vectors, or the reverse.
+        ValueError: The loss freezes documents and there are no vectors, or the reverse; or a data set teaches nothing.
     """
 
     data_collator_class: Any = SlateCollator
@@ -105,6 +107,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
                 )
             if isinstance(self.data_collator, SlateCollator):
                 self.data_collator.columns = self.loss.columns
+            _check_lessons(self.train_dataset, self.loss.options)
         if self._is_sharded and isinstance(self.data_collator, SlateCollator):
             self.data_collator.fill_up = True  # each pass gathers weights, so all processes make the same passes
         self.add_callback(_Beginnings(self))
@@ -180,16 +183,18 @@ class E2RankTrainer(SentenceTransformerTrainer):
             **kwargs: Passed on.
 
         Raises:
-            ValueError: No checkpoint to resume from is complete, the best checkpoint is gone or cannot be loaded, or
-                several processes have evaluated the model before training.
+            ValueError: The checkpoint to resume from or the best one is not complete, gone or damaged, or several
+                processes have evaluated the model before training.
         """
         if resume_from_checkpoint is True:
-            found = complete_checkpoints(str(self.args.output_dir))
-            if not found:
+            found = last_checkpoint(str(self.args.output_dir))
+            if found is None:
                 raise ValueError(
                     f"{self.args.output_dir} has no complete checkpoint to resume from; start without resuming."
                 )
-            resume_from_checkpoint = str(found[-1])
+            resume_from_checkpoint = str(found)
+        elif resume_from_checkpoint:
+            check_checkpoint(Path(resume_from_checkpoint), "Resume from a complete one, or start anew.")
         if self._was_evaluated and self.model_wrapped is self.model and self.args.world_size > 1:
             # Accelerate takes an evaluated model for one that it has wrapped. Each process would train by itself.
             raise ValueError(
@@ -226,11 +231,10 @@ class E2RankTrainer(SentenceTransformerTrainer):
         beside = self._resumed_from.parent / Path(resumed.best_model_checkpoint).name
         if beside.is_dir():
             state.best_model_checkpoint = str(beside)
+            if self.args.load_best_model_at_end:
+                check_checkpoint(beside, f"It is the best one so far. {WITHOUT_BEST}")
         elif self.args.load_best_model_at_end and state.best_model_checkpoint is None:
-            raise ValueError(
-                f"The best checkpoint so far, {beside}, is gone; put it back, or resume with load_best_model_at_end "
-                "false to end with the last weights."
-            )
+            raise ValueError(f"The best checkpoint so far, {beside}, is gone. {WITHOUT_BEST}")
 
     @property
     def best_step(self) -> int | None:
@@ -299,6 +303,20 @@ class _Beginnings(TrainerCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.set_epoch(int(state.epoch or 0))
+
+
+def _check_lessons(data: Any, options: LossOptions) -> None:
+    """Refuse a data set from which the loss learns nothing: its loss would be 0, which looks like success."""
+    parts: Mapping[str, Any] = data if isinstance(data, Mapping) else {"train": data}
+    for name, part in parts.items():
+        if not hasattr(part, "__len__") or not {"labels", "gold"} <= set(getattr(part, "column_names", ())):
+            continue  # of another form, for another collator
+        lessons = (Lessons.of(*slate) for slate in zip(part["labels"], part["gold"], strict=True))
+        if not any(getattr(lesson, wanted) for lesson in lessons for wanted in options.weights):
+            raise ValueError(
+                f"The data set {name!r} teaches nothing: none of its {len(part)} slates has the labels or gold "
+                f"documents that the losses {', '.join(options.weights)} need."
+            )
 
 
 def _save_weights(model: E2Rank, weights: Mapping[str, Tensor], folder: str) -> None:
