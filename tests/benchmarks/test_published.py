@@ -15,8 +15,8 @@ from e2rank_st.benchmarks import reranking
 from e2rank_st.benchmarks.candidates import PUBLISHED_WORDS
 from e2rank_st.benchmarks.models import Subject
 from e2rank_st.benchmarks.report import make_tables
-from e2rank_st.benchmarks.results import Result, read_entries
 from e2rank_st.benchmarks.reranking import Options, run
+from e2rank_st.benchmarks.results import Result, read_entries
 from e2rank_st.benchmarks.tasks import find_tasks
 from e2rank_st.cli import evaluate
 from tests import ROOT

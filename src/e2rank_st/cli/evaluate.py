@@ -76,6 +76,14 @@ DataDir = Annotated[
 Limit = Annotated[
     int | None, Option(min=1, metavar="N", help="First N queries only, for a try; marks results partial.")
 ]
+Published = Annotated[
+    bool,
+    Option(
+        "--published",
+        help="The paper's setting: the first 1,024 words of a document, the model's instruction, K = 20, the order "
+        "given, no limit of tokens, judged queries only.",
+    ),
+]
 Results = Annotated[list[Path], Argument(metavar="RESULTS...", help="Result files, or folders of them.")]
 
 
@@ -216,14 +224,7 @@ def rerank(
     instructions: Annotated[
         Literal["task", "model"] | None, Option(help="The task's, which is the default, or the model's own.")
     ] = None,
-    published: Annotated[
-        bool,
-        Option(
-            "--published",
-            help="The paper's setting: the first 1,024 words of a document, the model's instruction, K = 20, the order "
-            "given, no limit of tokens, judged queries only.",
-        ),
-    ] = False,
+    published: Published = False,
     embedding_queries: Annotated[int, Option(min=0, metavar="N", help="Queries timed without stored vectors.")] = 10,
     output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go.")] = Path("results"),
     runs: Annotated[Path | None, Option(metavar="DIR", help="Write a TREC run of each system there.")] = None,
