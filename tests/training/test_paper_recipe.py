@@ -52,7 +52,11 @@ def test_a_query_has_127_negatives(recipe: Parsed):
     """Guards against negatives that the published training did not have: those of all 128 slates of a step, 2,047."""
     arguments, loss = recipe.arguments, recipe.loss
     batch, size = arguments.per_device_train_batch_size, arguments.documents_per_slate
-    assert (batch, arguments.gradient_accumulation_steps, 8 * batch * arguments.gradient_accumulation_steps) == (8, 2, 128)
+    assert (batch, arguments.gradient_accumulation_steps, 8 * batch * arguments.gradient_accumulation_steps) == (
+        8,
+        2,
+        128,
+    )
     assert not loss.gather_across_devices, "documents of other processes are no negatives"
     known = slates([list(range(size, 0, -1))] * batch)
     equal = info_nce(torch.zeros(batch, 4), torch.zeros(batch, size, 4), known, loss.temperature).mean()
@@ -90,7 +94,7 @@ def test_ids_equal_the_whole_string(collator: SlateCollator):
 
 
 def test_losses_equal_the_reference():
-    """Guards against another formula than the authors': rank 1 as the positive, all others negative; a mean of pairs."""
+    """Guards against another formula than the authors': rank 1 is the positive, all others negative; a mean of pairs."""
     golden = GOLDEN["losses"]
     queries, prompts, documents = (torch.tensor(golden[name]).double() for name in ("query", "listwise", "documents"))
     labels = [[float(-ranking.index(place)) for place in range(1, 5)] for ranking in golden["ranking"]]
@@ -162,9 +166,16 @@ def test_wrong_wordings_are_refused(tiny: E2Rank, options: dict[str, Any], messa
 
 
 def test_sources_without_instructions_are_refused(tiny: E2Rank, bundled: E2Rank, tmp_path: Path):
-    """Guards against a source that is trained with another wording than the file says, and one without a place for it."""
+    """Guards against a source that is trained with another wording than the file says, and one without a place."""
     rows = [row | {"source": name} for name in ("nq", "web") for row in toy_rows(2)]
-    flags = ["--train", write(tmp_path / "rows.jsonl", rows), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    flags = [
+        "--train",
+        write(tmp_path / "rows.jsonl", rows),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--use_cpu",
+        "true",
+    ]
     parsed = parse_settings([*flags, "--source_instructions", '{"nq": ["Find it", "Sort it"]}'])
     data, _ = load_training_data(parsed.settings.train)
     with pytest.raises(ValueError, match="The sources web have no instructions; there are some for nq"):

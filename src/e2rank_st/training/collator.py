@@ -1,8 +1,9 @@
 """Slates → batches for the loss: queries, listwise prompts and documents as token ids, and their labels.
 
 The model's own prompt builder makes the prompts, from the documents that reranking would show it. So the prompts of
-training are those of inference, unless a form or instructions for training alone are given. All random draws depend on seed, epoch and query alone: a resumed run sees the same
-batches, and so does a run with a different number of data-loader workers.
+training are those of inference, unless a form or instructions for training alone are given. All random draws depend on
+seed, epoch and query alone: a resumed run sees the same batches, and so does a run with a different number of
+data-loader workers.
 
 Axes: B slates, N documents of the longest slate of a batch, K documents in a prompt, L tokens, D dimensions.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import field
 from typing import Any
 
@@ -20,10 +21,9 @@ def mapping(name: str, value: Any) -> dict[str, Any] | None:
     Raises:
         ValueError: It is neither.
     """
-    try:
-        value = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        pass  # refused below
+    if isinstance(value, str):
+        with suppress(ValueError):  # it is refused below
+            value = json.loads(value)
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"{name} must be a mapping, or as a flag a JSON object; got {value!r:.80}.")
     return value

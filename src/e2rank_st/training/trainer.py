@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,19 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
         16, "Most documents of a slate that are scored; of a longer slate some are drawn."
     )
     random_prompt_size: float = setting(0.0, "Share of prompts that show a random number of documents, from 1 to K.")
-    training_prompt: dict[str, Any] | str | None = setting(
-        None,
-        "Form of the listwise prompt in training alone: name, template, and perhaps document, separator, chat. The "
-        "model keeps its own form for reranking; by default it is also that of training.",
+    training_prompt: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Form of the listwise prompt in training alone: name, template, and perhaps document, separator, "
+            "chat. The model keeps its own form for reranking, which is by default also that of training."
+        },
     )
-    source_instructions: dict[str, Any] | str | None = setting(
-        None,
-        "For the name of each source, or 'default', two instructions for training: that of the query, and that of the "
-        "listwise prompt. By default all sources have the model's.",
+    source_instructions: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "For the name of each source, or 'default', two instructions for training: that of the query, and "
+            "that of the listwise prompt. By default all sources have the model's."
+        },
     )
 
     def __post_init__(self) -> None:
