@@ -1,8 +1,11 @@
 """The table of known checkpoints: its rows are complete and true, and a checkpoint finds its row."""
 
+from pathlib import Path
+
 import pytest
 
-from e2rank_st.checkpoints import CHECKPOINTS, find_checkpoint
+from e2rank_st import E2Rank, Index
+from e2rank_st.checkpoints import CHECKPOINTS, find_checkpoint, instruction_template
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from tests.conftest import GOLDEN
 
@@ -39,6 +42,7 @@ def test_released_texts():
     ("question", "preset"),
     [
         ({"repository": "Alibaba-NLP/E2Rank-0.6B"}, "e2rank"),
+        ({"repository": "Alibaba-NLP/E2Rank-4B-Embedding-Only", "architectures": ["Qwen3Model"]}, "e2rank-embedding"),
         ({"repository": "somewhere", "architectures": ["Qwen3ForCausalLM"]}, "e2rank"),
         ({"repository": "somewhere", "architectures": ["BertModel"]}, "minilm"),
         ({"repository": "sentence-transformers/all-MiniLM-L6-v2", "architectures": ["Qwen3Model"]}, "minilm"),
@@ -50,9 +54,30 @@ def test_find(question, preset):
     assert find_checkpoint(**question).preset == preset
 
 
+def test_embedding_only_checkpoints_embed_and_warn(checkpoint: Path, tiny: E2Rank, facts, caplog):
+    """Guards against scores of a checkpoint that was not trained to rerank, without a word; embedding is silent."""
+    names = [f"Alibaba-NLP/E2Rank-{size}-Embedding-Only" for size in ("0.6B", "4B", "8B")]
+    assert find_checkpoint("e2rank-embedding").repositories == tuple(names)
+    model = E2Rank(str(checkpoint), preset="e2rank-embedding", device="cpu")
+    with caplog.at_level("WARNING", "e2rank_st"):
+        assert (model.encode_document(facts) == tiny.encode_document(facts)).all()
+        assert (model.encode_query(facts) == tiny.encode_query(facts)).all()
+        assert not [record for record in caplog.records if record.name.startswith("e2rank_st")]
+        model.search("fleas", Index.build(model, facts, show_progress_bar=False))
+        assert model.rank("fleas", facts) == model.rerank("fleas", facts) == tiny.rerank("fleas", facts)
+    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("e2rank_st")]
+    assert "trained to embed only" in said, "and the released model says nothing"
+
+
 def test_unknown():
     """Guards against a guess: an unknown name is an error that lists the presets."""
-    with pytest.raises(ValueError, match=r"Unknown preset 'x'.*'e2rank', 'minilm'"):
+    with pytest.raises(ValueError, match=r"Unknown preset 'x'.*'e2rank', 'e2rank-embedding', 'minilm'"):
         find_checkpoint("x")
-    with pytest.raises(ValueError, match=r"'y'.*\['T5Model'\].*'e2rank', 'minilm'"):
+    with pytest.raises(ValueError, match=r"'y'.*\['T5Model'\].*'e2rank', 'e2rank-embedding', 'minilm'"):
         find_checkpoint(repository="y", architectures=["T5Model"])
+
+
+def test_instruction_template():
+    """Guards against a template made of a prompt that has no instruction."""
+    assert instruction_template("Instruct: Do this\nQuery:") == "Instruct: {instruction}\nQuery:"
+    assert instruction_template("query: ") is instruction_template("") is instruction_template(None) is None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["CHECKPOINTS", "HUB_ID", "MODEL_ID", "Checkpoint", "find_checkpoint"]
+__all__ = ["CHECKPOINTS", "HUB_ID", "MODEL_ID", "Checkpoint", "find_checkpoint", "instruction_template"]
 
 MODEL_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of the Hub; Sentence-Transformers adds its own org to a bare name
+INSTRUCTED = re.compile(r"(Instruct: ).*?(\n ?Query: ?)", re.DOTALL)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -30,6 +31,7 @@ class Checkpoint:
         eos_token: Token that the tokenizer appends to every text, or None.
         query_prompt: Text before a query in retrieval.
         listwise: Arguments of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`.
+        reranks: Whether the family was trained to rerank. A family that was not still embeds, and can be trained to.
     """
 
     preset: str
@@ -40,19 +42,29 @@ class Checkpoint:
     eos_token: str | None = None
     query_prompt: str = ""
     listwise: Mapping[str, Any] = field(default_factory=dict)
+    reranks: bool = True
 
 
+# Formats, EOS and limits are from the released evaluation code and model cards (arXiv 2510.22733).
+RELEASED = Checkpoint(
+    preset="e2rank",
+    repositories=("Alibaba-NLP/E2Rank-0.6B", "Alibaba-NLP/E2Rank-4B", "Alibaba-NLP/E2Rank-8B"),
+    architectures=("Qwen3ForCausalLM", "Qwen3Model"),
+    pooling_mode="lasttoken",
+    max_seq_length=1024,
+    eos_token="<|endoftext|>",
+    query_prompt="Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
+    listwise={"prompt_format": "evaluation", "num_prompt_documents": 20},
+)
 CHECKPOINTS = (
-    # Formats, EOS and limits are from the released evaluation code and model cards (arXiv 2510.22733).
-    Checkpoint(
-        preset="e2rank",
-        repositories=("Alibaba-NLP/E2Rank-0.6B", "Alibaba-NLP/E2Rank-4B", "Alibaba-NLP/E2Rank-8B"),
-        architectures=("Qwen3ForCausalLM", "Qwen3Model"),
-        pooling_mode="lasttoken",
-        max_seq_length=1024,
-        eos_token="<|endoftext|>",
-        query_prompt="Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
-        listwise={"prompt_format": "evaluation", "num_prompt_documents": 20},
+    RELEASED,
+    # Stage I alone: the same texts and vectors, without training on listwise prompts.
+    replace(
+        RELEASED,
+        preset="e2rank-embedding",
+        repositories=tuple(f"{name}-Embedding-Only" for name in RELEASED.repositories),
+        architectures=(),
+        reranks=False,
     ),
     # The base of the bundled model: a bidirectional encoder with 512 positions.
     Checkpoint(
@@ -99,3 +111,9 @@ def find_checkpoint(
         f"No known checkpoint is called {repository!r} or has the architecture {list(architectures)}. "
         f"Choose its wiring: E2Rank({repository!r}, preset=...) with one of {presets}."
     )
+
+
+def instruction_template(prompt: str | None) -> str | None:
+    """The query prompt with the field ``{instruction}``, if it has an instruction that another may replace."""
+    match = INSTRUCTED.fullmatch(prompt or "")
+    return f"{match[1]}{{instruction}}{match[2]}" if match else None

@@ -101,6 +101,7 @@ class E2Rank(SentenceTransformer):
     def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
         self._preset = preset
         self._tokenizing = _Lock()
+        self._not_for_reranking = False  # until its row says so, and until it was said
         super().__init__(os.fspath(model_name_or_path) if model_name_or_path else None, **kwargs)
 
     @classmethod
@@ -206,6 +207,7 @@ class E2Rank(SentenceTransformer):
         if self._preset is None:
             architectures = AutoConfig.from_pretrained(model_name_or_path, **hub).architectures or ()
         checkpoint = find_checkpoint(self._preset, model_name_or_path, architectures)
+        self._not_for_reranking = not checkpoint.reranks
         known = self._preset is not None or model_name_or_path in checkpoint.repositories
         guessed = f", by its architecture: {checkpoint.pooling_mode} pooling. Choose it with E2Rank(..., preset=...)"
         level = logging.DEBUG if known else logging.WARNING
@@ -245,6 +247,12 @@ class E2Rank(SentenceTransformer):
 
     def rerank(self, query: Any, documents: Any, **options: Any) -> Any:
         """Ranks documents for a query: see :meth:`e2rank_st.modeling_e2rank.ListwiseRerank.rerank`."""
+        if self._not_for_reranking:
+            self._not_for_reranking = False  # said once
+            logger.warning(
+                "This checkpoint was trained to embed only, and not to rerank: its listwise scores mean little. Use "
+                "its encode_query and encode_document, or load a checkpoint without -Embedding-Only."
+            )
         return self.listwise.rerank(query, documents, **options)
 
     rank = rerank

@@ -2,7 +2,7 @@
 
 import pytest
 
-from e2rank_st.benchmarks.instructions import instruction_template, listwise_instruction
+from e2rank_st.benchmarks.instructions import listwise_instruction
 
 
 @pytest.mark.parametrize(
@@ -23,9 +23,3 @@ from e2rank_st.benchmarks.instructions import instruction_template, listwise_ins
 def test_listwise_instruction(retrieval: str, listwise: str | None):
     """Guards against an instruction to retrieve in a prompt that is to rerank."""
     assert listwise_instruction(retrieval) == listwise
-
-
-def test_instruction_template():
-    """Guards against a template made of a prompt that has no instruction."""
-    assert instruction_template("Instruct: Do this\nQuery:") == "Instruct: {instruction}\nQuery:"
-    assert instruction_template("query: ") is instruction_template("") is instruction_template(None) is None

@@ -6,18 +6,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from e2rank_st.checkpoints import instruction_template
 from e2rank_st.model import E2Rank
 
-__all__ = ["instructed", "instruction_template", "listwise_instruction"]
+__all__ = ["instructed", "listwise_instruction"]
 
-INSTRUCTED = re.compile(r"(Instruct: ).*?(\n ?Query: ?)", re.DOTALL)
 RETRIEVAL_TASK = re.compile(r"(Given .+?), retrieve .*?\bthat (.+)", re.DOTALL)
-
-
-def instruction_template(prompt: str | None) -> str | None:
-    """The model's query prompt with the field ``{instruction}``, if it has an instruction that a task may replace."""
-    match = INSTRUCTED.fullmatch(prompt or "")
-    return f"{match[1]}{{instruction}}{match[2]}" if match else None
 
 
 def listwise_instruction(retrieval: str) -> str | None:

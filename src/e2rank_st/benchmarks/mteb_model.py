@@ -26,7 +26,8 @@ import numpy as np
 from transformers.utils.logging import tqdm
 
 from e2rank_st.benchmarks.corpus import Corpus
-from e2rank_st.benchmarks.instructions import instruction_template, listwise_instruction
+from e2rank_st.benchmarks.instructions import listwise_instruction
+from e2rank_st.checkpoints import instruction_template
 from e2rank_st.model import E2Rank
 from e2rank_st.search.exact import Rules, nearest
 from e2rank_st.search.reranking import rerank_rows

@@ -5,6 +5,9 @@ cross-encoder and the same three of a baseline model. Every document is embedded
 those vectors. With ``own_first_stage`` each model reranks the candidates that it retrieved itself; the first stage in
 the result is then the model's, not the baseline's.
 
+With ``published`` everything is as in the paper's own evaluation, so that its figures can be compared. Documents are
+other texts then, and the first stage is called ``{first stage}-published``.
+
 A result is written as ``{task}-{first stage}.json``, whole or not at all.
 """
 
@@ -34,7 +37,8 @@ from e2rank_st.benchmarks.systems import Embedding, FirstStage, Listwise, Pointw
 from e2rank_st.benchmarks.tasks import Task, find_tasks
 from e2rank_st.data.trec import write_run
 from e2rank_st.evaluation.metrics import MAIN
-from e2rank_st.model import check_name
+from e2rank_st.model import E2Rank, check_name
+from e2rank_st.modeling_e2rank import num_positions
 from e2rank_st.provenance import environment
 from e2rank_st.search.index import Index
 from e2rank_st.search.vectors import distinct
@@ -44,6 +48,9 @@ __all__ = ["VECTOR_SYSTEMS", "Failure", "Options", "chosen_tasks", "result_path"
 REFERENCES = ("baseline_embedding", "embedding", "first_stage")  # the others are compared with the first that runs
 
 VECTOR_SYSTEMS = ("embedding", "rocchio", "listwise")
+# The paper's setting, with its K; the prompt's own instruction is the default one in the released checkpoints.
+PUBLISHED = {"candidate_order": "given", "query_weight": 0.0, "instructions": "model"}
+PUBLISHED_PROMPT_DOCUMENTS = 20
 # No number depends on these, or the result has them elsewhere.
 NOT_SETTINGS = {
     "tasks", "model", "baseline", "cross_encoder", "data_dir", "output_dir", "runs_dir", "show_progress_bar",
@@ -80,7 +87,8 @@ class Options:
     num_prompt_documents: Sequence[int] = ()
     candidate_order: str | None = None
     query_weight: float | None = None
-    instructions: str = "task"
+    instructions: str | None = None
+    published: bool = False
     embedding_queries: int = 10
     output_dir: Path = Path("results")
     runs_dir: Path | None = None
@@ -92,6 +100,21 @@ class Options:
             if model is not None:
                 check_name(model)
         chosen_tasks(self)
+        if self.published:
+            self._as_published()
+        elif self.instructions is None:
+            object.__setattr__(self, "instructions", "task")
+
+    def _as_published(self) -> None:
+        """Fill in the paper's setting; K may differ, as in the paper's own study of it."""
+        if self.own_first_stage:
+            raise ValueError("The published setting reranks given candidates; leave the own first stage out.")
+        for name, value in PUBLISHED.items():
+            if (given := getattr(self, name)) not in (None, value):
+                raise ValueError(f"The published setting has {name}={value!r}, got {given!r}; leave one of them out.")
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "num_prompt_documents", self.num_prompt_documents or (PUBLISHED_PROMPT_DOCUMENTS,))
+        object.__setattr__(self, "judged_only", True)  # its scores are those of the judged queries
 
     def settings(self) -> dict[str, Any]:
         """The options that decide the numbers; files by their names only."""
@@ -168,9 +191,18 @@ def _load(options: Options) -> dict[str, Subject]:
     """Load the models by role: ``model`` and, where asked for, ``baseline`` and ``cross_encoder``."""
     names = {"model": options.model, "baseline": options.baseline}
     found = {role: load(name, device=options.device, dtype=options.dtype) for role, name in names.items() if name}
+    for subject in found.values() if options.published else ():
+        _lift_limits(subject.model)
     if options.cross_encoder:
         found["cross_encoder"] = load_cross_encoder(options.cross_encoder, options.device)
     return found
+
+
+def _lift_limits(model: E2Rank) -> None:
+    """Let texts and prompts have as many tokens as the model has positions; the paper's evaluation sets no limit."""
+    if (positions := num_positions(model)) is not None:
+        model.max_seq_length = positions
+        model.replace_listwise(max_prompt_tokens=positions, max_query_tokens=positions)
 
 
 def _evaluate(options: Options, task: Task, subjects: Mapping[str, Subject]) -> Result:
@@ -272,4 +304,5 @@ def _candidates(options: Options, task: Task, subject: Subject) -> tuple[Candida
         found = read_files(Files(options.results, options.qrels), stage, top_n, excluded)
     else:
         found = read_files(locate(task, options.first_stage, options.data_dir), options.first_stage, top_n, excluded)
-    return found.checked(judged_only=options.judged_only).limited(options.limit), index
+    found = found.checked(judged_only=options.judged_only).limited(options.limit)
+    return found.as_published() if options.published else found, index

@@ -73,7 +73,8 @@ class Result:
         systems: The systems by name.
         settings: The options that the scores depend on.
         environment: Versions and hardware.
-        first_stage: Name of the first stage; empty where the model searches the corpus of the task.
+        first_stage: Name of the first stage, with ``-published`` where the paper's setting was measured; empty where
+            the model searches the corpus of the task.
         local: Whether the data was read from local files. ``mteb_run`` sets it for a data folder, ``first_stages`` for
             files and folders of the user's own. ``submission`` refuses such a result.
         partial: Whether some of the queries were left out. ``mteb_run`` sets it for a limit, ``Candidates.limited`` if

@@ -76,6 +76,14 @@ DataDir = Annotated[
 Limit = Annotated[
     int | None, Option(min=1, metavar="N", help="First N queries only, for a try; marks results partial.")
 ]
+Published = Annotated[
+    bool,
+    Option(
+        "--published",
+        help="The paper's setting: the first 1,024 words of a document, the model's instruction, K = 20, the order "
+        "given, no limit of tokens, judged queries only.",
+    ),
+]
 Results = Annotated[list[Path], Argument(metavar="RESULTS...", help="Result files, or folders of them.")]
 
 
@@ -181,6 +189,7 @@ def mteb(
         "rerank --results hits.jsonl.gz --qrels qrels.txt --model my-model --baseline bundled-base",
         "rerank --beir my-corpus --run bm25.trec --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2",
         "rerank --tasks dl21 --data-dir data --num-prompt-documents 1,3,6,10,20",
+        "rerank --published --tasks dl19,dl20,beir --model Alibaba-NLP/E2Rank-0.6B",
     )
 )
 def rerank(
@@ -213,8 +222,9 @@ def rerank(
         float | None, Option(min=0, max=1, metavar="W", help="The query's share in listwise; by default the model's.")
     ] = None,
     instructions: Annotated[
-        Literal["task", "model"], Option(help="The task's or the model's own; published scores are with the model's.")
-    ] = "task",
+        Literal["task", "model"] | None, Option(help="The task's, which is the default, or the model's own.")
+    ] = None,
+    published: Published = False,
     embedding_queries: Annotated[int, Option(min=0, metavar="N", help="Queries timed without stored vectors.")] = 10,
     output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go.")] = Path("results"),
     runs: Annotated[Path | None, Option(metavar="DIR", help="Write a TREC run of each system there.")] = None,

@@ -1,8 +1,9 @@
 """Slates → batches for the loss: queries, listwise prompts and documents as token ids, and their labels.
 
 The model's own prompt builder makes the prompts, from the documents that reranking would show it. So the prompts of
-training are those of inference. All random draws depend on seed, epoch and query alone: a resumed run sees the same
-batches, and so does a run with a different number of data-loader workers.
+training are those of inference, unless a form or instructions for training alone are given. All random draws depend on
+seed, epoch and query alone: a resumed run sees the same batches, and so does a run with a different number of
+data-loader workers.
 
 Axes: B slates, N documents of the longest slate of a batch, K documents in a prompt, L tokens, D dimensions.
 """
@@ -11,17 +12,19 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import Tensor
 
+from e2rank_st.checkpoints import instruction_template
 from e2rank_st.console import progress_wanted
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import Embedder, cosine
+from e2rank_st.modeling_e2rank import Embedder, ListwiseRerank, PromptBuilder, TokenizedText, cosine
 from e2rank_st.search.index import Index
 from e2rank_st.search.vectors import distinct, embed_distinct
 from e2rank_st.storage import text_id
@@ -34,7 +37,15 @@ logger = logging.getLogger(__name__)
 
 FILLER = "."  # the document of a row that only fills up a shorter slate
 GUARDED_EVERY = 4  # slates for one guarded document, which costs two forward passes of its whole length
+DEFAULT_SOURCE = "default"  # whose instructions all sources have that are not named
 Row = Mapping[str, Any]
+
+
+class Wording(NamedTuple):
+    """The text before a query in retrieval, and the instruction of a listwise prompt."""
+
+    query_prompt: str
+    instruction: str
 
 
 @dataclass(kw_only=True)
@@ -55,6 +66,9 @@ class SlateCollator(SentenceTransformerDataCollator):
         seed: Seed of all draws.
         columns: The columns that the loss needs.
         frozen: Documents and their vectors, for a loss with frozen documents.
+        prompt: Fields of the prompt's format in training; by default it is the model's.
+        instructions: For a source (``dataset_name`` of a row), or ``"default"``, the instruction of its queries and
+            that of its listwise prompts; by default the model's.
         fill_up: Fill up all slates to ``documents_per_slate``, not only to the longest of the batch. Processes that
             share the weights need it: they have to make the same forward passes.
 
@@ -69,6 +83,8 @@ class SlateCollator(SentenceTransformerDataCollator):
     seed: int = 0
     columns: tuple[str, ...] = COLUMNS[:3]
     frozen: Index | None = field(default=None, repr=False)
+    prompt: Mapping[str, Any] | None = None
+    instructions: Mapping[str, Sequence[str]] | None = None
     fill_up: bool = False
 
     def __post_init__(self) -> None:
@@ -78,9 +94,35 @@ class SlateCollator(SentenceTransformerDataCollator):
             raise ValueError(f"documents_per_slate must be at least 1, got {self.documents_per_slate}.")
         if not 0 <= self.random_prompt_size <= 1:
             raise ValueError(f"random_prompt_size must be a share from 0 to 1, got {self.random_prompt_size}.")
-        _ = self.model.listwise.builder  # made here once, and not in each worker
+        self._builder = self.model.listwise.builder
+        if self.prompt is not None:
+            shared = self._builder
+            form = ListwiseRerank(self.prompt).format
+            self._builder = PromptBuilder(shared.texts, form, shared.max_tokens, shared.max_query_tokens)
+        self._wordings = _wordings(self.instructions or {}, self.model.prompts.get("query"))
         # Shared memory: workers that outlive an epoch have to see the next one begin.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def check_sources(self, sources: Iterable[str]) -> None:
+        """Refuse sources without instructions, where instructions go by source.
+
+        Raises:
+            ValueError: A source has none; the message names it.
+        """
+        missing = sorted(set(sources) - self._wordings.keys())
+        if self._wordings and missing and DEFAULT_SOURCE not in self._wordings:
+            raise ValueError(
+                f"The sources {', '.join(missing)} have no instructions; there are some for "
+                f"{', '.join(self._wordings)}. Add them, or an entry {DEFAULT_SOURCE!r} for all further sources."
+            )
+
+    def _wording(self, row: Row) -> Wording:
+        """The wording of a row's source, or the model's."""
+        if not self._wordings:
+            return Wording(self.model.prompts.get("query") or "", self.model.listwise.instruction)
+        source = str(row.get("dataset_name"))
+        self.check_sources([source])
+        return self._wordings.get(source) or self._wordings[DEFAULT_SOURCE]
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch begins, from 0: each has its own draws."""
@@ -110,9 +152,7 @@ class SlateCollator(SentenceTransformerDataCollator):
         batch: dict[str, Any] = {"label": _labels(features, slates, self._slate_size(slates))}
         if "dataset_name" in features[0]:
             batch["dataset_name"] = features[0]["dataset_name"]
-        embedder = Embedder(
-            self.model, self.model.listwise.builder, 1, False
-        )  # for its tokens: nothing is embedded here
+        embedder = Embedder(self.model, self._builder, 1, False)  # for its tokens: nothing is embedded here
         for column in (name for name in COLUMNS if name in self.columns):
             if column == "documents" and self.frozen is not None:
                 batch["documents_sentence_embedding"] = self._vectors(features, slates)
@@ -143,22 +183,32 @@ class SlateCollator(SentenceTransformerDataCollator):
     ) -> Iterator[tuple[int, ...]]:
         """The token ids of each text of a column."""
         if column == "listwise":
-            shown = [self._prompt_documents(row, draw) for row, draw in zip(rows, draws, strict=True)]
-            prompts = embedder.prompts([row["query"] for row in rows], shown, self.model.listwise.instruction)
-            yield from (prompt.ids for prompt in prompts)
+            tokens_of = partial(embedder.tokens, "document")
+            for query, row, draw in zip(self._queries(rows, embedder), rows, draws, strict=True):
+                shown, instruction = self._prompt_documents(row, draw), self._wording(row).instruction
+                yield self._builder.build(query, shown, instruction, tokens_of).ids
             return
         if column == "query":
-            task, texts = "query", [row["query"] for row in rows]
+            tokens = self._queries(rows, embedder)
         elif column == "guarded":
             drawn = list(zip(rows, draws, strict=True))[::GUARDED_EVERY]
-            task, texts = "document", [row["documents"][draw.randrange(len(row["documents"]))] for row, draw in drawn]
+            texts = [row["documents"][draw.randrange(len(row["documents"]))] for row, draw in drawn]
+            tokens = embedder.tokens("document", texts)
         else:
-            task, texts = "document", []
+            texts = []
             for row, places in zip(rows, slates, strict=True):
                 texts += [row["documents"][place] for place in places]
                 texts += [FILLER] * (self._slate_size(slates) - len(places))
-        for tokens in embedder.tokens(task, texts):
-            yield embedder.texts.with_special_tokens(tokens.ids, self.model.max_seq_length)
+            tokens = embedder.tokens("document", texts)
+        for text in tokens:
+            yield embedder.texts.with_special_tokens(text.ids, self.model.max_seq_length)
+
+    def _queries(self, rows: Sequence[Row], embedder: Embedder) -> list[TokenizedText]:
+        """The tokens of each query behind its retrieval prompt."""
+        if not self._wordings:
+            return embedder.tokens("query", [row["query"] for row in rows])
+        found = (embedder.texts.texts([row["query"]], self._wording(row).query_prompt) for row in rows)
+        return [text for texts in found for text in texts.values()]
 
     def _vectors(self, rows: Sequence[Row], slates: Sequence[Sequence[int]]) -> Tensor:
         """The stored vectors of all slates, (B·N, D); zeros fill up."""
@@ -234,6 +284,27 @@ def prompt_orders(
         scores = cosine(torch.from_numpy(index.vectors(texts)), vector).tolist()
         orders.append(sorted(range(len(texts)), key=lambda place: (-scores[place], text_id(texts[place]))))
     return orders
+
+
+def _wordings(instructions: Mapping[str, Sequence[str]], query_prompt: str | None) -> dict[str, Wording]:
+    """The wording of each source: its two instructions, checked, in the places that the model has for them."""
+    for source, pair in instructions.items():
+        whole = isinstance(pair, (list, tuple)) and len(pair) == 2
+        if not whole or not all(isinstance(text, str) and len(text.split()) > 1 for text in pair):
+            raise ValueError(
+                f"The instructions of the source {source!r} are {pair!r:.80}; give a list of two sentences, that of "
+                "the query and that of the listwise prompt."
+            )
+    template = instruction_template(query_prompt)
+    if instructions and template is None:
+        raise ValueError(
+            f"The model's query prompt {query_prompt!r} has no place for an instruction by source; leave "
+            "source_instructions out, or set query_prompt to one with 'Instruct: ...\\nQuery:'."
+        )
+    return {
+        source: Wording((template or "").replace("{instruction}", retrieval), listwise)
+        for source, (retrieval, listwise) in instructions.items()
+    }
 
 
 def _check(row: Row) -> None:

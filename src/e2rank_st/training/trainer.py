@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from e2rank_st.adapters import fill_adapter
 from e2rank_st.model import E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.training.collator import SlateCollator
-from e2rank_st.training.fields import setting
+from e2rank_st.training.fields import mapping, setting
 from e2rank_st.training.labels import Lessons
 from e2rank_st.training.losses import CachedE2RankLoss, E2RankLoss, LossOptions
 from e2rank_st.training.resuming import CheckpointMarker, check_checkpoint, last_checkpoint
@@ -53,10 +53,26 @@ class E2RankTrainingArguments(SentenceTransformerTrainingArguments):
         16, "Most documents of a slate that are scored; of a longer slate some are drawn."
     )
     random_prompt_size: float = setting(0.0, "Share of prompts that show a random number of documents, from 1 to K.")
+    training_prompt: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Form of the listwise prompt in training alone: name, template, and perhaps document, separator, "
+            "chat. The model keeps its own form for reranking, which is by default also that of training."
+        },
+    )
+    source_instructions: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "For the name of each source, or 'default', two instructions for training: that of the query, and "
+            "that of the listwise prompt. By default all sources have the model's."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check the values that nothing else checks."""
         super().__post_init__()  # type: ignore[no-untyped-call]
+        self.training_prompt = mapping("training_prompt", self.training_prompt)
+        self.source_instructions = mapping("source_instructions", self.source_instructions)
         # CheckpointMarker deletes old checkpoints: transformers' trainer does it before the new one is complete.
         self.checkpoint_limit, self.save_total_limit = self.save_total_limit, None
         if self.load_best_model_at_end and self.save_strategy == "steps" and self.save_steps != self.eval_steps:
@@ -108,6 +124,8 @@ class E2RankTrainer(SentenceTransformerTrainer):
             if isinstance(self.data_collator, SlateCollator):
                 self.data_collator.columns = self.loss.columns
             _check_lessons(self.train_dataset, self.loss.options)
+        if isinstance(self.data_collator, SlateCollator) and isinstance(self.train_dataset, dict):
+            self.data_collator.check_sources(self.train_dataset)
         if self._is_sharded and isinstance(self.data_collator, SlateCollator):
             self.data_collator.fill_up = True  # each pass gathers weights, so all processes make the same passes
         self.add_callback(_Beginnings(self))
@@ -129,9 +147,16 @@ class E2RankTrainer(SentenceTransformerTrainer):
             model=model,
             documents_per_slate=args.documents_per_slate,
             random_prompt_size=args.random_prompt_size,
+            prompt=mapping("training_prompt", args.training_prompt),
+            instructions=mapping("source_instructions", args.source_instructions),
             seed=args.seed,
             frozen=self._frozen,
         )
+
+    def should_dataset_name_column_be_added(self, dataset: Any, args: Any, loss: Any) -> bool:
+        """Also where instructions go by source: the collator then has to know a row's."""
+        by_source = isinstance(dataset, dict) and bool(args.source_instructions)
+        return by_source or bool(super().should_dataset_name_column_be_added(dataset, args, loss))
 
     def get_batch_sampler(
         self, dataset: Any, batch_size: int, drop_last: bool, *args: Any, **kwargs: Any
