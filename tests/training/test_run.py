@@ -19,7 +19,7 @@ from e2rank_st.training.resuming import complete_checkpoints
 from e2rank_st.training.run import main, prepare
 from e2rank_st.training.settings import parse_settings
 from e2rank_st.training.trainer import E2RankTrainer
-from tests.toy import toy_rows
+from tests.toy import small_disk, toy_rows
 from tests.training.conftest import SHARED, write
 
 pytest.importorskip("datasets")
@@ -153,6 +153,15 @@ def test_frozen_documents_and_a_query_weight(adapter: Path) -> None:
     assert record["loss"]["query_weight"] == 0.25
     assert {"listwise", "guard"} <= record["log"][0].keys()
     assert E2Rank(str(adapter / "final"), device="cpu").listwise.query_weight == 0.25
+
+
+@pytest.mark.parametrize("size", [50_000, 200_000])  # of the weights, and of the optimizer's state
+def test_full_disk_is_one_line(settings: Path, tmp_path: Path, size: int) -> None:
+    """Guards against a traceback of safetensors or torch at a checkpoint."""
+    flags = ["--max_steps", "1", "--save_steps", "1", "--eval_steps", "1", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(OSError, match=r"Could not write .*Is the disk full\?$"), small_disk(size):
+        main([str(settings), *flags])
+    assert not complete_checkpoints(tmp_path / "run")
 
 
 def test_adapter_is_saved_and_goes_on(settings: Path, adapter: Path, tmp_path: Path) -> None:

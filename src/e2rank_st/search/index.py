@@ -168,8 +168,8 @@ class Index:
         """Refuse a model that would give different document vectors.
 
         A model of the same description as the maker passes. Any other model embeds a few texts again: it passes if they
-        get the stored vectors, as with a merged adapter, or a query prompt that has changed. This is done once for each
-        model, and again after a change of the model's description.
+        get the stored vectors, as with a merged adapter, or in bfloat16. This is done once for each model, and again
+        after a change of the model's description.
 
         Raises:
             ValueError: The vectors are different; the message names the parts of the description that differ.
@@ -204,8 +204,9 @@ class Index:
             return False
         same_type = self.maker is not None and self.maker.get("dtype") == found["dtype"]
         allowed = ROUNDING.get(found["dtype"], COARSE_ROUNDING) if same_type else COARSE_ROUNDING
-        cosines = np.einsum("nd,nd->n", vectors.astype(np.float64), self.embeddings[rows].astype(np.float64))
-        return bool((cosines > 1 - allowed).all())
+        apart = vectors.astype(np.float64) - self.embeddings[rows]
+        # Half the square is 1 − cosine for unit vectors, and 0 for two vectors of zeros.
+        return bool(((apart**2).sum(axis=1) / 2 < allowed).all())
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the index to a folder, whole or not at all: a manifest, the vectors, and the texts as JSON lines.
