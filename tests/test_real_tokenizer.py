@@ -85,7 +85,8 @@ def test_the_toy_behaves_as_the_real_one(real: PreTrainedTokenizerBase):
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding"):
         assert parts[0][name] == parts[1][name], name
     added = [[{**token, "id": 0} for token in part["added_tokens"]] for part in parts]
-    assert added[0] == added[1]
+    names = toy.get_added_vocab()
+    assert added[0] == [token for token in added[1] if token["content"] in names], "flags and order"
     first = [min(tokenizer.get_added_vocab().values()) for tokenizer in (toy, real)]
     assert first[1] == EOS_ID and first[0] == len(toy) - len(added[0]), "behind all others, in one order"
     for name in ("eos_token", "pad_token", "bos_token", "unk_token", "padding_side", "truncation_side",

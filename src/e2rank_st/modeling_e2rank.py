@@ -141,7 +141,7 @@ class PromptFormat:
         Where a colon follows the instruction, it replaces the instruction's own full stop or colon.
         """
         if "{instruction}:" in self.template:
-            instruction = instruction.rstrip(" .:")
+            instruction = instruction.rstrip(" \t\r\n.:。：．")  # noqa: RUF001  # full stops and colons, also Chinese ones
         values = {"instruction": instruction, "query": query}
         for literal, field, _, _ in Formatter().parse(self.template):
             yield literal, True

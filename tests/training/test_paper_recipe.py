@@ -94,7 +94,7 @@ def test_ids_equal_the_whole_string(collator: SlateCollator):
 
 
 def test_losses_equal_the_reference():
-    """Guards against a formula that is not the authors': rank 1 is positive, the others negative; a mean of pairs."""
+    """Guards against another formula: rank 1 is the positive, all others are negative; a mean of all pairs."""
     golden = GOLDEN["losses"]
     queries, prompts, documents = (torch.tensor(golden[name]).double() for name in ("query", "listwise", "documents"))
     labels = [[float(-ranking.index(place)) for place in range(1, 5)] for ranking in golden["ranking"]]
