@@ -38,7 +38,14 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "prompts.json").read_tex
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes or downloads, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip("slow: run it with --slow"))
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:

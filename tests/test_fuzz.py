@@ -176,7 +176,6 @@ def test_hostile_calls(quick: E2Rank, first: int):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif("not config.getoption('--slow')", reason="takes minutes; run with --slow")
 def test_many_hostile_calls(quick: E2Rank):
     """Guards against rarer faults: 10,000 seeded calls."""
     for seed in range(1_000, 11_000):

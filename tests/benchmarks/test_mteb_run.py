@@ -153,7 +153,6 @@ def test_finished_tasks_are_kept(toy: dict[str, Any], tmp_path: Path, monkeypatc
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.slow
 def test_goes_on_after_a_kill(toy: dict[str, Any], tmp_path: Path):
     """Guards against what only a real kill shows: nothing is cleaned up, and the next run has to cope."""
     arguments = [sys.executable, str(SCRIPT), "--model", toy["model"], "--data-dir", str(toy["data_dir"])]
