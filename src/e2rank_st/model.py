@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
+import torch
 from sentence_transformers import SentenceTransformer
-from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from e2rank_st.adapters import (
@@ -31,8 +31,10 @@ from e2rank_st.adapters import (
 from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
 from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
+from e2rank_st.loading.folder import MODULES, check_folder
+from e2rank_st.loading.hub import fetch
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
-from e2rank_st.storage import write_json
+from e2rank_st.storage import read_json, write_json
 from e2rank_st.wiring import wire
 
 if TYPE_CHECKING:
@@ -43,11 +45,7 @@ __all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "load_model"]
 logger = logging.getLogger(__name__)
 
 BUNDLED_MODELS = {"bundled": True, "bundled-base": False}  # name → with the adapter or without
-OWN_CLASSES: dict[str, type[nn.Module]] = {
-    f"{path}.{cls.__name__}": cls
-    for cls in (E2RankPooling, ListwiseRerank)
-    for path in (cls.__module__, "modeling_e2rank")
-}
+SAFE = {"use_safetensors": True, "weights_only": True}  # arguments of transformers: no pickle is run
 
 
 class ListwiseOptions(TypedDict, total=False):
@@ -133,6 +131,8 @@ class E2Rank(SentenceTransformer):
         """
         folder = Path(folder)
         base = read_adapter_config(folder)["base_model_name_or_path"]
+        if not kwargs.get("trust_remote_code"):
+            check_folder(folder)
         model = cls.from_bundled(trained=False, **kwargs) if base == BUNDLED_REPOSITORY else cls(base, **kwargs)
         assert model.transformers_model is not None
         if merge:
@@ -174,9 +174,33 @@ class E2Rank(SentenceTransformer):
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
         """Hook of ST. Our classes do not need ``trust_remote_code``: a repository's copy of them is this source."""
-        return OWN_CLASSES.get(class_ref) or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+        return MODULES.get(class_ref) or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
 
     def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Hook of ST: checks the folder, and then loads just what was checked, from the folder or the Hub's cache."""
+        kwargs["model_kwargs"] = SAFE | (kwargs["model_kwargs"] or {})
+        if kwargs["trust_remote_code"]:
+            return self._load_checked(model_name_or_path, **kwargs)
+        hub = {name: kwargs[name] for name in ("token", "cache_folder", "local_files_only")}
+        folder = fetch(model_name_or_path, revision=kwargs["revision"], **hub)
+        if check_folder(folder) == "adapter":  # ST and transformers load its base themselves
+            base = read_adapter_config(folder)["base_model_name_or_path"]
+            check_name(base)
+            check_folder(fetch(base, **hub))
+        try:
+            modules = self._load_checked(model_name_or_path, **kwargs | {"local_files_only": True})
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"The files of {model_name_or_path} do not fit each other ({type(error).__name__}: {error}). "
+                "Save or copy the whole model again."
+            ) from error
+        if not kwargs["local_files_only"]:
+            self.model_card_data.set_base_model(model_name_or_path, revision=kwargs["revision"])
+        return modules
+
+    def _load_checked(self, model_name_or_path: str, **kwargs: Any) -> Any:
         if self._preset is not None:
             return self._load_default_modules(model_name_or_path, **kwargs)
         return super()._load_modules(model_name_or_path, **kwargs)
@@ -207,7 +231,22 @@ class E2Rank(SentenceTransformer):
                 "This model lacks a ListwiseRerank module, so it cannot rerank. "
                 "Wire its checkpoint with E2Rank(path, preset=...)."
             )
+        self._check_vocabulary()
         super()._post_init()
+
+    def _check_vocabulary(self) -> None:
+        """Refuse a tokenizer that is not a fast one, or has an id without a row in the table of embeddings."""
+        tokenizer: PreTrainedTokenizerBase = self.tokenizer
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(f"Got a {type(tokenizer).__name__}; a fast tokenizer is needed. Save its tokenizer.json.")
+        assert self.transformers_model is not None
+        rows = getattr(self.transformers_model.get_input_embeddings(), "num_embeddings", None)
+        largest = max((*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]), default=-1)
+        if rows is not None and largest >= rows:
+            raise ValueError(
+                f"The tokenizer has the id {largest}, and the table of embeddings only {rows} rows. "
+                "Take the model's own tokenizer, or enlarge the table (resize_token_embeddings)."
+            )
 
     @property
     def listwise(self) -> ListwiseRerank:

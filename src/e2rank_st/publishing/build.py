@@ -21,6 +21,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from e2rank_st import adapters
 from e2rank_st.adapters import BUNDLED_REPOSITORY, bundled_base
 from e2rank_st.checkpoints import CHECKPOINTS, HUB_ID
+from e2rank_st.loading.hub import fetch
 from e2rank_st.model import E2Rank
 from e2rank_st.publishing.card.page import Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
@@ -34,8 +35,7 @@ CODE = "modeling_e2rank.py"
 SHARD_SIZE = "5GB"  # of a file of weights
 REQUIREMENTS = {"sentence-transformers": ">=6.1"}
 ADAPTER_REQUIREMENTS = {**REQUIREMENTS, "peft": ">=0.18"}
-# Of a repository on the Hub, only files that are safe to load are fetched.
-FETCHED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.md", "*.py", "*.png", "*.svg", "*.jpg", "LICENSE")
+CARD_FILES = ("*.png", "*.svg", "*.jpg", "LICENSE")  # of a repository on the Hub, besides those that loading reads
 # How this machine loaded the tokenizer, some of it private; transformers writes it into tokenizer_config.json.
 LOADING_KEYS = (
     "is_local", "local_files_only", "token", "use_auth_token", "cache_dir", "revision", "trust_remote_code",
@@ -146,7 +146,7 @@ def _find(source: Source) -> tuple[Path, Path | None, str | None]:
     # "models/name" looks like a Hub id, too, but means a path if there is a folder "models".
     if Path(source.model).parent.is_dir() or not HUB_ID.fullmatch(source.model):
         raise FileNotFoundError(f"{source.model} is neither a folder here nor a Hub id (org/name).")
-    snapshot = Path(snapshot_download(source.model, allow_patterns=list(FETCHED)))
+    snapshot = fetch(source.model, more=CARD_FILES)
     known = next((row.preset for row in CHECKPOINTS if source.model in row.repositories), None)
     return snapshot, snapshot.parents[1], source.preset or known
 
