@@ -92,9 +92,10 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
     scale = config["lora_alpha"] / config["r"]
     for name, down, up in _pairs(tensors):
         weight = getattr(layers.get(name), "weight", None)
-        shapes = [(weight.shape[0], config["r"]), (config["r"], weight.shape[-1])] if weight is not None else []
-        if [tuple(up.shape), tuple(down.shape)] != shapes:
-            got = "no such layer" if weight is None else f"one of {tuple(weight.shape)}, and r={config['r']}"
+        rank = config["r"]
+        fits = weight is not None and (*up.shape, *down.shape) == (weight.shape[0], rank, rank, weight.shape[-1])
+        if weight is None or not fits:
+            got = "no such layer" if weight is None else f"one of {tuple(weight.shape)}, and r={rank}"
             raise ValueError(
                 f"{WEIGHTS} changes {name!r} by {tuple(up.shape)} · {tuple(down.shape)}; the model has {got}. "
                 f"Load the adapter's own base, {config.get('base_model_name_or_path')!r}."

@@ -6,7 +6,6 @@ inherited. Reranking is in :mod:`e2rank_st.modeling_e2rank`, which is also the r
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -153,7 +152,7 @@ class E2Rank(SentenceTransformer):
         if length is not None:  # Sentence Transformers keeps max_seq_length there
             self.max_seq_length = length
         self.prompts |= _read_json(folder / "config_sentence_transformers.json").get("prompts", {})
-        rows = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        rows = read_json(folder / "modules.json")
         path = next(row["path"] for row in rows if row["type"].endswith(f".{ListwiseRerank.__name__}"))
         self.replace_listwise(**_read_json(folder / path / "config.json"))
 
@@ -367,13 +366,13 @@ def check_name(name: str) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a configuration file; a missing file is an empty configuration."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def _make_portable(folder: Path) -> None:
     """Change ST's folder: refer to the folder's own code file, and move the pooling to ``1_Pooling``."""
     target = folder / "modules.json"
-    rows, left_over = json.loads(target.read_text(encoding="utf-8")), []
+    rows, left_over = read_json(target), []
     for row in rows:
         module, _, name = row["type"].rpartition(".")
         if module == ListwiseRerank.__module__:

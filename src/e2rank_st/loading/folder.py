@@ -6,7 +6,6 @@ not opened. Loading and publishing use this one check, so what can be loaded wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -56,7 +55,7 @@ MODULES: dict[str, type[Module]] = {
     for cls in classes
     for package in (cls.__module__, cls.__module__.rpartition(".")[0], *packages)
 }
-ROW = {"name": (str,), "path": (str,), "type": (str,)}
+ROW = {"path": (str,), "type": (str,)}
 MIB = 2**20
 MAX_TEXT_BYTES, MAX_VOCABULARY_BYTES = 10 * MIB, 100 * MIB  # the Hub takes larger texts only with LFS
 VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}
@@ -159,7 +158,7 @@ def _check_text(path: Path) -> None:
     if path.name == "tokenizer.json":
         try:
             Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001  # tokenizers raises no narrower one
+        except Exception as error:  # tokenizers raises no narrower one
             raise ValueError(f"{path.name} is not a tokenizer: {error}. Save the model again.") from error
 
 
@@ -181,9 +180,11 @@ def _require(folder: Path, *names: str) -> None:
 def _check_modules(folder: Path) -> list[Path]:
     """Check ``modules.json`` and the files of each module; return the folders of the transformers."""
     rows, homes = read_json(folder / "modules.json"), []
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"modules.json must be a list of modules, got {rows!r:.80}. Save the model again.")
     for number, row in enumerate(rows):
+        if not isinstance(row.get("name"), str):
+            raise ValueError(f"modules.json has a module without a name, at {row.get('path')!r:.80}. Save it again.")
         check_types(f"modules.json[{number}]", row, ROW, needed=True)
         check_types(f"modules.json[{number}]", row, {"kwargs": (list,)})
         path, cls = row["path"], MODULES.get(row["type"])
@@ -193,7 +194,7 @@ def _check_modules(folder: Path) -> list[Path]:
         if cls is None:
             allowed = ", ".join(cls.__name__ for cls in (*STOCK, *OWN))
             raise ValueError(
-                f"modules.json names the class {row['type']!r:.80}, which is not one of {allowed}. "
+                f"modules.json names the class {row['type']!r:.80}; allowed are {allowed}. "
                 "If you trust its author, load with trust_remote_code=True."
             )
         if cls is not Transformer:

@@ -158,7 +158,9 @@ def check_adapter(name: str, config: Any) -> None:
         raise ValueError(f"{name} has {found}; only plain LoRA can be merged here. Merge it with peft.")
     library = (config.get("auto_mapping") or {}).get("parent_library")  # peft imports it
     if library is not None and not str(library).startswith("transformers."):
-        raise ValueError(f"{name} names the library {library!r:.80} in auto_mapping, not one of transformers. Remove it.")
+        raise ValueError(
+            f"{name} names the library {library!r:.80} in auto_mapping, not one of transformers. Remove it."
+        )
 
 
 def _check_code(name: str, values: Any) -> None:
