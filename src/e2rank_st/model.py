@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
@@ -182,15 +183,17 @@ class E2Rank(SentenceTransformer):
             return self._load_checked(model_name_or_path, **kwargs)
         hub = {name: kwargs[name] for name in ("token", "cache_folder", "local_files_only")}
         folder = fetch(model_name_or_path, revision=kwargs["revision"], **hub)
+        checked = {"local_files_only": True}
         if check_folder(folder) == "adapter":  # ST and transformers load its base themselves
             base = read_adapter_config(folder)["base_model_name_or_path"]
             check_name(base)
             check_folder(fetch(base, **hub))
+            checked = {}  # they take an adapter's missing config.json for a broken download, unless they may ask
         try:
-            modules = self._load_checked(model_name_or_path, **kwargs | {"local_files_only": True})
+            modules = self._load_checked(model_name_or_path, **kwargs | checked)
         except torch.OutOfMemoryError:
             raise
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, RuntimeError, StrictDataclassError, TypeError) as error:
             raise ValueError(
                 f"The files of {model_name_or_path} do not fit each other ({type(error).__name__}: {error}). "
                 "Save or copy the whole model again."
