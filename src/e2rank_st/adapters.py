@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e2rank_st.loading.folder import ADAPTER_CONFIG as CONFIG
-from e2rank_st.loading.folder import ADAPTER_WEIGHTS as WEIGHTS
-from e2rank_st.loading.values import check_adapter
-from e2rank_st.loading.weights import open_weights
+from e2rank_st.folders.check import ADAPTER_CONFIG as CONFIG
+from e2rank_st.folders.check import ADAPTER_WEIGHTS as WEIGHTS
+from e2rank_st.folders.values import check_adapter
+from e2rank_st.folders.weights import open_weights
 from e2rank_st.storage import read_json
 
 __all__ = [

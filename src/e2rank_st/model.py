@@ -31,8 +31,8 @@ from e2rank_st.adapters import (
 from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
 from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
-from e2rank_st.loading.folder import MODULES, check_folder
-from e2rank_st.loading.hub import fetch
+from e2rank_st.folders.check import MODULES, check_folder
+from e2rank_st.folders.hub import fetch
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.storage import read_json, write_json
 from e2rank_st.wiring import wire
@@ -338,11 +338,13 @@ def load_model(
         **kwargs: As for :class:`E2Rank`.
 
     Raises:
-        ValueError: The name is neither a folder nor a Hub id, the model cannot rerank, or its adapter cannot be merged.
+        ValueError: The name is neither a folder nor a Hub id, the device does not work, the model cannot rerank, or its
+            adapter cannot be merged.
         OSError: The model cannot be loaded.
         ImportError: The bundled model's weights are not installed, and the Hub is not reachable.
     """
     check_name(name)
+    _check_device(kwargs.get("device"))
     has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
     if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
         got = f"preset={preset!r}" if preset else f"revision={revision!r}"
@@ -365,6 +367,14 @@ def check_name(name: str) -> None:
         raise ValueError(
             f"Got the model {name!r}, which is neither a folder here nor a Hub id (org/name); give one, or {known}."
         )
+
+
+def _check_device(device: Any) -> None:
+    """Refuse a device that does not compute here, such as one that is not there, or ``meta``, which has no memory."""
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
+        raise ValueError(f"Got the device {device!r}, which does not work here ({error}); try cpu.") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

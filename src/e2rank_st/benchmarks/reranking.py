@@ -46,7 +46,7 @@ REFERENCES = ("baseline_embedding", "embedding", "first_stage")  # the others ar
 VECTOR_SYSTEMS = ("embedding", "rocchio", "listwise")
 # No number depends on these, or the result has them elsewhere.
 NOT_SETTINGS = {
-    "tasks", "model", "baseline", "cross_encoder", "data_dir", "output_dir", "runs_dir", "show_progress_bar",
+    "tasks", "model", "baseline", "cross_encoder", "dtype", "data_dir", "output_dir", "runs_dir", "show_progress_bar",
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ class Options:
     baseline: str | None = None
     cross_encoder: str | None = None
     device: str | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
     batch_size: int = 32
     systems: Sequence[str] = VECTOR_SYSTEMS
     num_prompt_documents: Sequence[int] = ()

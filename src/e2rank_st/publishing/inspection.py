@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from e2rank_st.loading.folder import TEXTS, VOCABULARIES, Kind, check_folder, check_size, is_pickle, weight_files
-from e2rank_st.loading.weights import open_weights
+from e2rank_st.folders.check import TEXTS, VOCABULARIES, Kind, check_folder, check_size, is_pickle, weight_files
+from e2rank_st.folders.weights import open_weights
 from e2rank_st.storage import read_json
 
 __all__ = ["TEXTS", "VOCABULARIES", "check_size", "inspect", "weight_names"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from e2rank_st.loading.folder import FILES
+from e2rank_st.folders.check import FILES
 
 __all__ = ["fetch"]
 

@@ -15,8 +15,8 @@ from sentence_transformers.base.modules import Dense, Module, Normalize, Transfo
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 from tokenizers import Tokenizer
 
-from e2rank_st.loading.values import check_adapter, check_settings, check_types, check_values
-from e2rank_st.loading.weights import open_weights
+from e2rank_st.folders.values import check_adapter, check_settings, check_types, check_values
+from e2rank_st.folders.weights import open_weights
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.storage import read_json
 

@@ -1,1 +1,0 @@
-"""A model folder from anywhere → its kind, or a refusal that names the file and the reason, before it is loaded."""
