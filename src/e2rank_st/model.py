@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
@@ -33,8 +32,9 @@ from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
 from e2rank_st.folders.check import MODULES, check_folder
 from e2rank_st.folders.hub import fetch
-from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
-from e2rank_st.storage import read_json, write_json
+from e2rank_st.folders.saved import E2RankModelCardData, make_portable
+from e2rank_st.modeling_e2rank import ListwiseRerank
+from e2rank_st.storage import read_json
 from e2rank_st.wiring import wire
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class E2Rank(SentenceTransformer):
     Raises:
         ValueError: If the model lacks listwise reranking, and the table of checkpoints does not know its wiring.
     """
+
+    model_card_data_class = E2RankModelCardData
 
     def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
         self._preset = preset
@@ -315,14 +317,15 @@ class E2Rank(SentenceTransformer):
         The same model gives the same bytes, independent of its earlier use.
 
         The folder contains its own code. Without this package, a plain ``SentenceTransformer`` therefore loads it with
-        ``trust_remote_code``. The pooling is in the place where other runtimes look for it.
+        ``trust_remote_code``, and an older one that has no ``rerank`` is refused. The pooling is in the place where
+        other runtimes look for it. A ``CrossEncoder`` cannot load the folder: it would rank by random weights.
         """
         # A fast tokenizer keeps the padding and truncation of its last call, and would save them.
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.backend_tokenizer.no_truncation()
         super().save(path, *args, **kwargs)
         if path is not None:
-            _make_portable(Path(path))
+            make_portable(Path(path))
 
 
 def load_model(
@@ -380,21 +383,3 @@ def _check_device(device: Any) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a configuration file; a missing file is an empty configuration."""
     return dict(read_json(path)) if path.exists() else {}
-
-
-def _make_portable(folder: Path) -> None:
-    """Change ST's folder: refer to the folder's own code file, and move the pooling to ``1_Pooling``."""
-    target = folder / "modules.json"
-    rows, left_over = read_json(target), []
-    for row in rows:
-        module, _, name = row["type"].rpartition(".")
-        if module == ListwiseRerank.__module__:
-            row["type"] = f"modeling_e2rank.{name}"
-        if name == E2RankPooling.__name__:
-            written, row["path"] = row["path"], f"{row['idx']}_Pooling"
-            (folder / row["path"]).mkdir(exist_ok=True)
-            shutil.copyfile(folder / written / "config.json", folder / row["path"] / "config.json")
-            left_over.append(folder / written)
-    write_json(target, rows)
-    for path in left_over:  # last: the old place is in use until modules.json names the new one
-        shutil.rmtree(path)

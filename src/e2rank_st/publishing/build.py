@@ -22,6 +22,7 @@ from e2rank_st import adapters
 from e2rank_st.adapters import BUNDLED_REPOSITORY, bundled_base
 from e2rank_st.checkpoints import CHECKPOINTS, HUB_ID
 from e2rank_st.folders.hub import fetch
+from e2rank_st.folders.saved import require
 from e2rank_st.model import E2Rank
 from e2rank_st.publishing.card.page import Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
@@ -33,8 +34,6 @@ __all__ = ["REVISIONS", "Build", "Source", "build"]
 REVISIONS = ("main", "embedding")
 CODE = "modeling_e2rank.py"
 SHARD_SIZE = "5GB"  # of a file of weights
-REQUIREMENTS = {"sentence-transformers": ">=6.1"}
-ADAPTER_REQUIREMENTS = {**REQUIREMENTS, "peft": ">=0.18"}
 CARD_FILES = ("*.png", "*.svg", "*.jpg", "LICENSE")  # of a repository on the Hub, besides those that loading reads
 # How this machine loaded the tokenizer, some of it private; transformers writes it into tokenizer_config.json.
 LOADING_KEYS = (
@@ -213,21 +212,15 @@ def _put_adapter(source: Path, folder: Path, base: str) -> None:
     for path in (*folder.glob("model*.safetensors*"), folder / "config.json"):
         path.unlink()
     shutil.copyfile(source / adapters.WEIGHTS, folder / adapters.WEIGHTS)
-    _require(folder, ADAPTER_REQUIREMENTS)
     config = read_json(source / adapters.CONFIG) | {"base_model_name_or_path": base, "inference_mode": True}
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])  # peft writes a set, in any order
     _write_json(folder / adapters.CONFIG, config)
-
-
-def _require(folder: Path, requirements: Mapping[str, str]) -> None:
-    path = folder / "config_sentence_transformers.json"
-    _write_json(path, read_json(path) | {"requirements": dict(requirements)})
+    require(folder)
 
 
 def _clean(folder: Path) -> None:
-    """Name the packages that loading needs, and forget how the model was loaded here."""
-    _require(folder, REQUIREMENTS)
+    """Forget how the model was loaded here."""
     path = folder / "tokenizer_config.json"
     _write_json(path, {name: value for name, value in read_json(path).items() if name not in LOADING_KEYS})
 
