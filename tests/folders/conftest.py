@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub.constants as constants
 import huggingface_hub.hf_api as hf_api
 import pytest
+import transformers.utils.hub as transformers_hub
 
 from e2rank_st import E2Rank
 from tests.folders.hostile import save_adapter
@@ -40,7 +41,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
+        for api in (hf_api.api, transformers_hub.hf_api()):  # both were made with the endpoint of their first use
+            monkeypatch.setattr(api, "endpoint", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setenv("HF_TOKEN", server.token)

@@ -212,7 +212,7 @@ def test_adapters(adapter: Path, sound: Path, checkpoint: Path, tmp_path: Path):
     both(zipped("pytorch_model.bin"), NO_SAFETENSORS)(evil)
     cases = [
         ({"base_model_name_or_path": str(evil)}, "holds no weights"),
-        ({"base_model_name_or_path": "no/such/base"}, "neither a folder here nor a Hub id"),
+        ({"base_model_name_or_path": "no/such/base"}, "no/such/base not found"),
         ({"base_model_name_or_path": None}, "'base_model_name_or_path' to None"),
         ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron_config"),
         ({"auto_mapping": {"parent_library": "antigravity"}}, "the library 'antigravity'"),
@@ -222,7 +222,7 @@ def test_adapters(adapter: Path, sound: Path, checkpoint: Path, tmp_path: Path):
     ]
     for number, (values, message) in enumerate(cases):
         folder = save_adapter(sound, tmp_path / str(number), str(checkpoint), **values)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, OSError), match=message):
             E2Rank.from_adapter(folder, device="cpu")
     folder = save_adapter(sound, tmp_path / "peft", str(evil))
     with pytest.raises(ValueError, match="holds no weights"):

@@ -23,7 +23,6 @@ def test_what_was_checked_is_loaded(
     assert (model.encode(facts) == tiny.encode(facts)).all()
     assert model.transformers_model.name_or_path == "org/model"
     assert (model.model_card_data.base_model, model.model_card_data.base_model_revision) == ("org/model", commit)
-    assert model.config._commit_hash == commit
     assert not hub.sent("GET", r"pytorch_model\.bin|\.py$|LICENSE")
     assert not mark(folder).exists()
     put("2_ListwiseRerank/config.json", "[]")(folder)
@@ -47,7 +46,7 @@ def test_known_checkpoints_keep_their_row(
     upload(hub, checkpoint, "Alibaba-NLP/E2Rank-0.6B")
     with caplog.at_level(logging.WARNING, "e2rank_st"):
         model = E2Rank("Alibaba-NLP/E2Rank-0.6B", device="cpu", cache_folder=str(tmp_path))
-    assert not caplog.text
+    assert not [record for record in caplog.records if record.name.startswith("e2rank_st")]
     assert model.model_card_data.base_model == "Alibaba-NLP/E2Rank-0.6B"
 
 
