@@ -377,7 +377,7 @@ def _check_device(device: Any) -> None:
     try:
         torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
-        raise ValueError(f"Got the device {device!r}, which does not work here ({error}); try cpu.") from error
+        raise ValueError(f"Got --device {device}, which does not work here ({error}); try --device cpu.") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -88,4 +88,6 @@ def test_one_rule_for_the_type_of_the_weights(tiny: E2Rank, tmp_path: Path, dtyp
     for options in ({"model_kwargs": {"dtype": "float32"}}, {"model_kwargs": {"dtype": "auto"}}):
         wanted = options["model_kwargs"]["dtype"]
         expected = api.dtype if wanted == "auto" else torch.float32
-        assert E2Rank(folder, **OPTIONS, **options).dtype == load(folder, **OPTIONS, dtype=wanted).model.dtype == expected
+        assert (
+            E2Rank(folder, **OPTIONS, **options).dtype == load(folder, **OPTIONS, dtype=wanted).model.dtype == expected
+        )

@@ -248,7 +248,7 @@ def test_one_line_on_the_command_line(folder: Path):
     for device in ("meta", "cuda:99", "nonsense"):
         told = CliRunner().invoke(app, [*command, device], input="a\nb\n")
         assert told.exit_code == 1
-        assert told.stderr.startswith(f"e2rank: error: Got the device '{device}', which does not work here")
+        assert told.stderr.startswith(f"e2rank: error: Got --device {device}, which does not work here")
     os.truncate(folder / "model.safetensors", 9000)
     told = CliRunner().invoke(app, [*command, "cpu"], input="a\nb\n")
     assert told.exit_code == 1
