@@ -213,7 +213,7 @@ def test_adapters(adapter: Path, sound: Path, checkpoint: Path, tmp_path: Path):
     cases = [
         ({"base_model_name_or_path": str(evil)}, "holds no weights"),
         ({"base_model_name_or_path": "no/such/base"}, "no/such/base not found"),
-        ({"base_model_name_or_path": None}, "'base_model_name_or_path' to None"),
+        ({"base_model_name_or_path": None}, "does not name its base_model_name_or_path"),
         ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron_config"),
         ({"auto_mapping": {"parent_library": "antigravity"}}, "the library 'antigravity'"),
         ({"r": "2"}, "'r' to '2'"),

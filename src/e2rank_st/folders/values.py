@@ -57,7 +57,7 @@ MODULE_ARGUMENTS: Types = {
 MODALITY: Types = {"method": (str,), "method_output_name": (str, list, NONE), "format": TEXT}
 METHODS = {"forward", "get_text_features"}  # of the model, which a folder may have called
 ADAPTER: Types = {
-    "base_model_name_or_path": (str,), "r": (int,), "lora_alpha": (int, float), "revision": TEXT,
+    "r": (int,), "lora_alpha": (int, float), "revision": TEXT,
     "auto_mapping": OBJECT,
 }  # fmt: skip
 # Of the modules behind the transformer; their classes check the values.
@@ -146,9 +146,10 @@ def check_adapter(name: str, config: Any) -> None:
         ValueError: It lacks a value, or the adapter is not plain LoRA.
     """
     _check_code(name, config)
-    given = {key: ADAPTER[key] for key in ("base_model_name_or_path", "r", "lora_alpha")}
-    check_types(name, config, given, needed=True)
+    check_types(name, config, {key: ADAPTER[key] for key in ("r", "lora_alpha")}, needed=True)
     check_types(name, config, ADAPTER)
+    if not isinstance(config.get("base_model_name_or_path"), str):
+        raise ValueError(f"{name} does not name its base_model_name_or_path. Train the adapter again, or write it in.")
     if config["r"] < 1:
         raise ValueError(f"{name} sets 'r' to {config['r']}; it must be at least 1. Save the adapter again.")
     odd = [key for key, value in PLAIN.items() if config.get(key, value) != value]

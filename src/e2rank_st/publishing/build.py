@@ -160,11 +160,7 @@ def _check_output(output: Path, model: Path) -> None:
 
 def _base(folder: Path, source: Source, card: Card) -> str:
     """The Hub id of an adapter's base."""
-    named = adapters.read_adapter_config(folder).get("base_model_name_or_path")
-    if not isinstance(named, str):
-        raise ValueError(
-            f"{adapters.CONFIG} does not name its base_model_name_or_path. Train the adapter again, or write it in."
-        )
+    named = adapters.read_adapter_config(folder)["base_model_name_or_path"]
     base = source.base_model or named
     if not HUB_ID.fullmatch(base):
         raise ValueError(
