@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from e2rank_st import E2Rank
-from e2rank_st.adapters import CONFIG, WEIGHTS, merge_adapter, read_adapter_config
+from e2rank_st.adapters import CONFIG, WEIGHTS, fill_adapter, merge_adapter, read_adapter_config
 from tests.toy import with_trained_adapter
 
 
@@ -86,6 +86,11 @@ def test_a_damaged_or_foreign_adapter_is_refused(folder: Path, tiny: E2Rank, bun
         merge_adapter(copy.deepcopy(tiny).transformers_model, folder)
     with pytest.raises(ValueError, match="belongs to a different adapter than the one to train"):
         E2Rank.from_adapter(folder, merge=False, device="cpu")
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
+        merge_adapter(copy.deepcopy(tiny).transformers_model, folder)
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
+        fill_adapter(with_trained_adapter(tiny).transformers_model, folder / WEIGHTS)
     with pytest.raises(FileNotFoundError, match="holds no adapter"):
         E2Rank.from_adapter(folder.parent)
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder here"):

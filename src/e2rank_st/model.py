@@ -6,18 +6,17 @@ inherited. Reranking is in :mod:`e2rank_st.modeling_e2rank`, which is also the r
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, overload
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from sentence_transformers import SentenceTransformer
-from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from e2rank_st.adapters import (
@@ -32,9 +31,12 @@ from e2rank_st.adapters import (
 from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
 from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
-from e2rank_st.modeling_e2rank import LONG_TOKEN, E2RankPooling, ListwiseRerank, natural, strings
+from e2rank_st.folders.check import MODULES, check_folder
+from e2rank_st.folders.hub import fetch
+from e2rank_st.folders.saved import E2RankModelCardData, make_portable
+from e2rank_st.modeling_e2rank import LONG_TOKEN, ListwiseRerank, natural, strings
 from e2rank_st.search.index import Index
-from e2rank_st.storage import write_errors, write_json
+from e2rank_st.storage import read_json, write_errors
 from e2rank_st.wiring import wire
 
 __all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "load_model"]
@@ -42,11 +44,7 @@ __all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "load_model"]
 logger = logging.getLogger(__name__)
 
 BUNDLED_MODELS = {"bundled": True, "bundled-base": False}  # name → with the adapter or without
-OWN_CLASSES: dict[str, type[nn.Module]] = {
-    f"{path}.{cls.__name__}": cls
-    for cls in (E2RankPooling, ListwiseRerank)
-    for path in (cls.__module__, "modeling_e2rank")
-}
+SAFE = {"use_safetensors": True, "weights_only": True}  # arguments of transformers: no pickle is run
 
 
 class _Lock:
@@ -97,6 +95,8 @@ class E2Rank(SentenceTransformer):
     Raises:
         ValueError: If the model lacks listwise reranking, and the table of checkpoints does not know its wiring.
     """
+
+    model_card_data_class = E2RankModelCardData
 
     def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
         self._preset = preset
@@ -150,6 +150,8 @@ class E2Rank(SentenceTransformer):
         """
         folder = Path(folder)
         base = read_adapter_config(folder)["base_model_name_or_path"]
+        if not kwargs.get("trust_remote_code"):
+            check_folder(folder)
         model = cls.from_bundled(trained=False, **kwargs) if base == BUNDLED_REPOSITORY else cls(base, **kwargs)
         assert model.transformers_model is not None
         if merge:
@@ -170,7 +172,7 @@ class E2Rank(SentenceTransformer):
         if length is not None:  # Sentence Transformers keeps max_seq_length there
             self.max_seq_length = length
         self.prompts |= _read_json(folder / "config_sentence_transformers.json").get("prompts", {})
-        rows = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        rows = read_json(folder / "modules.json")
         path = next(row["path"] for row in rows if row["type"].endswith(f".{ListwiseRerank.__name__}"))
         self.replace_listwise(**_read_json(folder / path / "config.json"))
 
@@ -191,9 +193,35 @@ class E2Rank(SentenceTransformer):
 
     def _load_module_class_from_ref(self, class_ref: str, *args: Any, **kwargs: Any) -> type:
         """Hook of ST. Our classes do not need ``trust_remote_code``: a repository's copy of them is this source."""
-        return OWN_CLASSES.get(class_ref) or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
+        return MODULES.get(class_ref) or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
 
     def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Hook of ST: checks the folder, and then loads just what was checked, from the folder or the Hub's cache."""
+        kwargs["model_kwargs"] = SAFE | (kwargs["model_kwargs"] or {})
+        if kwargs["trust_remote_code"]:
+            return self._load_checked(model_name_or_path, **kwargs)
+        hub = {name: kwargs[name] for name in ("token", "cache_folder", "local_files_only")}
+        folder = fetch(model_name_or_path, revision=kwargs["revision"], **hub)
+        checked = {"local_files_only": True}
+        if check_folder(folder) == "adapter":  # ST and transformers load its base themselves
+            base = read_adapter_config(folder)["base_model_name_or_path"]
+            check_name(base)
+            check_folder(fetch(base, **hub))
+            checked = {}  # they take an adapter's missing config.json for a broken download, unless they may ask
+        try:
+            modules = self._load_checked(model_name_or_path, **kwargs | checked)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, KeyError, RuntimeError, StrictDataclassError, TypeError) as error:
+            raise ValueError(
+                f"The files of {model_name_or_path} do not fit each other ({type(error).__name__}: {error}). "
+                "Save or copy the whole model again."
+            ) from error
+        if not kwargs["local_files_only"]:
+            self.model_card_data.set_base_model(model_name_or_path, revision=kwargs["revision"])
+        return modules
+
+    def _load_checked(self, model_name_or_path: str, **kwargs: Any) -> Any:
         if self._preset is not None:
             return self._load_default_modules(model_name_or_path, **kwargs)
         return super()._load_modules(model_name_or_path, **kwargs)
@@ -225,7 +253,22 @@ class E2Rank(SentenceTransformer):
                 "This model lacks a ListwiseRerank module, so it cannot rerank. "
                 "Wire its checkpoint with E2Rank(path, preset=...)."
             )
+        self._check_vocabulary()
         super()._post_init()
+
+    def _check_vocabulary(self) -> None:
+        """Refuse a tokenizer that is not a fast one, or has an id without a row in the table of embeddings."""
+        tokenizer: PreTrainedTokenizerBase = self.tokenizer
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(f"Got a {type(tokenizer).__name__}; a fast tokenizer is needed. Save its tokenizer.json.")
+        assert self.transformers_model is not None
+        rows = getattr(self.transformers_model.get_input_embeddings(), "num_embeddings", None)
+        largest = max((*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]), default=-1)
+        if rows is not None and largest >= rows:
+            raise ValueError(
+                f"The tokenizer has the id {largest}, and the table of embeddings only {rows} rows. "
+                "Take the model's own tokenizer, or enlarge the table (resize_token_embeddings)."
+            )
 
     @property
     def listwise(self) -> ListwiseRerank:
@@ -323,7 +366,8 @@ class E2Rank(SentenceTransformer):
         The same model gives the same bytes, independent of its earlier use.
 
         The folder contains its own code. Without this package, a plain ``SentenceTransformer`` therefore loads it with
-        ``trust_remote_code``. The pooling is in the place where other runtimes look for it.
+        ``trust_remote_code``, and an older one that has no ``rerank`` is refused. The pooling is in the place where
+        other runtimes look for it. A ``CrossEncoder`` cannot load the folder: it would rank by random weights.
         """
         # A fast tokenizer keeps the padding and truncation of its last call, and would save them.
         with self._tokenizing, write_errors(path):
@@ -331,7 +375,7 @@ class E2Rank(SentenceTransformer):
             self.tokenizer.backend_tokenizer.no_truncation()
             super().save(path, *args, **kwargs)
         if path is not None:
-            _make_portable(Path(path))
+            make_portable(Path(path))
 
 
 def load_model(
@@ -347,11 +391,13 @@ def load_model(
         **kwargs: As for :class:`E2Rank`.
 
     Raises:
-        ValueError: The name is neither a folder nor a Hub id, the model cannot rerank, or its adapter cannot be merged.
+        ValueError: The name is neither a folder nor a Hub id, the device does not work, the model cannot rerank, or its
+            adapter cannot be merged.
         OSError: The model cannot be loaded.
         ImportError: The bundled model's weights are not installed, and the Hub is not reachable.
     """
     check_name(name)
+    _check_device(kwargs.get("device"))
     has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
     if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
         got = f"preset={preset!r}" if preset else f"revision={revision!r}"
@@ -376,26 +422,14 @@ def check_name(name: str) -> None:
         )
 
 
+def _check_device(device: Any) -> None:
+    """Refuse a device that does not compute here, such as one that is not there, or ``meta``, which has no memory."""
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
+        raise ValueError(f"Got --device {device}, which does not work here ({error}); try --device cpu.") from error
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a configuration file; a missing file is an empty configuration."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-def _make_portable(folder: Path) -> None:
-    """Change ST's folder: refer to the folder's own code file, and move the pooling to ``1_Pooling``."""
-    target = folder / "modules.json"
-    rows, left_over = json.loads(target.read_text(encoding="utf-8")), []
-    for row in rows:
-        module, _, name = row["type"].rpartition(".")
-        if module == ListwiseRerank.__module__:
-            row["type"] = f"modeling_e2rank.{name}"
-        if name == E2RankPooling.__name__:
-            written, row["path"] = row["path"], f"{row['idx']}_Pooling"
-            (folder / row["path"]).mkdir(exist_ok=True)
-            shutil.copyfile(folder / written / "config.json", folder / row["path"] / "config.json")
-            left_over.append(folder / written)
-    write_json(target, rows)
-    for path in folder.glob("*.safetensors"):  # safetensors makes its files private
-        path.chmod(target.stat().st_mode)
-    for path in left_over:  # last: the old place is in use until modules.json names the new one
-        shutil.rmtree(path)
+    return dict(read_json(path)) if path.exists() else {}

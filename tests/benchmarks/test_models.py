@@ -1,11 +1,16 @@
 """Names on the command line become models that results can be told apart by."""
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
-from e2rank_st import E2Rank
+from e2rank_st import E2Rank, load_model
 from e2rank_st.benchmarks.models import BASE, BUNDLED, Subject, load, load_cross_encoder, state
+from e2rank_st.cli.app import app
 from tests.labelling.test_teachers import tiny_cross_encoder
 
 OPTIONS = {"device": "cpu"}
@@ -68,3 +73,21 @@ def test_a_corpus_is_embedded_once_for_all_its_splits(tiny: E2Rank, monkeypatch:
     assert (sent, subject.embed(["one", "two", "one"])) == (["one", "two"], first)
     assert subject.embed(["two", "one"]).texts == ["two", "one"] and len(sent) == 4
     assert Subject(tiny, "org/other", "1").index is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_rule_for_the_type_of_the_weights(tiny: E2Rank, tmp_path: Path, dtype: str):
+    """Guards against scores of a benchmark that nobody gets from the API: each takes the checkpoint's own type."""
+    folder = str(tmp_path / dtype)
+    copy.deepcopy(tiny).to(getattr(torch, dtype)).save_pretrained(folder, create_model_card=False)
+    command = CliRunner().invoke(app, ["embed", "-", "--model", folder, "--device", "cpu"], input="fleas\n")
+    api = E2Rank(folder, **OPTIONS)
+    assert json.loads(command.stdout)["embedding"] == api.encode_document(["fleas"])[0].tolist()
+    assert (load(folder, **OPTIONS).describe()["dtype"], str(api.dtype)) == (dtype, f"torch.{dtype}")
+    assert load_model(folder, **OPTIONS).dtype == api.dtype
+    for options in ({"model_kwargs": {"dtype": "float32"}}, {"model_kwargs": {"dtype": "auto"}}):
+        wanted = options["model_kwargs"]["dtype"]
+        expected = api.dtype if wanted == "auto" else torch.float32
+        assert (
+            E2Rank(folder, **OPTIONS, **options).dtype == load(folder, **OPTIONS, dtype=wanted).model.dtype == expected
+        )

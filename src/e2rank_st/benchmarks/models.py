@@ -60,12 +60,13 @@ def load(
     name: str | None = None,
     revision: str | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
 ) -> Subject:
     """Load an E2Rank model from a folder or the Hub, ``bundled``, or ``bundled-base`` that it was trained from.
 
     Its name in results is by default the Hub id, or ``local/`` and the folder's name. The revision is the commit to
-    load from the Hub; for other sources, the name of this state in results.
+    load from the Hub; for other sources, the name of this state in results. The type of the weights is by default the
+    checkpoint's own, as for :class:`~e2rank_st.model.E2Rank`.
 
     Raises:
         ValueError: The source is neither a folder nor a Hub id.
@@ -96,7 +97,7 @@ def load_cross_encoder(source: str, device: str | None = None) -> Subject:
     """
     check_name(source)
     folder = Path(source)
-    model: CrossEncoder = CrossEncoder(source, device=device)
+    model: CrossEncoder = CrossEncoder(source, device=device, model_kwargs={"weights_only": True})
     name = f"local/{folder.resolve().name}" if folder.is_dir() else source
     commit = None if folder.is_dir() else getattr(model.config, "_commit_hash", None)
     return Subject(model, name, commit or f"weights-{model_digest(model).hexdigest()[:12]}")

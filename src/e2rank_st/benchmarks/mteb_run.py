@@ -69,7 +69,7 @@ class Options:
     rerank_depth: int = 100
     batch_size: int = 32
     device: str | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
     overwrite: bool = False
     show_progress_bar: bool = False
 
@@ -171,7 +171,7 @@ class _Runner:
     def _known(self, task: AbsTask, mode: Mode) -> dict[str, Any]:
         """The fields of a result that are known before it is measured."""
         settings = {
-            "dtype": self.options.dtype,
+            "dtype": self.subject.describe()["dtype"],
             "limit": self.options.limit,
             "max_tokens": self.subject.model.max_seq_length,
             "prompt_documents": self.encoder.num_prompt_documents,

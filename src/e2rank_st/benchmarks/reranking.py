@@ -53,7 +53,7 @@ PUBLISHED = {"candidate_order": "given", "query_weight": 0.0, "instructions": "m
 PUBLISHED_PROMPT_DOCUMENTS = 20
 # No number depends on these, or the result has them elsewhere.
 NOT_SETTINGS = {
-    "tasks", "model", "baseline", "cross_encoder", "data_dir", "output_dir", "runs_dir", "show_progress_bar",
+    "tasks", "model", "baseline", "cross_encoder", "dtype", "data_dir", "output_dir", "runs_dir", "show_progress_bar",
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ class Options:
     baseline: str | None = None
     cross_encoder: str | None = None
     device: str | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
     batch_size: int = 32
     systems: Sequence[str] = VECTOR_SYSTEMS
     num_prompt_documents: Sequence[int] = ()

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from e2rank_st import __version__
 from e2rank_st.cli import evaluate
-from e2rank_st.cli.options import BatchSize, Device, Verbose, examples
+from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, read_documents
 from e2rank_st.data.files import text_field
@@ -84,10 +84,6 @@ ModelName = Annotated[
     str,
     typer.Option("--model", metavar="NAME", help="Hub id or folder; 'bundled' is the small model in the package."),
 ]
-DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16"]
-Dtype = Annotated[
-    DtypeName, typer.Option(metavar="TYPE", help="auto, float32 or bfloat16; auto is bfloat16 on a GPU that has it.")
-]
 Source = Annotated[
     str, typer.Argument(metavar="FILE", help="One document a line, or JSON lines or CSV with 'text'; - is stdin.")
 ]
@@ -113,7 +109,7 @@ def _step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]
         typer.echo(f"{doing}: {time.perf_counter() - start:.1f} s", err=True)
 
 
-def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool = False) -> E2Rank:
+def _load_model(name: str, device: str | None, dtype: str, *, tell: bool = False) -> E2Rank:
     """Load the model. A model from the Hub shows the bars of its download instead of a spinner."""
     is_local = name in INSTALLED or Path(name).is_dir()
     # torch reads it at its first import. Threads that spin while they wait made a busy 2-core machine 5 times slower.
@@ -126,24 +122,9 @@ def _load_model(name: str, device: str | None, dtype: DtypeName, *, tell: bool =
         if is_local or not sys.stderr.isatty():
             disable_progress_bar()
         try:
-            return load_model(name, **_placement(device, dtype))
+            return load_model(name, device=device, model_kwargs={"dtype": dtype})
         finally:
             enable_progress_bar()  # the bars of reranking use the same switch
-
-
-def _placement(device: str | None, dtype: DtypeName) -> dict[str, Any]:
-    """Choose device and type of the model; refuse a device that does not work here."""
-    import torch
-    from sentence_transformers.util import get_device_name
-
-    device = device or get_device_name()
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
-        raise ValueError(f"Got --device {device}, which does not work here ({error}); try --device cpu.") from error
-    if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
-    return {"device": device, "model_kwargs": {"dtype": dtype}}
 
 
 @app.command(epilog=examples("demo", 'demo "compress a file with gzip" --top-k 3'))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from e2rank_st.cli.options import BatchSize, Device, Verbose, examples
+from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.console import Column, printable, reported_errors, show
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def mteb(
     rerank_depth: Annotated[int, Option(min=1, metavar="N", help="Documents of a query to rerank.")] = 100,
     batch_size: BatchSize = 32,
     device: Device = None,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Option(help="Of the weights.")] = "float32",
+    dtype: Dtype = "auto",
     output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go and are kept.")] = Path("results"),
     overwrite: Annotated[bool, Option("--overwrite", help="Replace results, whatever they are of.")] = False,
     verbose: Verbose = 0,
@@ -209,7 +209,7 @@ def rerank(
     baseline: Annotated[str | None, Option(metavar="NAME", help="A second model, side by side.")] = None,
     cross_encoder: Annotated[str | None, Option(metavar="NAME", help="A cross-encoder, side by side.")] = None,
     device: Device = None,
-    dtype: Annotated[Literal["float32", "bfloat16"], Option(help="Of the weights.")] = "float32",
+    dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
     systems: Annotated[str, Option(metavar="NAME,...", help="Systems of each model.")] = "embedding,rocchio,listwise",
     num_prompt_documents: Annotated[

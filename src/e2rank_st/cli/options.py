@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 from typer import Option
 
 from e2rank_st.console import log_to_stderr
 
-__all__ = ["BatchSize", "Device", "Verbose", "examples"]
+__all__ = ["BatchSize", "Device", "Dtype", "Verbose", "examples"]
 
 
 def examples(*commands: str, program: str = "e2rank") -> str:
@@ -26,6 +26,10 @@ def _set_verbosity(verbosity: int) -> int:
 
 
 Device = Annotated[str | None, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; by default the best device.")]
+DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Annotated[
+    DtypeName, Option(metavar="TYPE", help="Of the weights: auto (as saved), float32, bfloat16 or float16.")
+]
 BatchSize = Annotated[int, Option(min=1, metavar="N", help="Texts in a forward pass.")]
 Verbose = Annotated[
     int,

@@ -21,6 +21,8 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from e2rank_st import adapters
 from e2rank_st.adapters import BUNDLED_REPOSITORY, bundled_base
 from e2rank_st.checkpoints import CHECKPOINTS, HUB_ID
+from e2rank_st.folders.hub import fetch
+from e2rank_st.folders.saved import require
 from e2rank_st.model import E2Rank
 from e2rank_st.publishing.card.page import Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
@@ -32,10 +34,7 @@ __all__ = ["REVISIONS", "Build", "Source", "build"]
 REVISIONS = ("main", "embedding")
 CODE = "modeling_e2rank.py"
 SHARD_SIZE = "5GB"  # of a file of weights
-REQUIREMENTS = {"sentence-transformers": ">=6.1"}
-ADAPTER_REQUIREMENTS = {**REQUIREMENTS, "peft": ">=0.18"}
-# Of a repository on the Hub, only files that are safe to load are fetched.
-FETCHED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.md", "*.py", "*.png", "*.svg", "*.jpg", "LICENSE")
+CARD_FILES = ("*.png", "*.svg", "*.jpg", "LICENSE")  # of a repository on the Hub, besides those that loading reads
 # How this machine loaded the tokenizer, some of it private; transformers writes it into tokenizer_config.json.
 LOADING_KEYS = (
     "is_local", "local_files_only", "token", "use_auth_token", "cache_dir", "revision", "trust_remote_code",
@@ -146,7 +145,7 @@ def _find(source: Source) -> tuple[Path, Path | None, str | None]:
     # "models/name" looks like a Hub id, too, but means a path if there is a folder "models".
     if Path(source.model).parent.is_dir() or not HUB_ID.fullmatch(source.model):
         raise FileNotFoundError(f"{source.model} is neither a folder here nor a Hub id (org/name).")
-    snapshot = Path(snapshot_download(source.model, allow_patterns=list(FETCHED)))
+    snapshot = fetch(source.model, more=CARD_FILES)
     known = next((row.preset for row in CHECKPOINTS if source.model in row.repositories), None)
     return snapshot, snapshot.parents[1], source.preset or known
 
@@ -161,11 +160,7 @@ def _check_output(output: Path, model: Path) -> None:
 
 def _base(folder: Path, source: Source, card: Card) -> str:
     """The Hub id of an adapter's base."""
-    named = adapters.read_adapter_config(folder).get("base_model_name_or_path")
-    if not isinstance(named, str):
-        raise ValueError(
-            f"{adapters.CONFIG} does not name its base_model_name_or_path. Train the adapter again, or write it in."
-        )
+    named = adapters.read_adapter_config(folder)["base_model_name_or_path"]
     base = source.base_model or named
     if not HUB_ID.fullmatch(base):
         raise ValueError(
@@ -213,21 +208,15 @@ def _put_adapter(source: Path, folder: Path, base: str) -> None:
     for path in (*folder.glob("model*.safetensors*"), folder / "config.json"):
         path.unlink()
     shutil.copyfile(source / adapters.WEIGHTS, folder / adapters.WEIGHTS)
-    _require(folder, ADAPTER_REQUIREMENTS)
     config = read_json(source / adapters.CONFIG) | {"base_model_name_or_path": base, "inference_mode": True}
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])  # peft writes a set, in any order
     _write_json(folder / adapters.CONFIG, config)
-
-
-def _require(folder: Path, requirements: Mapping[str, str]) -> None:
-    path = folder / "config_sentence_transformers.json"
-    _write_json(path, read_json(path) | {"requirements": dict(requirements)})
+    require(folder)
 
 
 def _clean(folder: Path) -> None:
-    """Name the packages that loading needs, and forget how the model was loaded here."""
-    _require(folder, REQUIREMENTS)
+    """Forget how the model was loaded here."""
     path = folder / "tokenizer_config.json"
     _write_json(path, {name: value for name, value in read_json(path).items() if name not in LOADING_KEYS})
 
