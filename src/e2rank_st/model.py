@@ -33,7 +33,7 @@ from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.storage import write_json
-from e2rank_st.wiring import wire
+from e2rank_st.wiring import make_tokenizer_portable, saved_length, wire
 
 if TYPE_CHECKING:
     from e2rank_st.search.index import Index
@@ -149,8 +149,7 @@ class E2Rank(SentenceTransformer):
 
     def _configure(self, folder: Path) -> None:
         """Take over length limit, prompts and reranking configuration of a saved model."""
-        length = _read_json(folder / "tokenizer_config.json").get("model_max_length")
-        if length is not None:  # Sentence Transformers keeps max_seq_length there
+        if (length := saved_length(folder)) is not None:
             self.max_seq_length = length
         self.prompts |= _read_json(folder / "config_sentence_transformers.json").get("prompts", {})
         rows = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
@@ -281,6 +280,7 @@ class E2Rank(SentenceTransformer):
         self.tokenizer.backend_tokenizer.no_truncation()
         super().save(path, *args, **kwargs)
         if path is not None:
+            make_tokenizer_portable(self, Path(path))
             _make_portable(Path(path))
 
 
