@@ -106,9 +106,7 @@ def run(command: Sequence[str], folder: Path, environment: Mapping[str, str], se
                 problem = f"it did not end within {seconds:.0f} s, and was stopped"
             waiter.join(POLL)
     finally:
-        with suppress(ProcessLookupError):  # all of them have ended
-            os.killpg(process.pid, signal.SIGKILL)
-        waiter.join()
+        _end(process.pid, waiter)
     if problem or not process.returncode:
         return problem
     with errors.open("rb") as file:
@@ -119,13 +117,31 @@ def run(command: Sequence[str], folder: Path, environment: Mapping[str, str], se
     return words or f"it ended with status {process.returncode}"
 
 
-def _excess(root: int, memory: int) -> str:
-    """What the processes below ``root`` have too much of; without a ``/proc`` nobody can tell."""
-    parents, resident = {}, {}
+def _end(root: int, waiter: threading.Thread) -> None:
+    """Kill all processes of a command, and wait for their end."""
+    if not why_no_namespace():  # the only child is the first process of the namespace, which ends after all the others
+        for process in [process for process, parent in _processes()[0].items() if parent == root]:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        waiter.join()
+    with suppress(ProcessLookupError):  # all of them have ended
+        os.killpg(root, signal.SIGKILL)
+    waiter.join()
+
+
+def _processes() -> tuple[dict[int, int], dict[int, int]]:
+    """The parent of each process, and its bytes of memory; empty where there is no ``/proc``."""
+    parents, resident, page = {}, {}, os.sysconf("SC_PAGE_SIZE")
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has just ended
             fields = path.read_bytes().rpartition(b")")[2].split()  # a name may hold spaces and brackets
-            parents[int(path.parent.name)], resident[int(path.parent.name)] = int(fields[1]), int(fields[21])
+            parents[int(path.parent.name)], resident[int(path.parent.name)] = int(fields[1]), int(fields[21]) * page
+    return parents, resident
+
+
+def _excess(root: int, memory: int) -> str:
+    """What the processes below ``root`` have too much of; without a ``/proc`` nobody can tell."""
+    parents, resident = _processes()
     tree: set[int] = set()
     below = {root}
     while below:
@@ -133,7 +149,7 @@ def _excess(root: int, memory: int) -> str:
         below = {process for process, parent in parents.items() if parent in below} - tree
     if len(tree) > MOST_PROCESSES:
         return f"it started {len(tree)} processes, and was stopped; allowed are {MOST_PROCESSES}"
-    if resident and sum(resident.get(process, 0) for process in tree) * os.sysconf("SC_PAGE_SIZE") > memory:
+    if sum(resident.get(process, 0) for process in tree) > memory:
         return f"it took more memory than the {memory / GIB:.1f} GiB that it may have, and was stopped"
     return ""
 
