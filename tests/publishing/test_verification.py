@@ -97,7 +97,8 @@ def test_blocks_in_the_metadata_are_none():
         ("while True:\n    pass", "did not end within 2 s"),
         ("import time\ntime.sleep(1e6)", "did not end within 2 s"),
         ("import os, time\nif os.fork():\n    os._exit(0)\nos.setsid()\ntime.sleep(1e6)", "ended before"),
-        ("import os\nwhile True:\n    os.fork()", "it took more memory than|it started|did not end|Resource"),
+        # As many as can do no harm here.
+        ("import os, time\nfor _ in range(9):\n    os.fork()\ntime.sleep(9)", "it took more memory than|it started"),
         ("x = []\nwhile True:\n    x.append(bytearray(10**7))", "memory than the 0.3 GiB that it may have"),
         ("x = bytearray(10**10)", "needs more memory than the 0.3 GiB that it may have: MemoryError"),
         (

@@ -27,7 +27,7 @@ from e2rank_st.storage import read_json
 __all__ = ["MEMORY", "probe", "run", "why_no_namespace"]
 
 UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child")
-POLL = 0.2  # seconds between two looks at the processes
+POLL = 0.05  # seconds between two looks at the processes
 MOST_PROCESSES = 256
 TAIL = 2**16  # bytes of standard error that are read
 GIB = 2**30
