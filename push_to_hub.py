@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -38,6 +40,9 @@ def main(
     exist_ok: Annotated[bool, typer.Option("--exist-ok", help="Publish into a repository that exists.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace different content and tags there.")] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open pull requests instead of committing.")] = False,
+    run_card: Annotated[
+        bool, typer.Option("--run-card", help="Run the card's Python, without network. Read the card before.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all but upload.")] = False,
 ) -> None:
     """Build, verify and publish a model.
@@ -63,9 +68,22 @@ def main(
             card, license_file = card or (CARD if CARD.is_file() else None), license_file or LICENSE
         source = Source(model, repo_id, card, license_file, adapter, base_model, preset)
         target = Target(repo_id, version, private, exist_ok, overwrite, create_pr)
+        # The card in this repository was rendered here; any other may come from anybody, whatever it says.
+        run_card = run_card or (card is not None and card.resolve() == CARD)
         with TemporaryDirectory() as scratch:
-            publish_model(source, target, output or Path(scratch, "build"), dry_run)
+            publish_model(source, target, output or Path(scratch, "build"), dry_run, run_card=run_card)
+
+
+def run() -> None:
+    """Run the command, and end even if threads of the Hub's client still wait for an answer that trickles."""
+    try:
+        app()
+    except SystemExit as end:
+        if all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
+            raise
+        sys.stdout.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 if __name__ == "__main__":
-    app()
+    run()

@@ -31,6 +31,9 @@ class Fault:
     after: int = 0  # earlier requests are answered
     acts: bool = False  # the request is carried out, and only its answer is lost
     corrupts: bool = False  # it is answered with different content, or with the hashes of different content
+    answer: bytes | None = None  # this is the answer, with status 200, and nothing is done
+    trickles: str = ""  # "head" or "body" of the answer comes a byte at a time, and never ends
+    headers: dict[str, str] = field(default_factory=dict)  # more of the answer
 
     def hits(self, method: str, path: str) -> bool:
         """Whether this request is one of them; counts it."""
@@ -73,12 +76,18 @@ class HubServer(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.Lock()
+        self.is_down = threading.Event()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     @property
     def url(self) -> str:
         """The value of HF_ENDPOINT."""
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def shutdown(self) -> None:
+        """Stop, also the answers that never end."""
+        self.is_down.set()
+        super().shutdown()
 
     def create(self, repo_id: str, private: bool = False) -> Repository:
         """A repository as the Hub creates it, with a first commit."""
@@ -146,20 +155,24 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, path))
         fault = next((fault for fault in self.server.faults if fault.hits(self.command, path)), None)
         self.corrupts = bool(fault and fault.corrupts)
-        is_cut = fault is not None and not fault.status and not self.corrupts
+        is_cut = fault is not None and not (fault.status or self.corrupts or fault.trickles or fault.answer is not None)
         self.close_connection = is_cut
         size = int(self.headers.get("Content-Length", 0))
         if fault and is_cut and not fault.acts:
             self.rfile.read(min(100, size))  # in the middle of the body
             return
         self.body = self.rfile.read(size)
-        headers: dict[str, str] = {}
+        headers: dict[str, str] = dict(fault.headers) if fault else {}
+        if fault and fault.trickles:
+            self._trickle(fault.trickles)
+            return
         try:
             if fault and fault.status:
                 headers |= {"Retry-After": fault.retry_after} if fault.retry_after else {}
                 raise Refused(fault.status, fault.text, "")
             with self.server.lock:
-                answer, status = self._answer(path), 200
+                told = fault.answer if fault else None
+                answer, status = ((told, {}) if told is not None else self._answer(path)), 200
         except Refused as refused:
             status, message, code = refused.args
             answer = {"error": message}
@@ -173,6 +186,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    def _trickle(self, part: str) -> None:
+        start = "HTTP/1.1 200 OK\r\n" + ("X-Long: " if part == "head" else "Content-Length: 9999999\r\n\r\n")
+        self.wfile.write(start.encode())
+        while not self.server.is_down.wait(0.05):  # not time.sleep, which tests replace
+            self.wfile.write(b"1")
+            self.wfile.flush()
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _serve
 

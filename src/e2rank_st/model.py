@@ -37,7 +37,7 @@ from e2rank_st.folders.saved import E2RankModelCardData, make_portable
 from e2rank_st.modeling_e2rank import LONG_TOKEN, ListwiseRerank, natural, strings
 from e2rank_st.search.index import Index
 from e2rank_st.storage import read_json, write_errors
-from e2rank_st.wiring import wire
+from e2rank_st.wiring import make_tokenizer_portable, saved_length, wire
 
 __all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "load_model"]
 
@@ -168,8 +168,7 @@ class E2Rank(SentenceTransformer):
 
     def _configure(self, folder: Path) -> None:
         """Take over length limit, prompts and reranking configuration of a saved model."""
-        length = _read_json(folder / "tokenizer_config.json").get("model_max_length")
-        if length is not None:  # Sentence Transformers keeps max_seq_length there
+        if (length := saved_length(folder)) is not None:
             self.max_seq_length = length
         self.prompts |= _read_json(folder / "config_sentence_transformers.json").get("prompts", {})
         rows = read_json(folder / "modules.json")
@@ -375,6 +374,7 @@ class E2Rank(SentenceTransformer):
             self.tokenizer.backend_tokenizer.no_truncation()
             super().save(path, *args, **kwargs)
         if path is not None:
+            make_tokenizer_portable(self, Path(path))
             make_portable(Path(path))
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from tokenizers import AddedToken, processors
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from e2rank_st.checkpoints import Checkpoint
-from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
+from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank, num_positions
+from e2rank_st.storage import read_json, write_json
 
-__all__ = ["seal_tokenizer", "wire"]
+__all__ = ["make_tokenizer_portable", "saved_length", "seal_tokenizer", "wire"]
+
+TOKENIZER_CONFIG, TRANSFORMER_CONFIG = "tokenizer_config.json", "sentence_bert_config.json"
 
 
 def wire(
@@ -91,3 +96,43 @@ def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) ->
     backend = tokenizer.backend_tokenizer
     present = [backend.post_processor] if backend.post_processor is not None else []
     backend.post_processor = processors.Sequence([*present, append])
+
+
+def make_tokenizer_portable(model: SentenceTransformer, folder: Path) -> None:
+    """Change the tokenizer that Sentence-Transformers saved, so that other libraries read it as it is meant.
+
+    ``model_max_length`` becomes the number of the model's positions, because a listwise prompt may be longer than a
+    document. Sentence-Transformers finds the length of a document among the arguments of its own configuration. There,
+    ``max_seq_length`` would also limit vLLM. Transformers 4 knows neither the class ``TokenizersBackend`` nor a list of
+    ``extra_special_tokens``; it reports the latter as a lack of protobuf.
+
+    Args:
+        model: The model that was saved.
+        folder: Its folder.
+
+    Raises:
+        OSError: A file cannot be read or written.
+    """
+    tokenizer, transformer = (read_json(folder / name) for name in (TOKENIZER_CONFIG, TRANSFORMER_CONFIG))
+    if positions := num_positions(model):
+        tokenizer["model_max_length"] = positions
+        transformer["processor_kwargs"] = {"model_max_length": model.max_seq_length}
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+    write_json(folder / TOKENIZER_CONFIG, tokenizer)
+    write_json(folder / TRANSFORMER_CONFIG, transformer)
+
+
+def saved_length(folder: Path) -> int | None:
+    """The most tokens of a document of a saved model; ``None`` if its folder does not say.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    files = [
+        read_json(path) if (path := folder / name).is_file() else {} for name in (TRANSFORMER_CONFIG, TOKENIZER_CONFIG)
+    ]
+    length: int | None = {**files[1], **files[0].get("processor_kwargs", {})}.get("model_max_length")
+    return length

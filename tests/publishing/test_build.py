@@ -194,3 +194,19 @@ def test_a_model_with_gaps(source: Source, saved: Path, tmp_path: Path):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=f"lacks 1 weights of its model, {name}"):
         build(replace(source, model=str(folder)), tmp_path / "build")
+
+
+def test_what_other_libraries_read(saved: Path, tiny: E2Rank, tmp_path: Path):
+    """Guards against a length that refuses long prompts, names that transformers 4 lacks, and a lost limit."""
+    copy = tmp_path / "copy"
+    E2Rank(str(saved), device="cpu").save_pretrained(str(copy), create_model_card=False)
+    for folder in (saved, copy):
+        config = read(folder / "tokenizer_config.json")
+        assert config["model_max_length"] == 32_768
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert "extra_special_tokens" not in config
+        assert "max_seq_length" not in read(folder / "sentence_bert_config.json"), (
+            "vLLM would take it for the prompts', too"
+        )
+        assert SentenceTransformer(str(folder), trust_remote_code=True, device="cpu").max_seq_length == 1024
+        assert E2Rank(str(folder), device="cpu").max_seq_length == tiny.max_seq_length == 1024

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import HfApi
 from typer.testing import CliRunner, Result
 
-import e2rank_st
+import e2rank_st.publishing
 import push_to_hub
 from e2rank_st import E2Rank
 from e2rank_st.publishing import Check, Source, Target, build, publish_model, report, verify
@@ -51,6 +51,7 @@ def test_published_and_loaded_from_the_hub(
     printed = capsys.readouterr()
     assert server.token not in printed.out + printed.err
     assert printed.out.count("\tpassed") == 5
+    assert "\tnot run; --run-card runs it" in printed.out
     assert [line.split("\t")[0] for line in printed.out.splitlines()[-2:]] == ["main", "embedding"]
     hub = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": server.token}
     loaded = python("-c", RELOAD, json.dumps(facts), HF_HOME=str(tmp_path / "home"), **hub)
@@ -74,11 +75,11 @@ def test_an_adapter_and_checks_that_fail(adapter: Path, tmp_path: Path):
     values = json.loads(pooling.read_text())
     pooling.unlink()  # linked to that of main
     pooling.write_text(json.dumps(values | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
-    files, embedding, plain, remote, again, blocks = verify(built, model)
+    files, embedding, plain, remote, again, stranger, blocks = verify(built, model, run_card=True)
     assert "files of embedding have changed" in files.problem
     assert "encode_query differs by" in embedding.problem
     assert embedding.difference > 1e-3
-    assert (plain.problem, remote.problem, again.problem) == ("", "", "")
+    assert (plain.problem, remote.problem, again.problem, stranger.problem) == ("", "", "", "")
     assert "has no attribute 'sing'" in blocks.problem
     assert "Python block 1 of the card of main" in blocks.problem
 
@@ -91,6 +92,38 @@ def test_dry_run(saved: Path, card: Path, monkeypatch, problem):
     assert done.exit_code == bool(problem), done.stderr
     assert ("1 of 1 checks failed, so nothing is uploaded: differs" in done.stderr) == bool(problem)
     assert ("nothing was uploaded" in done.stdout) == (not problem)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        ([], False),
+        (["--card", "CARD"], False),
+        (["--card", "CARD", "--run-card"], True),
+        (["--card", str(push_to_hub.CARD)], True),
+    ],
+)
+def test_whose_card_is_run(saved: Path, card: Path, tmp_path: Path, monkeypatch, arguments, runs):
+    """Guards against a stranger's README that runs here, whatever it says that it is."""
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    copied = tmp_path / "model_card" / "README.md"
+    copied.parent.mkdir()
+    for path in (folder / "README.md", copied):
+        shutil.copyfile(push_to_hub.CARD, path)
+    seen = []
+    monkeypatch.setattr(e2rank_st.publishing, "publish_model", lambda *_, run_card, **__: seen.append(run_card))
+    arguments = [str(copied) if argument == "CARD" else argument for argument in arguments]
+    assert push(str(folder), *arguments, "--dry-run").exit_code == 0
+    assert seen == [runs]
+
+
+def test_the_bundled_model_runs_its_card(monkeypatch):
+    """Guards against a card of ours that fails for its first reader."""
+    seen = []
+    monkeypatch.setattr(e2rank_st.publishing, "publish_model", lambda *_, run_card, **__: seen.append(run_card))
+    assert push(str(ROOT / "src" / "e2rank_st" / "bundled"), "--dry-run").exit_code == 0
+    assert seen == [True]
 
 
 def test_errors_take_one_line(tmp_path: Path, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from e2rank_st.publishing import Build, HubError, Target, plan, publish
+from e2rank_st.publishing import Build, HubError, Target, hub, plan, publish
 from e2rank_st.publishing.contents import describe
 from tests.hub_server import Fault, HubServer
 
@@ -200,6 +200,99 @@ def test_passing_faults(server: HubServer, send, folder, endpoint, waits):
         send(TARGET)
         assert is_complete(server, folder), fault
         assert waits in ([[7], [8]] if "retry_after" in fault else [[1]]), (fault, waits)
+
+
+# Answers of a proxy, a login page, another service, and of a Hub that has changed.
+FOREIGN = (
+    b"[]", b"{}", b"null", b"<html>Log in</html>", b"\xff", b"[" * 3000,
+    b'{"name": 1, "orgs": [1], "branches": [{"name": "x", "ref": "", "targetCommit": 1}], "tags": [], "objects": [1]}',
+    b'[{"type": "file", "path": 5, "oid": 6, "size": "7", "lfs": {}, "id": 8}]',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_foreign_answers(server: HubServer, send, folder, endpoint):
+    """Guards against a KeyError from inside the client, and a success that nobody made, at every endpoint."""
+    for answer in FOREIGN:
+        server.repositories.clear()
+        server.blobs.clear()
+        server.faults[:] = [Fault(*ENDPOINTS[endpoint], answer=answer)]
+        try:
+            send(TARGET)
+        except HubError as error:
+            state = ("Nothing was", "so far", "not confirmed", "Do not trust")
+            assert any(words in str(error) for words in state), str(error)
+            assert "\n" not in str(error)
+        else:
+            assert is_complete(server, folder), answer
+        server.faults.clear()
+        send(AGAIN)
+        assert is_complete(server, folder), answer
+
+
+@pytest.mark.parametrize("made", ["tag", "branch", "commit"])
+def test_a_hub_that_only_says_so(server: HubServer, send, folder, made):
+    """Guards against a success that is reported, although what the Hub said that it made is not there."""
+    server.faults.append(Fault(*ENDPOINTS[made], answer=b'{"commitOid": "%s", "commitUrl": "x"}' % (b"0" * 40)))
+    messages = {
+        "tag": r"confirming the tag v1\.0\.0: the Hub said that it is at \w+, but it is not there\. Published.*main",
+        "branch": r"committing embedding: .*Published and confirmed so far: main",
+        "commit": r"committing main: .*may be on the Hub, but that was not confirmed",
+    }
+    with pytest.raises(HubError, match=messages[made]):
+        send(TARGET)
+    server.faults.clear()
+    send(AGAIN)
+    assert is_complete(server, folder)
+
+
+def test_a_branch_that_does_not_move(server: HubServer, api: HfApi, send, folder, monkeypatch):
+    """Guards against a success where the commit is there, but nobody finds it under the branch's name."""
+    send(TARGET)
+    change_card(folder)
+    old = server.repositories["org/e2rank"].resolve("main")
+    real = api.create_commit
+
+    def moved_back(*arguments, **options):
+        info = real(*arguments, **options)
+        server.repositories["org/e2rank"].history["main"].append(old)
+        return info
+
+    monkeypatch.setattr(api, "create_commit", moved_back)
+    with pytest.raises(HubError, match=rf"confirming the branch main: .* but it is at {old:.12}"):
+        send(ANEW)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize("asked", [{"Retry-After": "999999999"}, {"ratelimit": '"api";r=0;t=999999999'}])
+def test_nobody_waits_for_years(server: HubServer, send, folder, endpoint, asked, waits):
+    """Guards against a server that tells the client to sleep, at every endpoint and in both headers."""
+    server.faults.append(Fault(*ENDPOINTS[endpoint], 429, headers=asked, times=1))
+    send(TARGET)
+    assert is_complete(server, folder)
+    assert 0 < sum(waits) <= 61, waits
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "part"),
+    [
+        ("whoami", "body"),
+        ("refs", "head"),
+        ("tree", "body"),
+        ("preupload", "head"),
+        ("batch", "body"),
+        ("upload", "head"),
+        ("commit", "body"),
+    ],
+)
+def test_a_server_that_trickles(server: HubServer, send, folder, endpoint, part, monkeypatch):
+    """Guards against hours for an answer that comes a byte at a time, and a wrong report of the state afterwards."""
+    monkeypatch.setattr(hub, "DEADLINE", 0.7)
+    monkeypatch.setattr(hub, "SLOWEST", 1e9)
+    server.faults.append(Fault(*ENDPOINTS[endpoint], trickles=part))
+    with pytest.raises(HubError, match=r"did not answer in full within 1 s\. .*(Nothing was|not confirmed)") as caught:
+        send(TARGET)
+    assert ("not confirmed" in str(caught.value)) == (endpoint in {"preupload", "batch", "upload", "commit"})
 
 
 def test_moving_a_tag(server: HubServer, send, folder):

@@ -27,6 +27,7 @@ from e2rank_st.model import E2Rank
 from e2rank_st.publishing.card.page import Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
 from e2rank_st.publishing.inspection import check_size, inspect, weight_names
+from e2rank_st.publishing.trial import check_effort
 from e2rank_st.storage import read_json, replacing
 
 __all__ = ["REVISIONS", "Build", "Source", "build"]
@@ -108,6 +109,8 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
     folder, root, preset = _find(source)
     _check_output(output, folder)
     kind = inspect(folder, root)
+    if kind != "adapter":  # whose base is a different folder
+        check_effort(folder)
     if source.keeps_adapter and kind != "adapter":
         raise ValueError(f"{source.model} is a {kind}, not an adapter. Publish it without --adapter.")
     card_file, license_file = source.card or folder / "README.md", source.license or folder / "LICENSE"
@@ -171,6 +174,7 @@ def _base(folder: Path, source: Source, card: Card) -> str:
         raise ValueError(f"The adapter's base is {base}, the card's base_model {card.base_models}. Correct the card.")
     if Path(named).is_dir():
         inspect(Path(named))
+        check_effort(Path(named))
     return base
 
 

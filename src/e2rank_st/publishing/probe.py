@@ -1,7 +1,8 @@
 """A built folder → its vectors and rankings, as a stranger's machine computes them.
 
-``verification`` runs this as a script, ``python -I probe.py``, in a folder of its own. It imports nothing of this
-package. It hides all installed packages but Sentence-Transformers and its requirements, and refuses connections.
+``sandbox`` runs this as a script, ``python -I probe.py``, in a folder of its own. It imports nothing of this package.
+It limits its memory, hides all installed packages but Sentence-Transformers and its requirements, and refuses
+connections. Where the system allows that, there is no network, not even for the processes that it starts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
@@ -19,6 +21,8 @@ from typing import Any, TypeAlias
 from packaging.utils import canonicalize_name
 
 Job: TypeAlias = dict[str, Any]
+
+MOST_THREADS = 4096  # of this user in this namespace
 
 
 class _Visible(PathFinder):
@@ -47,11 +51,25 @@ def main() -> None:
         RuntimeError: A hidden module can be imported.
     """
     job, results = json.loads(Path("job.json").read_text(encoding="utf-8")), {}
+    _limit(job["memory"])
     sys.path[:0] = job["path"]
     _isolate(frozenset(job["hidden"]), frozenset(job["visible"]) or None)
     for task in job["tasks"]:
         results[task] = TASKS[task](job)
         Path("results.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+def _limit(memory: int) -> None:
+    """Limit the bytes that this process, and each that it starts, may allocate and write into one file."""
+    with contextlib.suppress(ImportError):  # not on Windows
+        import resource
+
+        # Not the address space: torch maps far more of it than it uses.
+        for kind in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE):
+            resource.setrlimit(kind, (memory, memory))
+        # For a process that forks without end, until it is seen and killed; root is not bound by it.
+        most = min(MOST_THREADS, resource.getrlimit(resource.RLIMIT_NPROC)[1] % 2**64)
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
 def _isolate(hidden: frozenset[str], visible: frozenset[str] | None) -> None:
@@ -108,28 +126,51 @@ def _embedding(job: Job) -> dict[str, Any]:
 
 
 def _plain(job: Job) -> dict[str, Any]:
-    """``main`` as other runtimes read it."""
+    """``main`` as other runtimes read it: embedding, and the listwise prompt by the recipe on the card."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    folder = Path(job["main"])
+    folder, prompt = Path(job["main"]), job["prompt"]
     tokenizer, backbone = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     prompts = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))["prompts"]
 
-    def embed(text: str) -> list[float]:
-        tokens = tokenizer(text, truncation=True, return_tensors="pt")
+    def embed(tokens: Any) -> list[float]:
         states = backbone(**tokens).last_hidden_state[0].float()  # (L, D)
         first, last = pooling["pooling_mode_cls_token"], pooling["pooling_mode_lasttoken"]
         pooled = states[0] if first else states[-1] if last else states.mean(0)
         vector: list[float] = torch.nn.functional.normalize(pooled, dim=-1).tolist()
         return vector
 
+    def tokens(text: str) -> Any:
+        return tokenizer(text, truncation=True, max_length=job["length"], return_tensors="pt")
+
+    if prompt["chat"]:
+        message = [{"role": "user", "content": prompt["text"]}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        listwise = tokenizer(text, split_special_tokens=False, add_special_tokens=False, return_tensors="pt")
+    else:
+        listwise = tokenizer(prompt["text"], return_tensors="pt")
+    if (ids := listwise["input_ids"][0].tolist()) != prompt["ids"]:
+        raise RuntimeError(f"the listwise prompt has the token ids {ids}, the source model's has {prompt['ids']}")
     with torch.inference_mode():
         return {
-            "encode_query": [embed(prompts.get("query", "") + text) for text in job["queries"]],
-            "encode_document": [embed(prompts.get("document", "") + text) for text in job["documents"]],
+            "encode_query": [embed(tokens(prompts.get("query", "") + text)) for text in job["queries"]],
+            "encode_document": [embed(tokens(prompts.get("document", "") + text)) for text in job["documents"]],
+            "listwise prompt": [embed(listwise)],
         }
+
+
+def _tokenizer(job: Job) -> dict[str, Any]:
+    """Whatever a tokenizer does before a model sees a text. A folder's template and patterns may take for ever."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(job["main"]))
+    tokenizer(job["texts"], truncation=True, max_length=32)
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": job["texts"][0]}]
+        tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return {}
 
 
 def _remote(job: Job) -> dict[str, Any]:
@@ -140,17 +181,17 @@ def _remote(job: Job) -> dict[str, Any]:
 
 
 def _again(job: Job) -> dict[str, Any]:
-    """The model that was saved, and the Python of the cards."""
+    """The model that was saved, and the Python of our own card."""
     return {**rank(_load("again", trust_remote_code=True), job), **_blocks(job)}
 
 
 def _blocks(job: Job) -> dict[str, Any]:
-    """Run the blocks of each card, in order and in one namespace, without their output."""
-    for card, blocks in job["blocks"].items():
-        namespace: dict[str, Any] = {"__name__": "__main__"}
-        for number, code in enumerate(blocks, 1):
-            with contextlib.redirect_stdout(io.StringIO()):
-                exec(compile(code, f"<Python block {number} of the card of {card}>", "exec"), namespace)
+    """Run the blocks of a card, in order and in one namespace, without their output."""
+    os.nice(19)  # whoever watches them comes first
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for number, code in enumerate(job["blocks"], 1):
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(code, f"<Python block {number} of the card of {job['card']}>", "exec"), namespace)
     return {}
 
 
@@ -160,6 +201,7 @@ TASKS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "remote": _remote,
     "again": _again,
     "blocks": _blocks,
+    "tokenizer": _tokenizer,
 }
 
 if __name__ == "__main__":

@@ -23,7 +23,12 @@ CHANGES = (Column("revision", style="cyan"), Column("tag"), Column("change", sha
 
 
 def publish_model(
-    source: Source, target: Target, folder: Path, dry_run: bool = False, api: HfApi | None = None
+    source: Source,
+    target: Target,
+    folder: Path,
+    dry_run: bool = False,
+    api: HfApi | None = None,
+    run_card: bool = False,
 ) -> None:
     """Build, verify and publish a model.
 
@@ -33,6 +38,7 @@ def publish_model(
         folder: Where to build.
         dry_run: Whether to end with a plan instead of the upload.
         api: The Hub's client; by default one with the token of this user.
+        run_card: Whether to run the Python of the card, which may come from anybody.
 
     Raises:
         ValueError: The source is broken or tells something private, or a check failed.
@@ -45,9 +51,13 @@ def publish_model(
     for revision, files in built.files.items():
         total = sum(file.size for file in files)
         show(FILES, [(file.name, file.size, file.sha256[:12]) for file in files], f"{revision}: {total:,} bytes")
-    checks = verify(built, model)
+    checks = verify(built, model, run_card)
     rows = [
-        (check.name, "" if check.difference is None else f"{check.difference:.1e}", check.problem or "passed")
+        (
+            check.name,
+            "" if check.difference is None else f"{check.difference:.1e}",
+            check.problem or check.note or "passed",
+        )
         for check in checks
     ]
     show(CHECKS, rows, "verified without network and without this package")

@@ -7,6 +7,7 @@ commit. After any failure, the same command with --exist-ok goes on from there.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 
 from e2rank_st.publishing.build import Build
 from e2rank_st.publishing.contents import File, describe
-from e2rank_st.publishing.hub import FAULTS, NOTHING, HubError, ask, is_passing
+from e2rank_st.publishing.hub import FAULTS, NOTHING, HubError, ask, may_have_acted
 
 __all__ = ["Change", "Target", "check_target", "plan", "publish"]
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 Commits: TypeAlias = dict[str, str]  # name of a branch or tag → its commit
 
+OID = re.compile(r"[0-9a-f]{40}")
 HUBS_OWN = ".gitattributes"  # the Hub writes it into a new repository
 
 
@@ -98,16 +100,15 @@ def check_target(target: Target, api: HfApi | None = None) -> None:
         HubError: There is no token, it lacks the rights, the name is taken, or the Hub cannot be asked.
     """
     hub, namespace = _Publication(target, api), target.repo_id.partition("/")[0]
-    account: dict[str, Any] = ask("checking the token", hub.api.whoami)
-    members = [account.get("name"), *(organisation.get("name") for organisation in account.get("orgs", []))]
-    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+    user, organisations, role = ask("checking the token", lambda: _account(hub.api.whoami()))
+    if role == "read":
         problem = (
             f"checking the token: it may only read. Make one with write rights to {namespace} at "
             "https://huggingface.co/settings/tokens, then: hf auth login."
         )
-    elif namespace not in members and not target.create_pr:  # anybody may propose
+    elif namespace not in (user, *organisations) and not target.create_pr:  # anybody may propose
         problem = (
-            f"checking the token: it belongs to {account.get('name')}, who is not a member of {namespace}. Create or "
+            f"checking the token: it belongs to {user}, who is not a member of {namespace}. Create or "
             "join that organisation, correct --repo-id, or use a different token."
         )
     elif not target.exist_ok and hub.refs()[0]:
@@ -118,6 +119,12 @@ def check_target(target: Target, api: HfApi | None = None) -> None:
     else:
         return
     raise HubError(f"{problem} {NOTHING}")
+
+
+def _account(answer: dict[str, Any]) -> tuple[str, list[str], str]:
+    """The names of a user and of the user's organisations, and the rights of the token."""
+    token = answer.get("auth", {}).get("accessToken", {})
+    return answer["name"], [organisation["name"] for organisation in answer.get("orgs", [])], token.get("role", "")
 
 
 def plan(build: Build, target: Target, api: HfApi | None = None) -> list[Change]:
@@ -164,6 +171,7 @@ def publish(build: Build, target: Target, api: HfApi | None = None) -> list[Chan
     if not target.create_pr:
         for change in changes:
             hub.set_tag(target.tag(change.revision), change.commit)
+        hub.check_refs(changes)
     return changes
 
 
@@ -180,9 +188,9 @@ class _Publication:
         """The commits of the branches and of the tags; both empty if the repository does not exist."""
         return ask("reading the repository", self._refs, self._state)
 
-    def ensure(self, step: str, act: Callable[[Commits, Commits], object], retries: bool = True) -> None:
+    def ensure(self, step: str, act: Callable[[Commits, Commits], object], retries: bool = True, size: int = 0) -> None:
         """Do a step. Each try looks first: an earlier one may have done it, and only the answer got lost."""
-        ask(step, lambda: act(*self._refs()), self._state, retries)
+        ask(step, lambda: act(*self._refs()), self._state, retries, size)
 
     def compare(self, build: Build, branches: Commits) -> list[Change]:
         """The change that makes each branch equal to the build."""
@@ -196,8 +204,8 @@ class _Publication:
             first = self.api.list_repo_commits(self.repo_id)[-1].commit_id
             return replace(self._compare(revision, files, first), replaced=[])
 
-        every = build.files.items()
-        return ask("reading the repository", lambda: [one(*item) for item in every], self._state, retries=False)
+        every, size = build.files.items(), sum(map(_size, build.files.values()))
+        return ask("reading the repository", lambda: [one(*item) for item in every], self._state, False, size)
 
     def upload(self, build: Build, change: Change) -> None:
         """Commit a change, and confirm it."""
@@ -208,10 +216,14 @@ class _Publication:
                 name in branches or self.api.create_branch(self.repo_id, branch=name, revision=change.head)
             ),
         )
-        step = f"committing {name}"
+        step, size = f"committing {name}", _size(change.added)
+
+        def prepare() -> list[Any]:
+            added = [CommitOperationAdd(file.name, folder / file.name) for file in change.added]
+            return [*added, *(CommitOperationDelete(file) for file in change.deleted)]
+
         # Outside of the tries, since each of these reads a whole file for its hash.
-        operations: list[Any] = [CommitOperationAdd(file.name, folder / file.name) for file in change.added]
-        operations += [CommitOperationDelete(file) for file in change.deleted]
+        operations = ask(step, prepare, self._state, False, size)
 
         def commit(branches: Commits, _: Commits) -> None:
             if branches.get(name, change.head) != change.head:
@@ -222,9 +234,9 @@ class _Publication:
             self._commit(change, operations)
 
         # A second try could open a second pull request.
-        self.ensure(step, commit, retries=not self.target.create_pr)
+        self.ensure(step, commit, retries=not self.target.create_pr, size=size)
         step = f"confirming {name}"
-        wrong = ask(step, lambda: self._compare(name, files, change.commit), self._state, retries=False)
+        wrong = ask(step, lambda: self._compare(name, files, change.commit), self._state, False, _size(files))
         if wrong.added or wrong.deleted:
             names = ", ".join([*(file.name for file in wrong.added), *wrong.deleted])
             raise HubError(
@@ -247,6 +259,21 @@ class _Publication:
 
         self.ensure(f"setting the tag {tag}", put)
 
+    def check_refs(self, changes: Sequence[Change]) -> None:
+        """Read branches and tags back: the Hub's word that it set one is not enough."""
+        branches, tags = self.refs()
+        for change in changes:
+            for kind, name, refs in (
+                ("branch", change.revision, branches),
+                ("tag", self.target.tag(change.revision), tags),
+            ):
+                if refs.get(name) != change.commit:
+                    there = f"at {refs[name]:.12}" if name in refs else "not there"
+                    raise HubError(
+                        f"confirming the {kind} {name}: the Hub said that it is at {change.commit:.12}, but it is "
+                        f"{there}. {self._state()}"
+                    )
+
     def _state(self) -> str:
         doubtful = ", ".join(change.revision for change in self.changes if change.is_open)
         if doubtful and self.target.create_pr:
@@ -268,7 +295,7 @@ class _Publication:
             if error.response.status_code == 401:  # a wrong token, which says nothing about the repository
                 raise
             return {}, {}
-        branches, tags = ({ref.name: ref.target_commit for ref in some} for some in (refs.branches, refs.tags))
+        branches, tags = ({ref.name: _oid(ref.target_commit) for ref in some} for some in (refs.branches, refs.tags))
         return branches, tags
 
     def _compare(self, revision: str, files: Sequence[File], commit: str) -> Change:
@@ -288,6 +315,7 @@ class _Publication:
             return describe(Path(path), Path(folder)) == file
 
     def _commit(self, change: Change, operations: list[Any]) -> None:
+        change.is_open = True  # before the deadline may leave the call behind
         try:
             info = self.api.create_commit(
                 self.repo_id,
@@ -298,9 +326,20 @@ class _Publication:
                 create_pr=self.target.create_pr,
             )
         except FAULTS as error:
-            change.is_open = is_passing(error)
+            change.is_open = may_have_acted(error)
             raise
-        change.commit, change.pull_request, change.is_open = info.oid, info.pr_url or "", True
+        change.commit, change.pull_request = _oid(info.oid), info.pr_url or ""
+
+
+def _size(files: Sequence[File]) -> int:
+    return sum(file.size for file in files)
+
+
+def _oid(commit: Any) -> str:
+    """The hash of a commit, if it is one."""
+    if not isinstance(commit, str) or not OID.fullmatch(commit):
+        raise TypeError(f"{commit!r:.60} is not the hash of a commit")
+    return commit
 
 
 def _refuse_overwriting(changes: Sequence[Change], tags: Mapping[str, str], target: Target) -> None:

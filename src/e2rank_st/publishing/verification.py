@@ -2,19 +2,15 @@
 
 The processes find the build under its Hub id, in a cache made for them. The network is off, and only
 Sentence-Transformers and its requirements can be imported. A build that works there works for everybody who downloads
-the repository.
+the repository. The Python of a card is run only for the user who asked for it, and only without a network.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -28,11 +24,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from e2rank_st.model import E2Rank
+from e2rank_st.modeling_e2rank import Embedder
 from e2rank_st.publishing.build import Build
 from e2rank_st.publishing.contents import check_contents
 from e2rank_st.publishing.probe import rank
+from e2rank_st.publishing.sandbox import MEMORY, probe, why_no_namespace
 
-__all__ = ["Check", "verify"]
+__all__ = ["Check", "check_card", "verify"]
 
 OWN_PACKAGE = "e2rank_st"
 QUERIES = ["how long do fleas live", "Was kostet ein Brötchen? \N{BREAD}"]
@@ -48,14 +46,17 @@ DOCUMENTS = [
 TOLERANCE = 1e-6
 # Stock modules pool in the model's own precision, which has few digits below float32.
 ROUGH_TOLERANCE = 2e-2
-# The checks of each process, in order. The first one may not run code, and only the last one may import this package.
+# The checks of each process, in order. The first one may not run code.
 PROCESSES: tuple[dict[str, str], ...] = (
-    {"embedding": "embedding revision, without a flag", "plain": "AutoTokenizer, AutoModel and pooling"},
-    {"remote": "main revision, trust_remote_code=True", "again": "saved and loaded again; Python of the cards"},
-    {"blocks": "Python of the cards, with this package"},
+    {"embedding": "embedding revision, without a flag", "plain": "AutoTokenizer, AutoModel and pooling; the prompt"},
+    {"remote": "main revision, trust_remote_code=True", "again": "saved and loaded again; Python of our own card"},
 )
+CARD = "Python of the card"
+NOT_NAMED = "not run; --run-card runs it"
 SMALL = 2 * 2**30  # bytes of a model that fits into memory several times
 TIMEOUT = 3600.0  # seconds for one process; an 8B model on a CPU takes its time
+CARD_TIMEOUT = 900.0  # seconds for the Python of a card, which loads a model or two
+COPIES = 6  # of the weights that a process may hold in memory
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,22 @@ class Check:
         name: The thing that was checked.
         difference: Largest difference to the source model, if vectors or scores were compared.
         problem: Why the check failed; empty if it passed.
+        note: Why nothing was checked; empty if it was.
     """
 
     name: str
     difference: float | None = None
     problem: str = ""
+    note: str = ""
 
 
-def verify(build: Build, model: E2Rank) -> list[Check]:
+def verify(build: Build, model: E2Rank, run_card: bool = False) -> list[Check]:
     """Check a build as a stranger would use it.
 
     Args:
         build: The build.
         model: The source model, on the CPU.
+        run_card: Whether to run the Python of its card, which may come from anybody.
 
     Returns:
         All checks, the failed ones with their problem.
@@ -88,24 +92,73 @@ def verify(build: Build, model: E2Rank) -> list[Check]:
     """
     # The one place where the probe's code runs here: both sides do the same.
     expected = rank(model, {"queries": QUERIES, "documents": DOCUMENTS})
+    prompt, expected["listwise prompt"] = _prompt(model)
     rough = TOLERANCE if next(model.parameters()).dtype == torch.float32 else ROUGH_TOLERANCE
-    with_own = any(OWN_PACKAGE in code for card in build.cards.values() for code in card.blocks)
-    processes = PROCESSES if with_own else PROCESSES[:-1]
-    is_small = sum(file.size for file in build.files["main"]) < SMALL
-    with TemporaryDirectory() as scratch, ThreadPoolExecutor(2 if is_small else 1) as pool:
-        _put_in_cache(Path(scratch), build.repo_id, build.folders)
-        for base, path in build.bases.items():
-            _put_in_cache(Path(scratch), base, {"main": path})
-        answers = list(pool.map(lambda tasks: _run(build, Path(scratch), tasks), processes))
-    checks = [_check_files(build)]
-    for process, (results, problem) in zip(processes, answers, strict=True):
+    job = {
+        "repo_id": build.repo_id,
+        "main": str(build.folders["main"].resolve()),
+        "queries": QUERIES,
+        "documents": DOCUMENTS,
+        "prompt": prompt,
+        "length": model.max_seq_length,
+        "blocks": build.cards["embedding"].blocks,  # ours, whatever card was given
+        "card": "embedding",
+    }
+    with _cache(build) as folder, ThreadPoolExecutor(2 if _weight(build) < SMALL else 1) as pool:
+        jobs = [{**job, "tasks": list(process)} for process in PROCESSES]
+        answers = list(pool.map(lambda one: _probe(build, folder, one, TIMEOUT), jobs))
+    checks = []
+    for process, (results, problem) in zip(PROCESSES, answers, strict=True):
         for task, name in process.items():
             if task in results:
                 checks.append(_compare(name, results[task], expected, rough if "plain" in process else TOLERANCE))
             else:
                 checks.append(Check(name, problem=problem))
                 problem = "not tried, since the check before it failed"
+    # The files last, since the card's Python could have changed them.
+    checks += check_card(build, run_card)
+    return [_check_files(build), *checks]
+
+
+def check_card(build: Build, run_card: bool) -> list[Check]:
+    """Run the Python blocks of the card of ``main``, or say why they are not run.
+
+    Those that import this package see it; the others see what a stranger's machine has.
+
+    Args:
+        build: The build.
+        run_card: Whether the user asked for it.
+
+    Returns:
+        A check for each of the two kinds of blocks that the card has.
+
+    Raises:
+        OSError: A process cannot be started.
+    """
+    checks, blocks = [], build.cards["main"].blocks
+    why_not = why_no_namespace() and f"not run, since {why_no_namespace()}, so its Python could reach the network"
+    for has_package, name in ((False, CARD), (True, f"{CARD}, with this package")):
+        chosen = [code for code in blocks if (OWN_PACKAGE in code) == has_package]
+        if not chosen:
+            continue
+        if why_not or not run_card:
+            checks.append(Check(name, note=why_not if run_card else NOT_NAMED))
+            continue
+        job = {"tasks": ["blocks"], "blocks": chosen, "card": "main"}
+        with _cache(build) as folder:
+            checks.append(Check(name, problem=_probe(build, folder, job, CARD_TIMEOUT, has_package)[1]))
     return checks
+
+
+def _prompt(model: E2Rank) -> tuple[dict[str, Any], list[list[float]]]:
+    """A listwise prompt as others build it, from its text, with the ids that it must have; and its vector here."""
+    listwise = model.listwise
+    query, documents = QUERIES[0], DOCUMENTS[:2]  # without control tokens in them
+    ids = Embedder(model, listwise.builder, 1, False).prompts([query], [documents], listwise.instruction)[0].ids
+    text = listwise.format.render(listwise.instruction, query, documents)
+    with torch.inference_mode():
+        vectors: list[list[float]] = embedder.embed([ids], "prompt").tolist()
+    return {"text": text, "ids": list(ids), "chat": listwise.format.chat}, vectors
 
 
 def _check_files(build: Build) -> Check:
@@ -136,39 +189,32 @@ def _compare(name: str, got: Mapping[str, Any], expected: Mapping[str, Any], tol
     return Check(name, largest, problem)
 
 
-def _run(build: Build, cache: Path, tasks: Iterable[str]) -> tuple[dict[str, Any], str]:
-    """Do some of the probe's tasks in a fresh process: their results, and why the next one has none."""
-    with_package = "blocks" in tasks
-    visible = set() if with_package else _closure(["sentence-transformers", *(["peft"] if build.bases else [])])
-    job = {
-        "tasks": list(tasks),
-        "repo_id": build.repo_id,
-        "main": str(build.folders["main"].resolve()),
-        "queries": QUERIES,
-        "documents": DOCUMENTS,
+def _weight(build: Build) -> int:
+    return sum(file.size for file in build.files["main"])
+
+
+@contextmanager
+def _cache(build: Build) -> Iterator[Path]:
+    """A Hub cache that holds the build under its id, as after a download."""
+    with TemporaryDirectory() as scratch:
+        _put_in_cache(Path(scratch), build.repo_id, build.folders)
+        for base, path in build.bases.items():
+            _put_in_cache(Path(scratch), base, {"main": path})
+        yield Path(scratch)
+
+
+def _probe(
+    build: Build, cache: Path, job: Mapping[str, Any], seconds: float, has_package: bool = False
+) -> tuple[dict[str, Any], str]:
+    """Do the probe's tasks in a fresh process: their results, and why there are no more of them."""
+    visible = set() if has_package else _closure(["sentence-transformers", *(["peft"] if build.bases else [])])
+    more = {
         "hidden": _hidden_modules(visible) if visible else [],
         "visible": sorted(visible),
-        "path": [str(Path(__file__).parents[2])] if with_package else [],
-        "blocks": {
-            name: [code for code in card.blocks if (OWN_PACKAGE in code) == with_package]
-            for name, card in build.cards.items()
-        },
+        "path": [str(Path(__file__).parents[2])] if has_package else [],
+        "memory": MEMORY + COPIES * _weight(build),
     }
-    # Without settings of the Hub, least of all the token.
-    environment = {name: value for name, value in os.environ.items() if not re.search("HF_|HUGGING|TOKEN", name)}
-    environment |= {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-I", str(Path(__file__).with_name("probe.py"))]
-    with TemporaryDirectory(dir=cache) as folder:
-        Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
-        environment["HF_HOME"] = folder
-        try:
-            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
-            problem = _last_words(done.stderr) or f"ended with status {done.returncode}"
-        except subprocess.TimeoutExpired:
-            problem = f"no answer within {TIMEOUT:.0f} s"
-        results = Path(folder, "results.json")
-        return json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}, problem
+    return probe({**job, **more}, cache, seconds)
 
 
 def _put_in_cache(cache: Path, repo_id: str, folders: Mapping[str, Path]) -> None:
@@ -210,11 +256,3 @@ def _closure(names: Iterable[str]) -> set[str]:
                 if not line.marker or line.marker.evaluate({"extra": one[1]}):
                     waiting += [(canonicalize_name(line.name), option) for option in ("", *line.extras)]
     return {name for name, _ in found}
-
-
-def _last_words(stderr: str) -> str:
-    """The error at the end of a traceback, and the block of the card that raised it."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    block = next((line for line in reversed(lines) if "<Python block" in line), "")
-    where = f" ({block})" if block else ""
-    return f"{' '.join(lines[-1:])}{where}"

@@ -16,6 +16,7 @@ from e2rank_st.checkpoints import find_checkpoint
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.storage import read_json
 from e2rank_st.training.record import JSON_NAME
+from e2rank_st.wiring import saved_length
 
 __all__ = ["Facts"]
 
@@ -61,7 +62,7 @@ class Facts:
             trained_parameters=_numbers(folder / WEIGHTS),
             dimension=pooling["word_embedding_dimension"],
             pooling=next(mode for mode, key in E2RankPooling.STOCK_KEYS if pooling[key]),
-            max_tokens=read_json(folder / "tokenizer_config.json")["model_max_length"],
+            max_tokens=saved_length(folder) or 0,
             prompts=read_json(folder / "config_sentence_transformers.json")["prompts"],
             listwise=ListwiseRerank(**_module_config(folder, ListwiseRerank)),
             training=read_json(folder / JSON_NAME),

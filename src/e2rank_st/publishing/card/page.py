@@ -73,8 +73,8 @@ class Card:
 
     @property
     def blocks(self) -> list[str]:
-        """The Python blocks, in order."""
-        return PYTHON.findall(self.text)
+        """The Python blocks below the metadata, in order."""
+        return PYTHON.findall(FRONT_MATTER.sub("", self.text, count=1))
 
     @property
     def figures(self) -> list[str]:

@@ -38,6 +38,14 @@ MEANINGS = {  # of the figures that a report may hold
 }
 ORDERS = {"similarity": "those nearest to the query by the model's own cosine", "given": "the caller's first"}
 
+# How the text of a listwise prompt becomes tokens where this project's code does not run.
+CHAT_RECIPE = """In other libraries, render the text as one user message of the chat template, then tokenise the result
+with `tokenizer(text, split_special_tokens=False, add_special_tokens=False)`. By default the tokenizer is safe for
+embedding: it splits control tokens in a text and appends its own last token, and both would break a prompt. So
+remove control tokens from queries and documents first."""
+PLAIN_RECIPE = """In other libraries, `tokenizer(text)` makes the tokens of the prompt. It takes control tokens in a
+text as ordinary characters (`split_special_tokens`)."""
+
 
 def overview(facts: Facts) -> str:
     """The model, a row a property."""
@@ -57,7 +65,7 @@ def overview(facts: Facts) -> str:
 
 
 def formats(facts: Facts) -> str:
-    """The texts that the model gets, as its configuration writes them."""
+    """The texts that the model gets, as its configuration writes them, and how others tokenise them."""
     prompts = facts.prompts
     prompt = facts.listwise.format.render(facts.listwise.instruction, "{query}", ["{document 1}", "{document 2}", "…"])
     rows = {
@@ -66,7 +74,8 @@ def formats(facts: Facts) -> str:
         "listwise prompt": prompt,
     }
     lines = [(name, f"`{json.dumps(text, ensure_ascii=False)}`") for name, text in rows.items()]
-    return markdown_table(("for", "text"), lines)
+    recipe = CHAT_RECIPE if facts.listwise.format.chat else PLAIN_RECIPE
+    return f"{markdown_table(('for', 'text'), lines).rstrip()}\n\n{recipe}"
 
 
 def results(entries: Sequence[Entry], own: Sequence[Entry]) -> str:
