@@ -153,8 +153,9 @@ def check_card(build: Build, run_card: bool) -> list[Check]:
 def _prompt(model: E2Rank) -> tuple[dict[str, Any], list[list[float]]]:
     """A listwise prompt as others build it, from its text, with the ids that it must have; and its vector here."""
     listwise = model.listwise
+    embedder = Embedder(model, listwise.builder, 1, False)
     query, documents = QUERIES[0], DOCUMENTS[:2]  # without control tokens in them
-    ids = Embedder(model, listwise.builder, 1, False).prompts([query], [documents], listwise.instruction)[0].ids
+    ids = embedder.prompts([query], [documents], listwise.instruction)[0].ids
     text = listwise.format.render(listwise.instruction, query, documents)
     with torch.inference_mode():
         vectors: list[list[float]] = embedder.embed([ids], "prompt").tolist()
