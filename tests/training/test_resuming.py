@@ -142,11 +142,12 @@ def death() -> Death:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a checkpoint; of those that tell of paths and times, the names."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
+    """All files of a checkpoint but those of a killed writer; of those that tell of paths and times, the names."""
+    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     return {
-        str(path.relative_to(folder)): b"" if path.name in (STATE_FILE, "README.md") else path.read_bytes()
-        for path in paths
+        name: b"" if path.name in (STATE_FILE, "README.md") else path.read_bytes()
+        for name, path in paths.items()
+        if name != MARKER and not name.startswith(".")
     }
 
 

@@ -71,9 +71,10 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """The hash of each file of a checkpoint; its card is only for people."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files if path.name != MARKER}
+    """The hash of each file of a checkpoint. Its card is only for people, and a hidden file is a killed writer's."""
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    kept = {name: path for name, path in names.items() if not name.startswith(".") and path.suffix != ".md"}
+    return {name: file_sha256(kept[name]) for name in sorted(kept) if name != MARKER}
 
 
 def complete_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
