@@ -90,3 +90,17 @@ def test_make_targets_exist():
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in set(re.findall(r"(?:^|`)make ([a-z][\w-]*)(?=`| |$)", text, re.MULTILINE)):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), (page, target)
+
+
+def test_each_promise_names_a_test_that_exists():
+    """Guards against a promise whose test was renamed or deleted."""
+    rows = re.findall(
+        r"^\| .* \| (.*) \|$", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(named) > 40
+    file = ""
+    for name in named:
+        before, _, function = name.rpartition("::") if "test_" in name and not name.endswith(".py") else (name, "", "")
+        file = before or file
+        assert f"def {function}" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
