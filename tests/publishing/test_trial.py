@@ -23,7 +23,7 @@ def test_more_layers_than_weights(folder: Path, card: Path, tmp_path: Path, name
     more = {"text_config": {"num_hidden_layers": 10**7}} if name == "nested" else {name: 10**7}
     (folder / "config.json").write_text(json.dumps(config | more))
     start = time.monotonic()
-    with pytest.raises(ValueError, match=r"config\.json says \w+=10000000, but there are only \d+ weights\. Correct"):
+    with pytest.raises(ValueError, match=r"config\.json sets '\w+' to 10000000, and there are \d+ weights\. Copy"):
         build(Source(str(folder), "org/e2rank", card), tmp_path / "build")
     assert time.monotonic() - start < 10
 

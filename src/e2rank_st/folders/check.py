@@ -6,6 +6,7 @@ not opened. Loading and publishing use this one check, so what can be loaded wit
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -60,7 +61,9 @@ MIB = 2**20
 MAX_TEXT_BYTES, MAX_VOCABULARY_BYTES = 10 * MIB, 100 * MIB  # the Hub takes larger texts only with LFS
 VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}
 TEXTS = {".json", ".md", ".txt", ".jinja", ".py", ".svg", ""}
+# Names of numbers of parts. Other parts than these layers may share their weights, so a thousand are always allowed.
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+PARTS, MOST_PARTS = re.compile(r"^(?:n|num)_.*(?:layer|block|expert|stage)|(?:layers|blocks|experts|stages)$"), 1024
 
 
 def check_folder(folder: Path) -> Kind:
@@ -241,8 +244,8 @@ def _check_weights(home: Path) -> None:
     while waiting:  # a million layers would be built for minutes, and then lack their weights
         value = waiting.pop()
         if isinstance(value, dict):
-            for key in (key for key in LAYERS if value.get(key) is not None):
-                if not isinstance(value[key], int) or value[key] > number:
+            for key in (key for key, part in value.items() if isinstance(part, int) and PARTS.search(key)):
+                if value[key] > (number if key in LAYERS else max(number, MOST_PARTS)):
                     raise ValueError(
                         f"config.json sets {key!r} to {value[key]!r:.80}, and there are {number} weights. "
                         "Copy the whole model again."

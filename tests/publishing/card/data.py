@@ -17,9 +17,9 @@ NAME = OWN.rpartition("/")[2]
 CONFIGURATION: dict[str, Any] = {
     "adapter_config.json": {"base_model_name_or_path": BASE, "peft_type": "LORA", "r": 2, "lora_alpha": 4},
     "modules.json": [
-        {"idx": 0, "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
-        {"idx": 1, "path": "1_Pooling", "type": "modeling_e2rank.E2RankPooling"},
-        {"idx": 2, "path": "2_ListwiseRerank", "type": "modeling_e2rank.ListwiseRerank"},
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "modeling_e2rank.E2RankPooling"},
+        {"idx": 2, "name": "2", "path": "2_ListwiseRerank", "type": "modeling_e2rank.ListwiseRerank"},
     ],
     "1_Pooling/config.json": {
         "word_embedding_dimension": 384,
