@@ -33,7 +33,7 @@ NOISE: list[Callable[[], Any]] = [
     lambda: torch.zeros(2, 2), lambda: torch.zeros(2, 32, device="meta"), lambda: pandas.DataFrame({"text": ["a"]}),
     lambda: pandas.Series([1, None]), lambda: pyarrow.table({"text": ["a"]}), lambda: (n for n in (1, 2)),
     lambda: 10**400, lambda: range(3), lambda: str, lambda: SimpleNamespace(shape=(2, 32)), lambda: np.ma.masked_all(3),
-    lambda: "\ud800",
+    lambda: "\ud800", lambda: torch.nested.nested_tensor([torch.zeros(32), torch.zeros(31)]), lambda: [[True, False]],
 ]  # fmt: skip
 OPTIONS: dict[str, list[Any]] = {
     "top_k": [0, 1, 3, 100, np.int64(2)],

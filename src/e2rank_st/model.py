@@ -10,11 +10,12 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict, overload
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import RevisionNotFoundError, StrictDataclassError
 from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
@@ -101,7 +102,7 @@ class E2Rank(SentenceTransformer):
     def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
         self._preset = preset
         self._tokenizing = _Lock()
-        self._not_for_reranking = False  # until its row says so, and until it was said
+        self._warns_before_reranking = False  # set for a checkpoint that only embeds, until it has warned
         super().__init__(os.fspath(model_name_or_path) if model_name_or_path else None, **kwargs)
 
     @classmethod
@@ -201,11 +202,17 @@ class E2Rank(SentenceTransformer):
             return self._load_checked(model_name_or_path, **kwargs)
         hub = {name: kwargs[name] for name in ("token", "cache_folder", "local_files_only")}
         folder = fetch(model_name_or_path, revision=kwargs["revision"], **hub)
-        checked = {"local_files_only": True}
+        checked: dict[str, Any] = {"local_files_only": True}
+        if not Path(model_name_or_path).is_dir():
+            checked["revision"] = folder.name  # the commit, since a branch may move meanwhile
         if check_folder(folder) == "adapter":  # ST and transformers load its base themselves
             base = read_adapter_config(folder)["base_model_name_or_path"]
             check_name(base)
-            check_folder(fetch(base, **hub))
+            # They may ask for the base by the name of the adapter's revision.
+            for revision in (None, str(kwargs["revision"] or "main")):
+                with suppress(RevisionNotFoundError):
+                    if check_folder(fetch(base, revision=revision, **hub)) == "adapter":
+                        raise ValueError(f"The base {base!r} of this adapter is an adapter, too. Merge it first.")
             checked = {}  # they take an adapter's missing config.json for a broken download, unless they may ask
         try:
             modules = self._load_checked(model_name_or_path, **kwargs | checked)
@@ -214,7 +221,7 @@ class E2Rank(SentenceTransformer):
         except (AttributeError, IndexError, KeyError, RuntimeError, StrictDataclassError, TypeError) as error:
             raise ValueError(
                 f"The files of {model_name_or_path} do not fit each other ({type(error).__name__}: {error}). "
-                "Save or copy the whole model again."
+                "Check the arguments that you gave; else save or copy the whole model again."
             ) from error
         if not kwargs["local_files_only"]:
             self.model_card_data.set_base_model(model_name_or_path, revision=kwargs["revision"])
@@ -234,7 +241,7 @@ class E2Rank(SentenceTransformer):
         if self._preset is None:
             architectures = AutoConfig.from_pretrained(model_name_or_path, **hub).architectures or ()
         checkpoint = find_checkpoint(self._preset, model_name_or_path, architectures)
-        self._not_for_reranking = not checkpoint.reranks
+        self._warns_before_reranking = not checkpoint.reranks
         known = self._preset is not None or model_name_or_path in checkpoint.repositories
         guessed = f", by its architecture: {checkpoint.pooling_mode} pooling. Choose it with E2Rank(..., preset=...)"
         level = logging.DEBUG if known else logging.WARNING
@@ -289,8 +296,8 @@ class E2Rank(SentenceTransformer):
 
     def rerank(self, query: Any, documents: Any, **options: Any) -> Any:
         """Ranks documents for a query: see :meth:`e2rank_st.modeling_e2rank.ListwiseRerank.rerank`."""
-        if self._not_for_reranking:
-            self._not_for_reranking = False  # said once
+        if self._warns_before_reranking:
+            self._warns_before_reranking = False
             logger.warning(
                 "This checkpoint was trained to embed only, and not to rerank: its listwise scores mean little. Use "
                 "its encode_query and encode_document, or load a checkpoint without -Embedding-Only."
@@ -306,7 +313,7 @@ class E2Rank(SentenceTransformer):
         """
         limit, before = self._most_tokens(**kwargs), prompt or ""
         if limit and any(isinstance(one, str) and len(one) > LONG_TOKEN * limit for one in inputs):
-            texts = self.listwise.builder.texts
+            texts = self.listwise.texts
             inputs = [
                 texts.start(before + one, limit)[len(before) :] if isinstance(one, str) else one for one in inputs
             ]
@@ -427,7 +434,7 @@ def _check_device(device: Any) -> None:
     try:
         torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
-        raise ValueError(f"Got --device {device}, which does not work here ({error}); try --device cpu.") from error
+        raise ValueError(f"Got the device {device}, which does not work here ({error}); try cpu.") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from string import Formatter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 CANDIDATE_ORDERS = ("given", "similarity")
 RETRIEVAL_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}  # as ST's encode_* choose them
@@ -631,22 +633,32 @@ class ListwiseRerank(Module):
         self.candidate_order = _one_of("candidate_order", candidate_order, CANDIDATE_ORDERS)
         self.query_weight = _share("query_weight", query_weight)
         self._parent: SentenceTransformer
-        self._built: tuple[Any, PromptBuilder] | None = None
+        self._made: dict[str, tuple[Any, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """The state to copy and to pickle, without what is made again on demand."""
-        return {**self.__dict__, "_built": None}
+        return {**self.__dict__, "_made": {}}
+
+    @property
+    def texts(self) -> TextTokenizer:
+        """The tokenizer of this model's texts."""
+        tokenizer = self._parent.tokenizer  # it is equal to itself only
+        return self._kept("texts", (tokenizer, len(tokenizer)), lambda: TextTokenizer(tokenizer))
 
     @property
     def builder(self) -> PromptBuilder:
-        """The builder of this model's prompts. It is made at first use, and again after a change; threads share it."""
-        tokenizer, limits = self._parent.tokenizer, (self.max_prompt_tokens, self.max_query_tokens)
-        # A tokenizer is equal to itself only. Two threads may build at the same time; then one of the two is kept.
-        key = (tokenizer, len(tokenizer), tokenizer.chat_template, self.format, limits)
-        built = self._built
-        if built is None or built[0] != key:
-            built = self._built = key, PromptBuilder(TextTokenizer(tokenizer), self.format, *limits)
-        return built[1]
+        """The builder of this model's prompts."""
+        texts, limits = self.texts, (self.max_prompt_tokens, self.max_query_tokens)
+        key = (texts, texts.tokenizer.chat_template, self.format, limits)
+        return self._kept("builder", key, lambda: PromptBuilder(texts, self.format, *limits))
+
+    def _kept(self, name: str, key: Any, make: Callable[[], Made]) -> Made:
+        """A part that is made at first use, and again after a change. If two threads make it, they keep one of both."""
+        known, part = self._made.get(name, (None, None))
+        if part is None or known != key:
+            part = make()
+            self._made[name] = key, part
+        return cast("Made", part)
 
     @property
     def prompt_format(self) -> str | dict[str, Any]:
@@ -860,7 +872,7 @@ def natural(name: str, value: Any, least: int = 0) -> int:
 
 
 def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:  # type: ignore[operator]
         raise ValueError(f"{name} must be a number from 0 to 1, got {_shown(value)}.")
     return float(value)
 
@@ -994,7 +1006,7 @@ def _vector(name: str, value: Any) -> Tensor:
     value = _plain(name, value)
     if isinstance(value, list):
         try:
-            value = torch.tensor(value, dtype=torch.float64)
+            value = torch.tensor(value, dtype=torch.bool if value and isinstance(value[0], bool) else torch.float64)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{name} must be a list of numbers: {error}.") from error
     return _floats(name, value, 1).double()
@@ -1019,8 +1031,8 @@ def _floats(name: str, value: Any, dimensions: int) -> Tensor:
 def _plain(name: str, value: Any) -> Any:
     """Vectors of any kind as a tensor, a NumPy array of numbers, or a list."""
     if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_meta or value.is_quantized:
-            kind = "sparse" if value.layout != torch.strided else "meta" if value.is_meta else "quantized"
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            kind = "meta" if value.is_meta else "quantized" if value.is_quantized else "sparse or nested"
             raise ValueError(f"{name} must be a dense tensor with values, got a {kind} one.")
         return value
     if hasattr(value, "mask") and hasattr(value, "filled"):

@@ -1,7 +1,8 @@
 """Paths and contents: files that are written whole or not at all, and hashes that identify contents.
 
 A file or folder is first written beside its target, and then takes its place in one step. A crash, a kill and a full
-disk leave the old one. A reader finds either the old one or the new one.
+disk leave the old one. A reader finds either the old one or the new one. Where the system cannot swap two folders, a
+reader may find none for a moment.
 """
 
 from __future__ import annotations
@@ -122,9 +123,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # also of an integer of thousands of digits
         raise ValueError(f"{path.name} is not valid JSON: {error}. Write it again.") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def file_sha256(path: Path) -> str:

@@ -149,7 +149,7 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
         (["rerank", QUERY, "facts.txt", "--embeddings", "endless.npy"], "endless.npy is not a matrix"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "code.npy"], "code.npy is not a matrix"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "several.npy"], "several.npy is not a matrix"),
-        (["rerank", QUERY, "facts.txt", "--device", "abacus"], "--device abacus"),
+        (["rerank", QUERY, "facts.txt", "--device", "abacus"], "the device abacus"),
         (["rerank", QUERY, "facts.txt", "--model", "./nothing"], "the model './nothing'"),
         (["embed", "facts.txt", "--output", "."], "Is a directory"),
         (["demo", " "], "QUERY: empty"),

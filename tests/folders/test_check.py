@@ -161,6 +161,10 @@ def test_code_is_refused(folder: Path, change: Change, message: str):
         (put("tokenizer.json", '{"model": 5}'), r"tokenizer\.json is not a tokenizer"),
         (edit("config.json", num_hidden_layers=10**7), "10000000, and there are 24 weights"),
         (edit("config.json", num_hidden_layers="many"), "num_hidden_layers"),
+        (edit("config.json", text_config={"num_local_experts": 10**7}), "num_local_experts"),
+        (put("generation_config.json", '{"seed": %s}' % ("9" * 5000)), r"generation_config\.json is not valid JSON"),
+        (put("generation_config.json", '{"seed": NaN}'), r"generation_config\.json is not valid JSON: NaN"),
+        (both(in_subfolder, put("0_T/adapter_config.json", "{}")), "0_T holds an adapter"),
         (lambda folder: os.truncate(folder / "model.safetensors", 3), r"model\.safetensors is not a complete"),
         (lambda folder: os.truncate(folder / "model.safetensors", 9000), r"model\.safetensors is not a complete"),
         (both(remove("config.json"), lambda folder: os.mkfifo(folder / "config.json")), r"config\.json is not a file"),
@@ -224,6 +228,10 @@ def test_adapters(adapter: Path, sound: Path, checkpoint: Path, tmp_path: Path):
         folder = save_adapter(sound, tmp_path / str(number), str(checkpoint), **values)
         with pytest.raises((ValueError, OSError), match=message):
             E2Rank.from_adapter(folder, device="cpu")
+    whole = save_adapter(sound, tmp_path / "whole", str(checkpoint))
+    shutil.copyfile(checkpoint / "config.json", whole / "config.json")
+    with pytest.raises(ValueError, match="holds no weights"):  # transformers takes the folder itself for the base
+        E2Rank(str(whole), device="cpu")
     folder = save_adapter(sound, tmp_path / "peft", str(evil))
     with pytest.raises(ValueError, match="holds no weights"):
         E2Rank(str(folder), device="cpu")
@@ -248,7 +256,7 @@ def test_one_line_on_the_command_line(folder: Path):
     for device in ("meta", "cuda:99", "nonsense"):
         told = CliRunner().invoke(app, [*command, device], input="a\nb\n")
         assert told.exit_code == 1
-        assert told.stderr.startswith(f"e2rank: error: Got --device {device}, which does not work here")
+        assert told.stderr.startswith(f"e2rank: error: Got the device {device}, which does not work here")
     os.truncate(folder / "model.safetensors", 9000)
     told = CliRunner().invoke(app, [*command, "cpu"], input="a\nb\n")
     assert told.exit_code == 1

@@ -6,9 +6,12 @@ from pathlib import Path
 import huggingface_hub.constants as constants
 import pytest
 
+import e2rank_st.folders.hub as hub_module
+import e2rank_st.model as model_module
 from e2rank_st import E2Rank
+from e2rank_st.folders.check import check_folder
 from tests.folders.hostile import mark, put, save_adapter, upload, zipped
-from tests.hub_server import HubServer
+from tests.hub_server import Fault, HubServer
 
 
 def test_what_was_checked_is_loaded(
@@ -60,6 +63,39 @@ def test_an_adapter_and_its_base(
     model = E2Rank("org/adapter", device="cpu", cache_folder=str(tmp_path / "cache"))
     assert abs(model.encode(facts) - tiny.encode(facts)).max() < 1e-6
     files = {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.name != "model.safetensors"}
+    # transformers asks for the base at the revision of the adapter
+    hub.commit(hub.repositories["org/base"], "v1", files)
+    hub.repositories["org/adapter"].history["v1"] = hub.repositories["org/adapter"].history["main"]
+    with pytest.raises(ValueError, match="holds no weights"):
+        E2Rank("org/adapter", revision="v1", device="cpu", cache_folder=str(tmp_path / "cache"))
     hub.commit(hub.repositories["org/base"], "main", files)
     with pytest.raises(ValueError, match="holds no weights"):
         E2Rank("org/adapter", device="cpu", cache_folder=str(tmp_path / "cache"))
+
+
+def test_a_branch_that_moves_behind_the_check(
+    hub: HubServer, folder: Path, tiny: E2Rank, facts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Guards against files of a newer commit than the one that was checked."""
+    commit, cache = upload(hub, folder), tmp_path / "cache"
+
+    def check_and_move(checked: Path) -> str:
+        kind = check_folder(checked)
+        (cache / "models--org--model" / "refs" / "main").write_text("0" * 40)
+        return kind
+
+    monkeypatch.setattr(model_module, "check_folder", check_and_move)
+    model = E2Rank("org/model", device="cpu", cache_folder=str(cache))
+    assert (model.encode(facts) == tiny.encode(facts)).all()
+    assert commit in str(next((cache / "models--org--model" / "snapshots").iterdir()))
+
+
+def test_a_download_does_not_wait_for_years(
+    hub: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Guards against a server that tells the client to sleep until long after the user has gone."""
+    upload(hub, folder)
+    hub.faults.append(Fault("GET", "resolve.*safetensors", status=429, retry_after="999999999", times=1))
+    monkeypatch.setattr(hub_module, "LONGEST_WAIT", 0)
+    assert E2Rank("org/model", device="cpu", cache_folder=str(tmp_path / "cache"))
+    assert hub.sent("GET", "resolve.*safetensors") > 1, "the premise: it was asked again"

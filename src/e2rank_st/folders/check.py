@@ -38,6 +38,7 @@ FILES = (
     "video_preprocessor_config.json", "chat_template.json",
     "vocab.txt", "merges.txt", "chat_template.jinja", "README.md",
     WEIGHTS, INDEX, "model-*-of-*.safetensors", ADAPTER_WEIGHTS, "*/config.json", f"*/{WEIGHTS}",
+    "*/sentence_*_config.json", "*/tokenizer.json", "*/tokenizer_config.json", "*/special_tokens_map.json",
 )  # fmt: skip
 # The file that tells the kind, the kind, and the files that it also needs. The kinds are tried in this order.
 KINDS: tuple[tuple[str, Kind, tuple[str, ...]], ...] = (
@@ -88,6 +89,8 @@ def check_folder(folder: Path) -> Kind:
     if kind == "adapter":
         check_adapter(ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG))
         with open_weights(folder / ADAPTER_WEIGHTS):
+            pass
+        if not (folder / "config.json").is_file():  # otherwise transformers takes the folder for the base, too
             return kind
     for home in homes:
         _require(home, "config.json", "tokenizer.json")
@@ -205,6 +208,8 @@ def _check_modules(folder: Path) -> list[Path]:
             continue
         homes.append(folder / path)
         if (folder / path).resolve() != folder.resolve():
+            if (folder / path / ADAPTER_CONFIG).exists():  # transformers would load the base that it names
+                raise ValueError(f"{path} holds an adapter, which belongs in the root of a folder. Save it again.")
             _require(folder, f"{path}/config.json")
             _check_files(folder / path)
     return homes
@@ -244,8 +249,9 @@ def _check_weights(home: Path) -> None:
     while waiting:  # a million layers would be built for minutes, and then lack their weights
         value = waiting.pop()
         if isinstance(value, dict):
-            for key in (key for key, part in value.items() if isinstance(part, int) and PARTS.search(key)):
-                if value[key] > (number if key in LAYERS else max(number, MOST_PARTS)):
+            for key in (key for key, part in value.items() if part is not None and PARTS.search(key)):
+                is_number, most = type(value[key]) is int, number if key in LAYERS else max(number, MOST_PARTS)
+                if (is_number and value[key] > most) or (key in LAYERS and not is_number):
                     raise ValueError(
                         f"config.json sets {key!r} to {value[key]!r:.80}, and there are {number} weights. "
                         "Copy the whole model again."

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_session, snapshot_download
 
 from e2rank_st.folders.check import FILES
 
-__all__ = ["fetch"]
+__all__ = ["distrust", "fetch"]
+
+LONGEST_WAIT = 60  # seconds, also where the Hub asks for more
+ABOVE_LONGEST = re.compile(r"\d{3,}|[7-9]\d|6[1-9]")  # the numbers that are
+SILENCE = 120.0  # seconds without a byte, after which a connection is broken
 
 
 def fetch(
@@ -35,6 +41,7 @@ def fetch(
     """
     if Path(name).is_dir():
         return Path(name)
+    distrust()
     patterns = [*FILES, *more]
     return Path(
         snapshot_download(
@@ -46,3 +53,19 @@ def fetch(
             allow_patterns=patterns,
         )
     )
+
+
+def distrust() -> None:
+    """Limit the waits of the session that the Hub's client uses: it sleeps as long as a server says."""
+    session = get_session()
+    if _cut_waits not in session.event_hooks["response"]:
+        session.event_hooks["response"].append(_cut_waits)
+    if session.timeout.read is None:
+        session.timeout = SILENCE
+
+
+def _cut_waits(response: Any) -> None:
+    """Hook of the client's session: it sleeps as long as these two headers say."""
+    for name in ("Retry-After", "RateLimit"):
+        if name in response.headers:
+            response.headers[name] = ABOVE_LONGEST.sub(f"{LONGEST_WAIT}", response.headers[name])

@@ -58,7 +58,7 @@ def make_portable(folder: Path) -> None:
             shutil.copyfile(folder / written / "config.json", folder / row["path"] / "config.json")
             left_over.append(folder / written)
     write_json(target, rows)
-    for path in folder.glob("*.safetensors"):  # safetensors makes its files private
+    for path in folder.rglob("*.safetensors"):  # safetensors makes its files private
         path.chmod(target.stat().st_mode)
     for path in left_over:  # last: the old place is in use until modules.json names the new one
         shutil.rmtree(path)

@@ -22,7 +22,8 @@ CODE_KEYS = {
 }  # fmt: skip
 KERNEL = "_implementation"  # of attention or experts: a name with a slash is a repository with code
 TRANSFORMER = "sentence_bert_config.json"
-# File → key → types. Other keys of these files are not arguments of a function.
+# File → key → types. Further keys stay open, since each architecture and tokenizer adds its own; CODE_KEYS are the ones
+# among them that run code.
 FILES: dict[str, Types] = {
     "config.json": {"model_type": (str,), "architectures": LIST, "dtype": TEXT, "torch_dtype": TEXT},
     "config_sentence_transformers.json": {

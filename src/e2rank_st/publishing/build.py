@@ -21,12 +21,13 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from e2rank_st import adapters
 from e2rank_st.adapters import BUNDLED_REPOSITORY, bundled_base
 from e2rank_st.checkpoints import CHECKPOINTS, HUB_ID
+from e2rank_st.folders.check import check_size
 from e2rank_st.folders.hub import fetch
 from e2rank_st.folders.saved import require
 from e2rank_st.model import E2Rank
 from e2rank_st.publishing.card.page import Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
-from e2rank_st.publishing.inspection import check_size, inspect, weight_names
+from e2rank_st.publishing.inspection import inspect, weight_names
 from e2rank_st.publishing.trial import check_effort
 from e2rank_st.storage import read_json, replacing
 

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import get_token
 from safetensors import safe_open
 
-from e2rank_st.publishing.inspection import TEXTS, VOCABULARIES
+from e2rank_st.folders.check import TEXTS, VOCABULARIES
 from e2rank_st.storage import read_json
 
 __all__ = ["File", "check_contents", "describe"]

@@ -4,7 +4,7 @@ The Hub's client retries uploads and listings itself. It does not retry the toke
 calls are retried here. The client's own message tells most errors; only a few need advice of ours.
 
 The server is not trusted. The client waits as long as it is told to, and for the last byte of an answer that never
-ends: so waiting times are cut, and each step has a deadline. An answer of another form is an error of the server.
+ends: so waiting times are cut, and each step has a deadline. An answer of a different form is an error of the server.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import logging
 import re
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from huggingface_hub import close_session, get_session
+from huggingface_hub import close_session
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from tenacity import (
     RetryCallState,
@@ -25,6 +25,8 @@ from tenacity import (
     stop_after_attempt,
     wait_exponential,
 )
+
+from e2rank_st.folders.hub import distrust
 
 __all__ = ["FAULTS", "NOTHING", "HubError", "ask", "may_have_acted"]
 
@@ -39,9 +41,6 @@ FOREIGN = (LookupError, AttributeError, TypeError, RecursionError, json.JSONDeco
 FAULTS = (OSError, RuntimeError, ValueError, TRANSPORT, *FOREIGN)  # what the client raises, some of it wrapped
 PASSING = {408, 429, 500, 502, 503, 504}
 MANUAL = re.compile(r"For more information check: \S+")  # a page about HTTP, in messages of the HTTP library
-LONGEST_WAIT = 60.0  # seconds, also where the Hub asks for more
-ABOVE_LONGEST = re.compile(r"\d{3,}|[7-9]\d|6[1-9]")  # the numbers that are
-SILENCE = 120.0  # seconds without a byte, after which a connection is broken
 DEADLINE = 600.0  # seconds for a step with all its tries, besides those for its files
 SLOWEST = 250_000  # bytes a second, for the files of a step
 NOTHING = "Nothing was published."
@@ -118,24 +117,8 @@ class _Worker(threading.Thread, Generic[Answer]):
     def _try(self) -> Answer:
         if self.is_left:
             raise HubError("the deadline has passed")  # it does not go on behind the user's back
-        _distrust()  # at each try, since the client makes a new session after some errors
+        distrust()  # at each try, since the client makes a new session after some errors
         return self.call()
-
-
-def _distrust() -> None:
-    """Set limits on the session that the client uses."""
-    session = get_session()
-    if _cut_waits not in session.event_hooks["response"]:
-        session.event_hooks["response"].append(_cut_waits)
-    if session.timeout.read is None:
-        session.timeout = SILENCE
-
-
-def _cut_waits(response: Any) -> None:
-    """Hook of the client's session: it sleeps as long as these two headers say."""
-    for name in ("Retry-After", "RateLimit"):
-        if name in response.headers:
-            response.headers[name] = ABOVE_LONGEST.sub(f"{LONGEST_WAIT:.0f}", response.headers[name])
 
 
 def is_passing(error: BaseException) -> bool:
@@ -185,11 +168,11 @@ def _tell(state: RetryCallState) -> None:
 
 
 def _wait(state: RetryCallState) -> float:
-    """The seconds that the Hub asks for, up to a minute; otherwise 1, 2 and 4."""
+    """The seconds that the Hub asks for, which are cut already; otherwise 1, 2 and 4."""
     error = state.outcome.exception() if state.outcome else None
     response = getattr(_root(error), "response", None) if error else None
     asked = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(float(asked), LONGEST_WAIT) if asked.isdecimal() else wait_exponential()(state)
+    return float(asked) if asked.isdecimal() else wait_exponential()(state)
 
 
 RETRY = Retrying(

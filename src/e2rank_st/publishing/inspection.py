@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from e2rank_st.folders.check import TEXTS, VOCABULARIES, Kind, check_folder, check_size, is_pickle, weight_files
+from e2rank_st.folders.check import TEXTS, Kind, check_folder, check_size, is_pickle, weight_files
 from e2rank_st.folders.weights import open_weights
 from e2rank_st.storage import read_json
 
-__all__ = ["TEXTS", "VOCABULARIES", "check_size", "inspect", "weight_names"]
+__all__ = ["inspect", "weight_names"]
 
 PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 

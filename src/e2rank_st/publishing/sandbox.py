@@ -60,7 +60,7 @@ def probe(job: Mapping[str, Any], cache: Path, seconds: float) -> tuple[dict[str
     Raises:
         OSError: It cannot be started.
     """
-    # Least of all with the token.
+    # Without any token or password of this user.
     environment = {name: value for name, value in os.environ.items() if not re.search(SECRETS, name, re.IGNORECASE)}
     environment |= {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
@@ -89,6 +89,8 @@ def run(command: Sequence[str], folder: Path, environment: Mapping[str, str], se
     Raises:
         OSError: It cannot be started.
     """
+    if os.name != "posix":
+        raise OSError("Publishing needs Linux or macOS, whose processes it can limit and end.")
     prefix = () if why_no_namespace() else UNSHARE
     end, problem, errors = time.monotonic() + seconds, "", folder / "stderr.txt"
     with errors.open("wb") as stderr:

@@ -34,8 +34,8 @@ def check_effort(folder: Path) -> None:
         ValueError: They fail, or do not come to an end.
         OSError: A file cannot be read.
     """
-    paths = [folder / "tokenizer.json", folder / "tokenizer_config.json", folder / "chat_template.jinja"]
-    digest = sha256(b"".join(sha256(path.read_bytes()).digest() for path in paths if path.is_file())).hexdigest()
+    paths = sorted(path for pattern in ("*.json", "*.jinja", "*.txt") for path in folder.glob(pattern))
+    digest = sha256(b"".join(sha256(path.read_bytes()).digest() for path in paths)).hexdigest()
     if digest in tried:
         return
     job = {"tasks": ["tokenizer"], "main": str(folder.resolve()), "texts": TEXTS, "memory": MEMORY}

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from e2rank_st.checkpoints import HUB_ID
-from e2rank_st.publishing.inspection import check_size
+from e2rank_st.folders.check import check_size
 
 __all__ = ["Card", "read_card"]
 
