@@ -195,6 +195,7 @@ def test_copies(tiny: E2Rank, saved: Path, facts, copied):
 def test_multi_process_pool(tiny: E2Rank, facts):
     """Guards against a model that a spawned process cannot unpickle."""
     model = copy.deepcopy(tiny)
+    model.rerank(QUERY, facts)  # what it keeps for the next call must not be in the way
     pool = model.start_multi_process_pool(["cpu", "cpu"])
     try:
         vectors = model.encode_query(facts, pool=pool, chunk_size=3)

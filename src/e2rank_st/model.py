@@ -103,7 +103,7 @@ class E2Rank(SentenceTransformer):
         self._preset = preset
         self._tokenizing = _Lock()
         self._warns_before_reranking = False  # set for a checkpoint that only embeds, until it has warned
-        super().__init__(os.fspath(model_name_or_path) if model_name_or_path else None, **kwargs)
+        super().__init__(_name_of_model(model_name_or_path), **kwargs)
 
     @classmethod
     def from_bundled(cls, *, trained: bool = True, **kwargs: Any) -> E2Rank:
@@ -403,6 +403,7 @@ def load_model(
         OSError: The model cannot be loaded.
         ImportError: The bundled model's weights are not installed, and the Hub is not reachable.
     """
+    name = _name_of_model(name)
     check_name(name)
     _check_device(kwargs.get("device"))
     has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
@@ -414,6 +415,12 @@ def load_model(
     if has_adapter:
         return E2Rank.from_adapter(name, merge=merge, **kwargs)
     return E2Rank(name, preset=preset, revision=revision, **kwargs)
+
+
+def _name_of_model(name: Any) -> str:
+    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
+        raise ValueError(f"Got {name!r:.80} as a model; give a folder or a Hub id (org/name).")
+    return str(os.fspath(name))
 
 
 def check_name(name: str) -> None:
@@ -433,7 +440,7 @@ def _check_device(device: Any) -> None:
     """Refuse a device that does not compute here, such as one that is not there, or ``meta``, which has no memory."""
     try:
         torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises one of these
         raise ValueError(f"Got the device {device}, which does not work here ({error}); try cpu.") from error
 
 

@@ -46,7 +46,10 @@ RETRIEVAL_PROMPTS = {"query": ("query",), "document": ("document", "passage", "c
 MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward pass, for every batch size
 TOKENIZER_CHUNK = 256  # texts tokenised at a time; it limits the memory of the tokenizer's offsets
 LONG_TOKEN = 16  # characters; few texts have longer tokens on average
-SETTLED = 1_024  # characters; a cut changes only tokens that end nearer to it
+# A text may be cut before these characters, if a letter or digit is in front. Tokenizers begin a new word there, and
+# normalisation does not reach across. The margin is for tokenizers that do not split a text into words.
+BOUNDARY = re.compile(r"(?<=[^\W_])[ \n.,;:!?()\u3001\u3002\uff0c]")
+LONGEST_WORD = SETTLED = 1_024  # characters
 
 
 class E2RankPooling(Pooling):
@@ -247,15 +250,18 @@ class TextTokenizer:
         """Returns a start of the text that has the same first ``num_tokens`` tokens; None keeps the whole text.
 
         The memory of a tokenizer is a hundred times that of its text, and most of a very long text is cut anyway. A
-        bound in characters could be too short, because a token may stand for any number of them.
+        bound in characters could be too short, because a token may stand for any number of them. So the start grows
+        until it has enough tokens, to the whole text if there is no end of a word.
         """
         if num_tokens is None or self.tokenizer.truncation_side == "left":
             return text
         size = LONG_TOKEN * num_tokens + SETTLED
         while size < len(text):
-            offsets = self._backend.encode(text[:size], add_special_tokens=False).offsets
-            if sum(end <= size - SETTLED for _, end in offsets) >= num_tokens:
-                return text[:size]
+            ends = [match.start() for match in BOUNDARY.finditer(text, size - LONGEST_WORD, size)]
+            if ends:
+                offsets = self._backend.encode(text[: ends[-1]], add_special_tokens=False).offsets
+                if sum(end <= ends[-1] - SETTLED for _, end in offsets) >= num_tokens:
+                    return text[: ends[-1]]
             size *= 4
         return text
 
@@ -840,8 +846,11 @@ def _ranking(scores: Tensor, texts: Sequence[str] | None, top_k: int | None) -> 
 
 
 def _prompt_format(value: str | Mapping[str, Any]) -> PromptFormat:
-    if not isinstance(value, str):
-        return PromptFormat(**value)
+    if isinstance(value, Mapping):
+        try:
+            return PromptFormat(**value)
+        except (TypeError, AttributeError) as error:  # a key too many or too few; a template that is not a string
+            raise ValueError(f"prompt_format {dict(value)!r:.200} is not one: {error}.") from error
     return PROMPT_FORMATS[_one_of("prompt_format", value, tuple(PROMPT_FORMATS))]
 
 
@@ -895,7 +904,7 @@ def _dtype(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     """A value of any type, for a message."""
-    shape = getattr(value, "shape", None)
+    shape = None if getattr(value, "is_nested", False) else getattr(value, "shape", None)
     return f"{value!r:.80}" if not shape else f"{type(value).__name__} of the shape {tuple(shape)}"
 
 
@@ -1005,8 +1014,10 @@ def matrix(name: str, value: Any) -> Tensor:
 def _vector(name: str, value: Any) -> Tensor:
     value = _plain(name, value)
     if isinstance(value, list):
+        if value and isinstance(value[0], bool):
+            raise ValueError(f"{name} must be a list of numbers, got bool. Convert them as they were made.")
         try:
-            value = torch.tensor(value, dtype=torch.bool if value and isinstance(value[0], bool) else torch.float64)
+            value = torch.tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{name} must be a list of numbers: {error}.") from error
     return _floats(name, value, 1).double()
@@ -1020,7 +1031,7 @@ def _floats(name: str, value: Any, dimensions: int) -> Tensor:
     if isinstance(value, Tensor):
         is_float = value.is_floating_point()
     else:  # NumPy knows bfloat16 by an extension only
-        is_float = value.dtype.kind == "f" or value.dtype.name == "bfloat16"
+        is_float = (value.dtype.kind == "f" and value.dtype.itemsize <= 8) or value.dtype.name == "bfloat16"
     if not is_float:
         raise ValueError(f"{name} must be floating-point vectors, got {value.dtype}. Convert them as they were made.")
     if isinstance(value, Tensor):
@@ -1040,7 +1051,7 @@ def _plain(name: str, value: Any) -> Any:
     if hasattr(value, "tocsr"):
         raise ValueError(f"{name} must be dense, got a sparse matrix. Convert it with toarray().")
     if not hasattr(value, "__array__"):
-        return list(_entries(name, value, "vectors"))
+        return list(_entries(name, value.tolist() if isinstance(value, memoryview) else value, "vectors"))
     array = value.__array__()  # a table or column, too
     if array.dtype.kind != "O":
         return array

@@ -98,6 +98,25 @@ def test_the_start_of_a_long_text_has_the_tokens_of_the_whole(tiny: E2Rank, bund
                 assert texts.ids([part])[0][:count] == texts.ids([text])[0][:count]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a " * 164 + "zqxj" * 23 + "\u00ad" * 60_000 + "zqxj" * 5 + " iron melts" * 200,
+        "a " * 229 + "zqxj" * 23 + "\u0301" * 60_000 + "zqxj" * 5 + " iron melts" * 200,
+        "a" + "\u0300" * 30_000 + "\u0323" + " x" * 100,
+        "\u1100" + "\u1161" * 30_000 + ". end",
+        ("x" * 1500 + " ") * 40,
+        "it's 3.14, l'\u00e9te\u0301 we'll. " * 2000,
+    ],
+)
+def test_normalisation_does_not_reach_behind_the_start(tiny: E2Rank, bundled: E2Rank, text):
+    """Guards against a cut inside of a word: characters far behind may vanish, move, or make the word unknown."""
+    for model in (tiny, bundled):
+        texts = TextTokenizer(model.tokenizer)
+        for count in (1, 40, 200, 256, 321):
+            assert texts.ids([texts.start(text, count)])[0][:count] == texts.ids([text])[0][:count]
+
+
 def test_work_does_not_follow_the_length_of_a_text(tiny: E2Rank, bundled: E2Rank, spy):
     """Guards against gigabytes for the tokens of a text that is cut anyway: its rest is not tokenised at all."""
     text = "An adult flea lives from two to three months. " * 100_000

@@ -1,6 +1,7 @@
 """Index: exact search over stored vectors, and a folder that keeps them."""
 
 import copy
+import json
 import pickle
 import random
 import threading
@@ -18,6 +19,7 @@ import torch
 import e2rank_st.search.exact as exact_module
 from e2rank_st import E2Rank
 from e2rank_st.modeling_e2rank import E2RankPooling
+from e2rank_st.search.folder import _signed
 from e2rank_st.search.index import Index
 from tests.toy import small_disk, with_adapter
 
@@ -247,6 +249,26 @@ def test_other_formats_are_refused(tmp_path: Path, content: bytes):
     (tmp_path / "index" / "index.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"has the format \d+, and this version reads 2; build and save it again"):
         Index.load(tmp_path / "index")
+
+
+@pytest.mark.parametrize("change", [{"sha256": {}}, {"sha256": []}, {"maker": "x"}, {"format": True}, {"format": 2.0}])
+def test_a_manifest_of_an_unknown_form(tmp_path: Path, change: dict[str, object]):
+    """Guards against a stranger's folder whose manifest is signed, but leaves out what is to be checked."""
+    AXES.save(tmp_path / "index")
+    file = tmp_path / "index" / "index.json"
+    manifest = json.loads(file.read_text()) | change
+    del manifest["manifest_sha256"]
+    file.write_bytes(_signed(manifest))
+    with pytest.raises(ValueError, match=r"unknown form|has the format"):
+        Index.load(tmp_path / "index")
+
+
+def test_a_users_own_file_is_kept(tmp_path: Path):
+    """Guards against an index that takes the place of somebody's data, which has the name of one of its files."""
+    (tmp_path / "texts.jsonl").write_text("my own data")
+    with pytest.raises(ValueError, match="holds other files"):
+        AXES.save(tmp_path)
+    assert (tmp_path / "texts.jsonl").read_text() == "my own data"
 
 
 def changed(model: E2Rank, change: Callable[[E2Rank], object]) -> E2Rank:

@@ -80,7 +80,7 @@ def test_the_matrix_is_a_copy():
         ([torch.ones(1), torch.ones(2)], "has 2 values"),
         (torch.ones(1, 1, dtype=torch.int64), "floating-point.*int64"),
         (torch.ones(1, 1, device="meta"), "a meta one"),
-        (torch.eye(2).to_sparse(), "a sparse one"),
+        (torch.eye(2).to_sparse(), "a sparse or nested one"),
         (np.ma.masked_array([[1.0, 2.0]], mask=[[0, 1]]), "masked array"),
         ([np.ma.masked_array([1.0, 2.0], mask=[0, 1])], "masked array"),
         (scipy.sparse.csr_matrix(np.eye(2)), "sparse matrix"),

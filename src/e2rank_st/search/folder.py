@@ -40,7 +40,8 @@ def write_index(folder: str | os.PathLike[str], texts: Sequence[str], embeddings
         OSError: The folder cannot be written.
     """
     folder = Path(folder)
-    others = sorted({path.name for path in folder.glob("*")} - {MANIFEST, VECTORS, TEXTS})
+    names = {path.name for path in folder.glob("*")}
+    others = sorted(names - {MANIFEST, VECTORS, TEXTS} if MANIFEST in names else names)
     if others:
         raise ValueError(f"{folder} holds other files ({others[0]}, ...); give a new folder or an index's folder.")
     with replacing(folder) as fresh, write_errors(folder):
@@ -104,13 +105,16 @@ def _manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         manifest = None
     version = manifest.get("format") if isinstance(manifest, dict) else None
-    if type(version) is int and version != FORMAT:
+    if version is not None and (type(version) is not int or version != FORMAT):
         raise ValueError(
             f"The index in {folder} has the format {version}, and this version reads {FORMAT}; build and save it again."
         )
     if version is None or manifest.pop("manifest_sha256", None) is None or _signed(manifest) != written:
         raise ValueError(f"The index in {folder} is damaged ({MANIFEST} has changed); build and save it again.")
     assert isinstance(manifest, dict)
+    hashes, maker = manifest.get("sha256"), manifest.get("maker")
+    if not isinstance(hashes, dict) or hashes.keys() != {VECTORS, TEXTS} or not isinstance(maker, (dict, type(None))):
+        raise ValueError(f"The index in {folder} has a {MANIFEST} of an unknown form; build and save it again.")
     return manifest
 
 

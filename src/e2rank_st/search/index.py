@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -58,6 +58,8 @@ class Index:
         """Check both parts, and normalise the vectors."""
         object.__setattr__(self, "texts", read_texts(self.texts))
         object.__setattr__(self, "embeddings", unit_rows(self.embeddings))
+        if not isinstance(self.maker, (Mapping, type(None))):
+            raise ValueError(f"maker must describe a model, got {self.maker!r:.80}. Leave it out, or use Index.build.")
         if len(self.texts) != len(self.embeddings):
             raise ValueError(
                 f"Got {len(self.texts)} texts and {len(self.embeddings)} embeddings; give one row for each text."
@@ -91,7 +93,9 @@ class Index:
         Raises:
             ValueError: ``texts`` is empty, or an entry is not a string.
         """
-        texts = read_texts(texts)
+        if not hasattr(model, "encode_document"):
+            raise ValueError(f"model must be a Sentence Transformers model, got {type(model).__name__}.")
+        texts, batch_size = read_texts(texts), natural("batch_size", batch_size, least=1)
         options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
         return cls(texts, embed_distinct(model.encode_document, texts, **options), describe(model))
 
