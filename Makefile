@@ -27,8 +27,9 @@ help:  ## show this list
 demo: $(VENV)/.base  ## search the docstrings of Python's standard library; QUERY="..." asks something else
 	@$(VENV)/bin/e2rank demo $${QUERY:+"$$QUERY"}
 
+# Two processes with a thread each: most of the time goes into many small models and new processes.
 test: $(VENV)/.dev  ## run the tests, with coverage
-	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest --cov
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --cov -n 2 --dist loadfile
 
 check: $(VENV)/.dev  ## lint, format and types
 	$(VENV)/bin/ruff check
