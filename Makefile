@@ -19,7 +19,7 @@ TORCH_INDEX ?= $(shell nvidia-smi -L >/dev/null 2>&1 || echo --extra-index-url h
 # Errors only: otherwise pip lists every package, and every index that has none of it.
 INSTALL = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help demo test check format data train eval table benchmark publish-check clean
+.PHONY: help demo test coverage check format data train eval table benchmark publish-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,8 +28,13 @@ demo: $(VENV)/.base  ## search the docstrings of Python's standard library; QUER
 	@$(VENV)/bin/e2rank demo $${QUERY:+"$$QUERY"}
 
 # Two processes with a thread each: most of the time goes into many small models and new processes.
-test: $(VENV)/.dev  ## run the tests, with coverage
-	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --cov -n 2 --dist loadfile
+PYTEST = OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+test: $(VENV)/.dev  ## run the tests
+	$(PYTEST)
+
+coverage: $(VENV)/.dev  ## run the tests, and tell the lines that none of them runs
+	$(PYTEST) --cov
 
 check: $(VENV)/.dev  ## lint, format and types
 	$(VENV)/bin/ruff check

@@ -419,7 +419,7 @@ def load_model(
 
 def _name_of_model(name: Any) -> str:
     if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
-        raise ValueError(f"Got {name!r:.80} as a model; give a folder or a Hub id (org/name).")
+        raise ValueError(f"Got the model {name!r:.80}, which is neither a folder here nor a Hub id (org/name).")
     return str(os.fspath(name))
 
 
