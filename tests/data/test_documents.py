@@ -40,7 +40,7 @@ def test_formats(tmp_path: Path, content: str, form: str, expected: list):
         (b'{"text": "one"}\n["two"]\n', "auto", "<stdin>:2: line: not a JSON object"),
         (b'{"text": "half a pair \\ud800"}\n', "auto", "<stdin>:1: text: half a character"),
         (b"one\n\xff\n", "auto", "<stdin>:2: line: not UTF-8; .* convert the file"),
-        (gzip.compress(b"one\n", mtime=0), "auto", "<stdin>:1: line: not UTF-8; .* unpack the file with gunzip or zcat"),
+        (gzip.compress(b"one\n", mtime=0), "auto", "<stdin>:1: line: not UTF-8; .* unpack the file with gunzip"),
     ],
 )
 def test_errors_name_the_line(monkeypatch: pytest.MonkeyPatch, content: bytes, form: str, message: str):
