@@ -322,9 +322,11 @@ class E2Rank(SentenceTransformer):
 
     def _most_tokens(self, processing_kwargs: Any = None, max_length: int | None = None, **_: Any) -> int | None:
         """The most tokens of an input that a call may keep; None if it keeps all."""
-        per_call = ((processing_kwargs or {}).get("text") or {}).get("max_length")
+        text = (processing_kwargs or {}).get("text") or {}
+        if text.get("truncation", True) in (False, "do_not_truncate"):
+            return None
         by_task = [getattr(self[0], f"{task}_length", None) for task in ("query", "document")]
-        limits = [self.max_seq_length, per_call, max_length, *by_task]
+        limits = [self.max_seq_length, text.get("max_length"), max_length, *by_task]
         return max((limit for limit in limits if limit), default=None) if self.max_seq_length else None
 
     def search(

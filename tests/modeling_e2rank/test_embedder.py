@@ -148,6 +148,14 @@ def test_encode_does_not_follow_the_length_of_a_text(tiny: E2Rank, bundled: E2Ra
     assert max(map(len, given)) < 50_000
 
 
+def test_encode_without_truncation_keeps_the_whole_text(tiny: E2Rank):
+    """Guards against a long text that is cut although the call asks for all of it."""
+    model, text = copy.deepcopy(tiny), "word " * 2000
+    model.max_seq_length = 8
+    features = model.preprocess([text], processing_kwargs={"text": {"truncation": False}})
+    assert features["input_ids"].shape[1] == len(model.listwise.texts.ids([text])[0]) + 1  # and the EOS
+
+
 def test_what_is_cut_for_embedding_is_logged(tiny: E2Rank, caplog):
     """Guards against silent truncation: a document longer than the model embeds is reported."""
     with caplog.at_level("INFO", "e2rank_st"):
