@@ -371,11 +371,10 @@ class E2Rank(SentenceTransformer):
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Saves the model in the form of a Hub repository; the arguments are those of ``SentenceTransformer.save``.
 
-        The same model gives the same bytes, independent of its earlier use.
-
-        The folder contains its own code. Without this package, a plain ``SentenceTransformer`` therefore loads it with
-        ``trust_remote_code``, and an older one that has no ``rerank`` is refused. The pooling is in the place where
-        other runtimes look for it. A ``CrossEncoder`` cannot load the folder: it would rank by random weights.
+        The same model gives the same bytes, independent of its earlier use. The folder contains its own code. Without
+        this package, a plain ``SentenceTransformer`` therefore loads it with ``trust_remote_code``, and an older one
+        that has no ``rerank`` is refused. The pooling is in the place where other runtimes look for it. A
+        ``CrossEncoder`` cannot load the folder: it would rank by random weights.
         """
         # A fast tokenizer keeps the padding and truncation of its last call, and would save them.
         with self._tokenizing, write_errors(path):
