@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase, Qwen
 
 from e2rank_st import E2Rank
 from e2rank_st.checkpoints import find_checkpoint
-from e2rank_st.modeling_e2rank import PROMPT_FORMATS, ListwiseRerank, TextTokenizer
+from e2rank_st.modeling_e2rank import ListwiseRerank
+from e2rank_st.prompts_e2rank import PROMPT_FORMATS, TextTokenizer
 from e2rank_st.training.collator import SlateCollator
 from tests import ROOT
 from tests.conftest import GOLDEN, toy_tokenizer

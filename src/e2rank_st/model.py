@@ -29,13 +29,13 @@ from e2rank_st.adapters import (
     merge_adapter,
     read_adapter_config,
 )
-from e2rank_st.adapters import CONFIG as ADAPTER_CONFIG
-from e2rank_st.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from e2rank_st.arguments_e2rank import natural, strings
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
-from e2rank_st.folders.check import MODULES, check_folder
+from e2rank_st.folders.check import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODULES, check_folder
 from e2rank_st.folders.hub import fetch
 from e2rank_st.folders.saved import E2RankModelCardData, make_portable
-from e2rank_st.modeling_e2rank import LONG_TOKEN, ListwiseRerank, natural, strings
+from e2rank_st.modeling_e2rank import ListwiseRerank
+from e2rank_st.prompts_e2rank import LONG_TOKEN
 from e2rank_st.search.index import Index
 from e2rank_st.storage import read_json, write_errors
 from e2rank_st.wiring import make_tokenizer_portable, saved_length, wire

@@ -4,29 +4,20 @@ One embedding model does two jobs with one score, the cosine. A document is embe
 for retrieval, or inside a *listwise prompt* (instruction, first K candidates, query) for reranking. With stored
 document vectors, reranking therefore costs one forward pass for each query (E2Rank, arXiv 2510.22733).
 
-This file is both a module of the package and the remote code of a Hub repository, so they cannot differ. It imports
-torch, transformers, sentence-transformers and the standard library only.
+The files of :data:`SOURCES` are both modules of the package and the remote code of a Hub repository, so they cannot
+differ. They import torch, transformers, sentence-transformers and the standard library only.
 
 Axes: B queries, N documents of one query, K documents in the prompt, L tokens, D dimensions.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-import numbers
-import operator
-import re
 import shutil
-from array import array
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from string import Formatter
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,22 +25,19 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-from transformers.utils.logging import tqdm
+
+from .arguments_e2rank import candidate_lists, flag, natural, one_of, one_text, share, stored_vectors, strings
+from .embedding_e2rank import Embedder, cosine, interpolate
+from .prompts_e2rank import PROMPT_FORMATS, Prompt, PromptBuilder, TextTokenizer, prompt_format_of
+
+__all__ = ["CANDIDATE_ORDERS", "SOURCES", "E2RankPooling", "ListwiseRerank", "num_positions"]
 
 logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
+SOURCES = ("modeling_e2rank.py", "arguments_e2rank.py", "embedding_e2rank.py", "prompts_e2rank.py")
 CANDIDATE_ORDERS = ("given", "similarity")
-RETRIEVAL_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}  # as ST's encode_* choose them
-MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward pass, for every batch size
-TOKENIZER_CHUNK = 256  # texts tokenised at a time; it limits the memory of the tokenizer's offsets
-LONG_TOKEN = 16  # characters; few texts have longer tokens on average
-# A text may be cut before these characters, if a letter or digit is in front. Tokenizers begin a new word there, and
-# normalisation does not reach across. The margin is for tokenizers that do not split a text into words.
-BOUNDARY = re.compile(r"(?<=[^\W_])[ \n.,;:!?()\u3001\u3002\uff0c]")
-LONGEST_WORD = SETTLED = 1_024  # characters
 
 
 class E2RankPooling(Pooling):
@@ -108,485 +96,6 @@ class E2RankPooling(Pooling):
         return {"word_embedding_dimension": self.embedding_dimension, **modes, "include_prompt": self.include_prompt}
 
 
-@dataclass(frozen=True)
-class PromptFormat:
-    """The form of a listwise prompt.
-
-    Args:
-        name: Its name in configurations.
-        template: Text with the fields ``{instruction}``, ``{documents}`` and ``{query}``.
-        document: Form of one document, with the fields ``{index}`` (from 1) and ``{document}``.
-        separator: Text between two documents.
-        chat: Whether the text is one user message of the tokenizer's chat template. Otherwise, it is plain text that
-            gets the tokenizer's own special tokens.
-
-    Raises:
-        ValueError: If a template lacks a needed field, or has a field that is not allowed.
-    """
-
-    name: str
-    template: str
-    document: str = "[{index}] {document}"
-    separator: str = "\n"
-    chat: bool = True
-
-    def __post_init__(self) -> None:
-        rules = (
-            (self.template, {"documents", "query"}, {"instruction", "documents", "query"}),
-            (self.document, {"document"}, {"index", "document"}),
-        )
-        for text, needed, allowed in rules:
-            fields = {field for _, field, _, _ in Formatter().parse(text) if field is not None}
-            if not needed <= fields <= allowed:
-                raise ValueError(f"{text!r} needs the fields {needed}, may have {allowed}, and has {fields or 'none'}.")
-
-    def pieces(self, instruction: str, query: str, documents: Sequence[str]) -> Iterator[tuple[str, bool]]:
-        """Yields pieces ``(text, trusted)``. Only trusted pieces, those of the format, may hold control tokens.
-
-        Where a colon follows the instruction, it replaces the instruction's own full stop or colon.
-        """
-        if "{instruction}:" in self.template:
-            instruction = instruction.rstrip(" \t\r\n.:。：．")  # noqa: RUF001  # full stops and colons, also Chinese ones
-        values = {"instruction": instruction, "query": query}
-        for literal, field, _, _ in Formatter().parse(self.template):
-            yield literal, True
-            if field == "documents":
-                yield from self._document_pieces(documents)
-            elif field is not None:
-                yield values[field], False
-
-    def _document_pieces(self, documents: Sequence[str]) -> Iterator[tuple[str, bool]]:
-        for index, document in enumerate(documents, start=1):
-            if index > 1:
-                yield self.separator, True
-            for literal, field, _, _ in Formatter().parse(self.document):
-                yield literal, True
-                if field is not None:
-                    yield {"index": str(index), "document": document}[field], False
-
-    def render(self, instruction: str, query: str, documents: Sequence[str]) -> str:
-        """Returns the prompt as readable text, without the chat template around it."""
-        return "".join(text for text, _ in self.pieces(instruction, query, documents))
-
-
-PROMPT_FORMATS: Mapping[str, PromptFormat] = {
-    row.name: row
-    for row in (
-        # The canonical form, as in the reference evaluation of the released checkpoints.
-        PromptFormat("evaluation", "{instruction}:\nDocuments:\n{documents}\nSearch Query: {query}"),
-        # The example on the model cards of the released checkpoints, with which their printed scores were made.
-        PromptFormat(
-            "model_card",
-            "{instruction}:\nDocuments:\n{documents}Search Query:{query}",
-            document="[{index}] {document}<|endoftext|>",
-        ),
-        # For bidirectional encoders without a chat template.
-        PromptFormat("encoder", "{query}\n{documents}", document="{document}", chat=False),
-    )
-}
-
-
-class TokenizedText(NamedTuple):
-    """A tokenised text: its token ids without special tokens, and the first character of each token.
-
-    A long text is here only as far as its tokens are needed.
-    """
-
-    text: str
-    ids: array[int]
-    starts: array[int]
-
-    def head(self, num_tokens: int) -> str:
-        """Returns the text before token ``num_tokens``, cut between two tokens and never inside a character."""
-        return self.text if num_tokens >= len(self.starts) else self.text[: self.starts[num_tokens]].rstrip()
-
-
-class TextTokenizer:
-    """Texts → token ids. No part of a text becomes a control token.
-
-    A tokenizer sets padding and truncation anew at every call, so two threads that share one corrupt each other. This
-    class works on a private copy, whose settings never change. Any number of threads may use it.
-
-    Args:
-        tokenizer: A fast tokenizer, because cutting a text needs token offsets.
-
-    Raises:
-        ValueError: If the tokenizer is not fast, or does not keep a text whole between its special tokens.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not tokenizer.is_fast:
-            raise ValueError(f"E2Rank needs a fast tokenizer, got {type(tokenizer).__name__}. Convert it to one.")
-        self.tokenizer = tokenizer
-        self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
-        self._backend.no_padding()
-        self._backend.no_truncation()
-        self._backend.encode_special_tokens = True
-        bare, full = self.ids(["a"])[0], self._backend.encode("a").ids
-        start = next((n for n in range(len(full)) if full[n : n + len(bare)] == bare), None)
-        if start is None:
-            raise ValueError(
-                f"{type(tokenizer).__name__} changes a text when it adds special tokens. Use a different one."
-            )
-        self.prefix, self.suffix = full[:start], full[start + len(bare) :]
-
-    def encodings(self, texts: Sequence[str]) -> Iterator[Any]:
-        """Yields one backend encoding for each text, without special tokens and uncut."""
-        for start in range(0, len(texts), TOKENIZER_CHUNK):
-            yield from self._backend.encode_batch(texts[start : start + TOKENIZER_CHUNK], add_special_tokens=False)
-
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the token ids of each text, without special tokens and uncut."""
-        return [encoding.ids for encoding in self.encodings(texts)]
-
-    def rendered_ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Returns the token ids of a whole prompt as a string, whose control tokens count as such."""
-        backend = copy.deepcopy(self._backend)
-        backend.encode_special_tokens = False
-        ids: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
-
-    def start(self, text: str, num_tokens: int | None) -> str:
-        """Returns a start of the text that has the same first ``num_tokens`` tokens; None keeps the whole text.
-
-        The memory of a tokenizer is a hundred times that of its text, and most of a very long text is cut anyway. A
-        bound in characters could be too short, because a token may stand for any number of them. So the start grows
-        until it has enough tokens, to the whole text if there is no end of a word.
-        """
-        if num_tokens is None or self.tokenizer.truncation_side == "left":
-            return text
-        size = LONG_TOKEN * num_tokens + SETTLED
-        while size < len(text):
-            ends = [match.start() for match in BOUNDARY.finditer(text, size - LONGEST_WORD, size)]
-            if ends:
-                offsets = self._backend.encode(text[: ends[-1]], add_special_tokens=False).offsets
-                if sum(end <= ends[-1] - SETTLED for _, end in offsets) >= num_tokens:
-                    return text[: ends[-1]]
-            size *= 4
-        return text
-
-    def texts(self, texts: Iterable[str], prompt: str = "", num_tokens: int | None = None) -> dict[str, TokenizedText]:
-        """Maps each distinct text to its tokens. The ids belong to ``prompt + text``, the starts to the text alone.
-
-        Args:
-            texts: The texts.
-            prompt: A text before each.
-            num_tokens: Number of tokens that are needed; later ones of a very long text may be missing.
-        """
-        distinct = list(dict.fromkeys(texts))
-        needed = None if num_tokens is None else num_tokens + len(prompt)
-        kept = [self.start(prompt + text, needed) for text in distinct]
-        tokenized = {}
-        for text, part, encoding in zip(distinct, kept, self.encodings(kept), strict=True):
-            # A token of the text may begin in the prompt, for example with the space before the first word.
-            starts = [max(start - len(prompt), 0) for start, end in encoding.offsets if end > len(prompt)]
-            tokenized[text] = TokenizedText(part[len(prompt) :], array("i", encoding.ids), array("i", starts))
-        return tokenized
-
-    def with_special_tokens(self, ids: Sequence[int], max_length: int | None = None) -> tuple[int, ...]:
-        """Puts the ids between the tokenizer's own special tokens, cut to ``max_length`` tokens in total."""
-        if (
-            max_length is not None
-            and (excess := len(ids) - max(max_length - len(self.prefix) - len(self.suffix), 0)) > 0
-        ):
-            ids = ids[excess:] if self.tokenizer.truncation_side == "left" else ids[:-excess]
-        return (*self.prefix, *ids, *self.suffix)
-
-
-def water_fill(lengths: Sequence[int], budget: int) -> list[int]:
-    """Shares a budget equally; the rest that short texts leave goes to longer ones.
-
-    Args:
-        lengths: Largest useful share of each text.
-        budget: Budget for all.
-
-    Returns:
-        The shares. A share is never above its length, and their sum is ``min(budget, sum(lengths))``. A share below its
-        length is at most one below the largest share.
-    """
-    shares = [0] * len(lengths)
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    for position, index in enumerate(order):
-        # Shortest first: its rest and the remainder of the division stay in the budget for longer texts.
-        shares[index] = min(lengths[index], max(budget, 0) // (len(order) - position))
-        budget -= shares[index]
-    return shares
-
-
-class Prompt(NamedTuple):
-    """A listwise prompt, with the numbers of tokens of its documents and query before and after cutting.
-
-    ``document_tokens`` and ``document_shares`` are empty if no document was cut.
-    """
-
-    ids: tuple[int, ...]
-    document_tokens: tuple[int, ...]
-    document_shares: tuple[int, ...]
-    query_tokens: int
-    query_share: int
-
-
-class PromptBuilder:
-    """Query and candidates → token ids of a listwise prompt that never exceeds its limit.
-
-    Args:
-        texts: The model's tokenizer.
-        prompt_format: Form of the prompt.
-        max_tokens: Most tokens of a prompt, special tokens included.
-        max_query_tokens: Most tokens of the query in a prompt.
-    """
-
-    def __init__(
-        self, texts: TextTokenizer, prompt_format: PromptFormat, max_tokens: int, max_query_tokens: int
-    ) -> None:
-        self.texts = texts
-        self.format = prompt_format
-        self.max_tokens = max_tokens
-        self.max_query_tokens = max_query_tokens
-        added = texts.tokenizer.get_added_vocab()
-        self._added = added
-        longest_first = sorted(map(re.escape, added), key=len, reverse=True)
-        self._control = re.compile("(" + "|".join(longest_first) + ")" if added else "(?!)()")
-        self._head, self._tail = self._chat_frame() if prompt_format.chat else ("", "")
-        self._check_runs()
-
-    def _check_runs(self) -> None:
-        """Refuses a tokenizer whose control tokens change the text beside them (``rstrip`` and SentencePiece may)."""
-        values = ("do", "why?", ["one", "two"])
-        whole = self._head + self.format.render(*values) + self._tail
-        if not self._control.search(whole):
-            return
-        if self.encode(*values) != tuple(self.texts.rendered_ids(whole, not self.format.chat)):
-            raise ValueError(
-                f"{type(self.texts.tokenizer).__name__} tokenises text beside a control token differently than alone, "
-                f"so it cannot build the prompt format {self.format.name!r}. Use a format without control tokens."
-            )
-
-    def _chat_frame(self) -> tuple[str, str]:
-        tokenizer = self.texts.tokenizer
-        if not tokenizer.chat_template:
-            raise ValueError(
-                f"The prompt format {self.format.name!r} needs a chat template, which the tokenizer lacks. "
-                "Use a format with chat=False, such as 'encoder'."
-            )
-        mark = "E2Rank's message"
-        message = [{"role": "user", "content": mark}]
-        rendered = str(
-            tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-        )
-        if rendered.count(mark) != 1:
-            raise ValueError(
-                f"The chat template must render a user's message once and unchanged; it made {rendered!r:.200}."
-            )
-        head, _, tail = rendered.partition(mark)
-        return head, tail
-
-    def encode(self, instruction: str, query: str, documents: Sequence[str]) -> tuple[int, ...]:
-        """Returns the token ids of the whole prompt, uncut. They equal the string's if no text holds a control token.
-
-        Ordinary text between two control tokens is tokenised whole, because a text may merge with its surroundings.
-        """
-        runs, controls = [""], []
-        pieces = [(self._head, True), *self.format.pieces(instruction, query, documents), (self._tail, True)]
-        for text, trusted in pieces:
-            parts = self._control.split(text) if trusted else [text]
-            runs[-1] += parts[0]
-            for control, run in zip(parts[1::2], parts[2::2], strict=True):
-                controls.append([self._added[control]])
-                runs.append(run)
-        encoded = self.texts.ids(runs)
-        ids = [token for pair in zip(encoded, [*controls, []], strict=True) for part in pair for token in part]
-        return tuple(ids) if self.format.chat else self.texts.with_special_tokens(ids)
-
-    def build(
-        self,
-        query: TokenizedText,
-        documents: Sequence[str],
-        instruction: str,
-        tokens: Callable[[Sequence[str]], Sequence[TokenizedText]],
-    ) -> Prompt:
-        """Builds one prompt. Documents share the tokens that template and query leave, by water-filling.
-
-        Documents that would not get a token are left out. The query is cut only if it is longer than
-        ``max_query_tokens``, or than a prompt without documents allows.
-
-        Args:
-            query: The query.
-            documents: The documents.
-            instruction: The instruction.
-            tokens: Tokenises documents alone; it is called only if they may have to be cut.
-
-        Raises:
-            ValueError: If the template alone leaves no tokens for a query.
-        """
-        query_share = min(len(query.starts), self.max_query_tokens)
-        if sum(map(len, documents)) <= LONG_TOKEN * self.max_tokens:
-            ids = self.encode(instruction, query.head(query_share), documents)
-            if len(ids) <= self.max_tokens:
-                return Prompt(ids, (), (), len(query.starts), query_share)
-        return self._cut(query, query_share, tokens(documents), instruction)
-
-    def _cut(
-        self, query: TokenizedText, query_share: int, documents: Sequence[TokenizedText], instruction: str
-    ) -> Prompt:
-        lengths, slack = [len(document.starts) for document in documents], 0
-
-        @cache
-        def fixed_size(count: int) -> int:
-            return len(self.encode(instruction, "", [""] * count))
-
-        def free(count: int) -> int:
-            return self.max_tokens - fixed_size(count) - query_share - slack
-
-        def lacks_room(count: int) -> bool:
-            return free(count) < sum(map(bool, lengths[:count]))
-
-        count = bisect_left(range(1, len(lengths) + 1), True, key=lacks_room)
-        while True:
-            if count and lacks_room(count):
-                count, slack = count - 1, 0
-                continue
-            room = free(count)
-            query_share += min(room, 0)
-            if query_share < min(len(query.starts), 1):
-                raise ValueError(
-                    f"max_prompt_tokens={self.max_tokens} cannot hold a query: the template of the prompt format "
-                    f"{self.format.name!r} takes {fixed_size(0)} tokens. Raise it, or cut the instruction."
-                )
-            shares = water_fill(lengths[:count], room)
-            texts = [document.head(share) for document, share in zip(documents, shares, strict=False)]
-            ids = self.encode(instruction, query.head(query_share), texts)
-            if len(ids) <= self.max_tokens:
-                shares += [0] * (len(lengths) - count)
-                return Prompt(ids, tuple(lengths), tuple(shares), len(query.starts), query_share)
-            # The parts were counted alone, but tokens may split between them: only the whole prompt counts.
-            slack += len(ids) - self.max_tokens
-
-
-class Embedder:
-    """Texts and prompts of one call → vectors, each distinct one once, in batches of similar length and bounded tokens.
-
-    Args:
-        model: The complete model.
-        builder: Builds the model's prompts.
-        batch_size: Most sequences in a forward pass.
-        show_progress_bar: Whether to show a progress bar for each kind of sequence.
-    """
-
-    def __init__(
-        self, model: SentenceTransformer, builder: PromptBuilder, batch_size: int, show_progress_bar: bool
-    ) -> None:
-        self.model = model
-        self.builder = builder
-        self.texts = builder.texts
-        self.batch_size = batch_size
-        self.show_progress_bar = show_progress_bar
-        self._tokens: dict[str, dict[str, TokenizedText]] = {task: {} for task in RETRIEVAL_PROMPTS}
-
-    def tokens(self, task: str, texts: Iterable[str]) -> list[TokenizedText]:
-        """Returns the tokens of each text after the model's retrieval prompt for the task; each is tokenised once."""
-        texts, known, prompts = list(texts), self._tokens[task], self.model.prompts
-        name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
-        prompt = prompts.get(name or "") or ""
-        limit = self._limit(task)
-        in_prompt = self.builder.max_query_tokens if task == "query" else self.builder.max_tokens
-        needed = None if limit is None else max(limit, in_prompt) + 1  # one more tells that a text is cut
-        known |= self.texts.texts((text for text in texts if text not in known), prompt, needed)
-        return [known[text] for text in texts]
-
-    def _limit(self, task: str) -> int | None:
-        limit: int | None = getattr(self.model[0], f"{task}_length", None) or self.model.max_seq_length
-        return limit
-
-    def prompts(self, queries: Sequence[str], documents: Sequence[Sequence[str]], instruction: str) -> list[Prompt]:
-        """Builds one listwise prompt for each query from its chosen documents."""
-        tokens = partial(self.tokens, "document")
-        return [
-            self.builder.build(query, texts, instruction, tokens)
-            for query, texts in zip(self.tokens("query", queries), documents, strict=True)
-        ]
-
-    def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
-        """Returns the vectors of ``encode_query`` or ``encode_document``, of shape (texts, D)."""
-        limit = self._limit(task)
-        tokens = self.tokens(task, texts)
-        sequences = [self.texts.with_special_tokens(text.ids, limit) for text in tokens]
-        cut = sum(
-            len(self.texts.with_special_tokens(text.ids)) > len(ids)
-            for text, ids in zip(tokens, sequences, strict=True)
-        )
-        if cut:
-            logger.info("Embedding at most %d tokens of a %s: cut %d of %d.", limit, task, cut, len(tokens))
-        return self.embed(sequences, task)
-
-    def candidates(self, lists: Sequence[Sequence[str]]) -> Callable[[int], Tensor]:
-        """Embeds the candidates of all queries. The result maps a query's row to its (N, D) vectors."""
-        rows = {text: row for row, text in enumerate(dict.fromkeys(text for texts in lists for text in texts))}
-        vectors = self.embed_texts("document", rows)
-        last: list[Any] = [None, None]  # queries that share one list also share its gathered vectors
-
-        def gather(index: int) -> Tensor:
-            if last[0] is not lists[index]:
-                last[:] = lists[index], vectors[[rows[text] for text in lists[index]]]
-            gathered: Tensor = last[1]
-            return gathered
-
-        return gather
-
-    def embed(self, sequences: Sequence[tuple[int, ...]], kind: str) -> Tensor:
-        """Embeds token ids; returns float32 vectors of shape (sequences, D), in the order of the sequences."""
-        rows = {ids: row for row, ids in enumerate(dict.fromkeys(sequences))}
-        distinct = list(rows)
-        vectors = torch.empty(len(distinct), self.model.get_embedding_dimension() or 0, device=self.model.device)
-        self.model.eval()
-        with tqdm(total=len(distinct), desc=kind, unit=kind, disable=not self.show_progress_bar) as progress:
-            for batch in token_batches([len(ids) for ids in distinct], self.batch_size):
-                features = self._features([distinct[row] for row in batch])
-                vectors[batch] = self.model(features)["sentence_embedding"][:, : vectors.shape[1]].float()
-                progress.update(len(batch))
-        return vectors[[rows[ids] for ids in sequences]]
-
-    def _features(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
-        width = max(map(len, sequences))
-        input_ids = torch.full((len(sequences), width), self.texts.tokenizer.pad_token_id or 0)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(sequences):
-            # Padding on the right: absolute positions count from the left, and the pooling finds the last token.
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            attention_mask[row, : len(ids)] = 1
-        device = self.model.device
-        return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
-
-
-def token_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yields batches of similar lengths: at most ``batch_size`` sequences and ``MAX_BATCH_TOKENS`` padded tokens each.
-
-    The longest come first, because the peak of memory then comes at once. A sequence above the limit goes alone.
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[batch[0]] > MAX_BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def cosine(vectors: Tensor, vector: Tensor) -> Tensor:
-    """Returns cosines in float32 of (N, D) vectors to one (D,) vector, of shape (N,).
-
-    In a matrix product, a row's result may depend on the other rows. Here it does not, so equal vectors tie exactly.
-    """
-    vectors = vectors.to(vector.device, torch.float32).contiguous()
-    return (F.normalize(vectors, dim=-1) * F.normalize(vector.float(), dim=-1)).sum(-1)
-
-
-def interpolate(queries: Tensor, prompts: Tensor, query_weight: float) -> Tensor:
-    """Mixes the directions of retrieval queries and listwise prompts, both (B, D). The result is not normalised."""
-    return query_weight * F.normalize(queries, dim=-1) + (1 - query_weight) * F.normalize(prompts, dim=-1)
-
-
 class ListwiseRerank(Module):
     """Last module of an E2Rank model: holds the reranking configuration and gives the model its ``rerank`` method.
 
@@ -631,13 +140,13 @@ class ListwiseRerank(Module):
         query_weight: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.format = _prompt_format(prompt_format)
-        self.instruction = _text("instruction", instruction)
+        self.format = prompt_format_of(prompt_format)
+        self.instruction = one_text("instruction", instruction)
         self.num_prompt_documents = natural("num_prompt_documents", num_prompt_documents)
         self.max_prompt_tokens = natural("max_prompt_tokens", max_prompt_tokens, least=1)
         self.max_query_tokens = natural("max_query_tokens", max_query_tokens, least=1)
-        self.candidate_order = _one_of("candidate_order", candidate_order, CANDIDATE_ORDERS)
-        self.query_weight = _share("query_weight", query_weight)
+        self.candidate_order = one_of("candidate_order", candidate_order, CANDIDATE_ORDERS)
+        self.query_weight = share("query_weight", query_weight)
         self._parent: SentenceTransformer
         self._made: dict[str, tuple[Any, Any]] = {}
 
@@ -692,12 +201,12 @@ class ListwiseRerank(Module):
             model.rerank, model.rank = self.rerank, self.rank  # type: ignore[assignment]
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Writes the configuration, and copies this source file to the model folder as its remote code."""
+        """Writes the configuration, and copies the source files to the model folder as its remote code."""
         self.save_config(output_path)
-        source = Path(__file__)
-        target = Path(output_path).parent / "modeling_e2rank.py"
-        if source.resolve() != target.resolve():
-            shutil.copyfile(source, target)
+        for name in SOURCES:
+            source, target = Path(__file__).parent / name, Path(output_path).parent / name
+            if source.resolve() != target.resolve():
+                shutil.copyfile(source, target)
 
     def rerank(
         self,
@@ -744,15 +253,15 @@ class ListwiseRerank(Module):
             ValueError: If an argument does not have the form above; the message names the place and the value.
         """
         single = isinstance(query, str)
-        queries = [_text("query", query)] if single else strings("query", query)
-        candidates = _candidates(documents, len(queries), single)
+        queries = [one_text("query", query)] if single else strings("query", query)
+        candidates = candidate_lists(documents, len(queries), single)
         top_k = None if top_k is None else natural("top_k", top_k)
         options = self._options(instruction, num_prompt_documents, candidate_order, query_weight)
-        stored = _stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
-        with_texts = _flag("return_documents", return_documents)
+        stored = stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
+        with_texts = flag("return_documents", return_documents)
         shown = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
         batch_size = natural("batch_size", batch_size, least=1)
-        embedder = Embedder(self._parent, self.builder, batch_size, _flag("show_progress_bar", shown))
+        embedder = Embedder(self._parent, self.builder, batch_size, flag("show_progress_bar", shown))
         scores = self._scores(embedder, queries, candidates, stored, **options)
         rankings = [
             _ranking(values, texts if with_texts else None, top_k)
@@ -771,10 +280,10 @@ class ListwiseRerank(Module):
         count = self.num_prompt_documents if count is None else count
         order = self.candidate_order if order is None else order
         return {
-            "instruction": self.instruction if instruction is None else _text("instruction", instruction),
+            "instruction": self.instruction if instruction is None else one_text("instruction", instruction),
             "num_prompt_documents": natural("num_prompt_documents", count),
-            "candidate_order": _one_of("candidate_order", order, CANDIDATE_ORDERS),
-            "query_weight": _share("query_weight", self.query_weight if weight is None else weight),
+            "candidate_order": one_of("candidate_order", order, CANDIDATE_ORDERS),
+            "query_weight": share("query_weight", self.query_weight if weight is None else weight),
         }
 
     @torch.inference_mode()
@@ -845,15 +354,6 @@ def _ranking(scores: Tensor, texts: Sequence[str] | None, top_k: int | None) -> 
     return ranking if texts is None else [{**hit, "text": texts[hit["corpus_id"]]} for hit in ranking]
 
 
-def _prompt_format(value: str | Mapping[str, Any]) -> PromptFormat:
-    if isinstance(value, Mapping):
-        try:
-            return PromptFormat(**value)
-        except (TypeError, AttributeError) as error:  # a key too many or too few; a template that is not a string
-            raise ValueError(f"prompt_format {dict(value)!r:.200} is not one: {error}.") from error
-    return PROMPT_FORMATS[_one_of("prompt_format", value, tuple(PROMPT_FORMATS))]
-
-
 def num_positions(model: SentenceTransformer) -> int | None:
     """Returns the number of a model's positions for tokens, or ``None`` if its configuration does not say."""
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
@@ -862,206 +362,3 @@ def num_positions(model: SentenceTransformer) -> int | None:
         if positions is not None and padding is not None:
             return positions - int(padding) - 1  # as in RoBERTa, where positions start after the padding's
     return positions
-
-
-def natural(name: str, value: Any, least: int = 0) -> int:
-    """Returns a whole number, of Python's, NumPy's or torch's own kind.
-
-    Raises:
-        ValueError: If it is not one, or smaller than ``least``.
-    """
-    is_one = hasattr(value, "__index__") and not isinstance(value, bool) and "bool" not in str(_dtype(value))
-    try:
-        number = operator.index(value) if is_one and not getattr(value, "ndim", 0) else None
-    except (TypeError, RuntimeError):  # an array of floats; a tensor without values
-        number = None
-    if number is None or number < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {_shown(value)}.")
-    return number
-
-
-def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:  # type: ignore[operator]
-        raise ValueError(f"{name} must be a number from 0 to 1, got {_shown(value)}.")
-    return float(value)
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {_shown(value)}.")
-    return value
-
-
-def _flag(name: str, value: Any) -> bool:
-    if isinstance(value, bool) or (str(_dtype(value)) == "bool" and not getattr(value, "ndim", 1)):
-        return bool(value)
-    raise ValueError(f"{name} must be True or False, got {_shown(value)}.")
-
-
-def _dtype(value: Any) -> Any:
-    return getattr(value, "dtype", None)
-
-
-def _shown(value: Any) -> str:
-    """A value of any type, for a message."""
-    shape = None if getattr(value, "is_nested", False) else getattr(value, "shape", None)
-    return f"{value!r:.80}" if not shape else f"{type(value).__name__} of the shape {tuple(shape)}"
-
-
-def strings(name: str, values: Any) -> list[str]:
-    """Returns the texts of a list, a generator, an array, or a column of pandas, Arrow or ``datasets``.
-
-    Raises:
-        ValueError: If it is something else, or an entry is not a text; the message names the place.
-    """
-    texts: list[str] = []
-    for index, value in enumerate(_entries(name, values, "strings")):
-        texts.append(_text(f"{name}[{index}]", value))
-    return texts
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, got {type(value).__name__}: {_shown(value)}.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} holds half of a surrogate pair, which is not text: {value!r:.80}.") from error
-    return str(value)  # NumPy's strings are of a kind of their own
-
-
-def _entries(name: str, values: Any, kind: str) -> Iterator[Any]:
-    """The entries of anything that is a list in spirit. A table is not: iteration gives the names of its columns."""
-    if hasattr(values, "columns"):
-        raise ValueError(f"{name} must be a list of {kind}, got the table {type(values).__name__}. Give one column.")
-    if hasattr(values, "to_pylist"):  # Arrow's own scalars are neither strings nor numbers
-        return iter(values.to_pylist())
-    if not isinstance(values, (str, bytes, Mapping, Set)):
-        with suppress(TypeError):  # an array without dimensions says only here that it has no entries
-            return iter(values)
-    raise ValueError(f"{name} must be a list of {kind}, got {type(values).__name__}.")
-
-
-def _candidates(documents: Any, num_queries: int, single: bool) -> list[list[str]]:
-    """Returns the candidates of each query: one list for one query, a shared list, or a list for each."""
-    if single:
-        return [strings("documents", documents)]
-    documents = list(_entries("documents", documents, "strings or of lists"))
-    if not documents or isinstance(documents[0], str):
-        return [strings("documents", documents)] * num_queries
-    if len(documents) != num_queries:
-        raise ValueError(f"documents must hold one list for each query: got {len(documents)} for {num_queries}.")
-    return [strings(f"documents[{index}]", texts) for index, texts in enumerate(documents)]
-
-
-def _stored_vectors(
-    given: Any, candidates: list[list[str]], single: bool, dimension: int | None
-) -> list[Tensor] | None:
-    """Returns one checked (N, D) matrix for each query, or ``None`` if documents must be embedded."""
-    if given is None or not candidates:
-        return None
-    name = "document_embeddings"
-    given = _plain(name, given)
-    if single or (all(texts is candidates[0] for texts in candidates) and _depth(name, given) < 3):
-        return [_fitting(name, given, len(candidates[0]), dimension)] * len(candidates)
-    given = list(_entries(name, given, "matrices, one for each query"))
-    if len(given) != len(candidates):
-        raise ValueError(f"{name} must hold one matrix for each query: got {len(given)} for {len(candidates)}.")
-    rows = enumerate(zip(given, candidates, strict=True))
-    return [_fitting(f"{name}[{index}]", part, len(texts), dimension) for index, (part, texts) in rows]
-
-
-def _fitting(name: str, value: Any, count: int, dimension: int | None) -> Tensor:
-    vectors, shape = matrix(name, value), (count, dimension)
-    if tuple(vectors.shape) != shape and (count or len(vectors)):
-        raise ValueError(f"{name} must have the shape {shape}, a vector for each document, got {tuple(vectors.shape)}.")
-    return vectors
-
-
-def matrix(name: str, value: Any) -> Tensor:
-    """Returns stored vectors as a float32 matrix (N, D), for cosines only: unusually long or short rows are scaled.
-
-    Args:
-        name: A name for messages.
-        value: A matrix of NumPy or torch, a table of pandas, or N vectors as databases return them: lists, arrays, or
-            a column of lists of pandas or Arrow.
-
-    Raises:
-        ValueError: If it is something else, is masked or sparse, has vectors of different lengths, or values that are
-            not finite floating-point numbers.
-    """
-    value = _plain(name, value)
-    if isinstance(value, list):
-        rows = [_vector(f"{name}[{index}]", row) for index, row in enumerate(value)]
-        odd = next((index for index, row in enumerate(rows) if len(row) != len(rows[0])), None)
-        if odd is not None:
-            raise ValueError(f"{name}[{odd}] has {len(rows[odd])} values, and {name}[0] has {len(rows[0])}.")
-        vectors = torch.stack(rows) if rows else torch.empty(0, 0)
-    else:
-        vectors = _floats(name, value, 2)
-    infinite = ~vectors.isfinite().all(1)
-    if infinite.any():
-        raise ValueError(f"{name} has NaN or infinite values in row {int(infinite.nonzero()[0])}.")
-    if vectors.numel():
-        largest = vectors.abs().amax(1, keepdim=True)  # (N, 1)
-        # Squares of such values leave the range of float32. The other rows stay the same bit for bit.
-        unusual = ((largest < 1e-6) | (largest > 1e6)) & (largest > 0)
-        if unusual.any():
-            vectors = torch.where(unusual, vectors.double() / largest.double(), vectors.double())
-    return vectors.float()
-
-
-def _vector(name: str, value: Any) -> Tensor:
-    value = _plain(name, value)
-    if isinstance(value, list):
-        if value and isinstance(value[0], bool):
-            raise ValueError(f"{name} must be a list of numbers, got bool. Convert them as they were made.")
-        try:
-            value = torch.tensor(value, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"{name} must be a list of numbers: {error}.") from error
-    return _floats(name, value, 1).double()
-
-
-def _floats(name: str, value: Any, dimensions: int) -> Tensor:
-    """An array or tensor as a tensor of float32, or of float64 if it has that precision."""
-    if value.ndim != dimensions:
-        kind = "vector" if dimensions == 1 else "matrix, a vector for each document"
-        raise ValueError(f"{name} must be a {kind}, got the shape {tuple(value.shape)}.")
-    if isinstance(value, Tensor):
-        is_float = value.is_floating_point()
-    else:  # NumPy knows bfloat16 by an extension only
-        is_float = (value.dtype.kind == "f" and value.dtype.itemsize <= 8) or value.dtype.name == "bfloat16"
-    if not is_float:
-        raise ValueError(f"{name} must be floating-point vectors, got {value.dtype}. Convert them as they were made.")
-    if isinstance(value, Tensor):
-        return value.detach() if value.dtype == torch.float64 else value.detach().float()
-    return torch.from_numpy(value.astype("float64" if value.dtype.itemsize > 4 else "float32"))
-
-
-def _plain(name: str, value: Any) -> Any:
-    """Vectors of any kind as a tensor, a NumPy array of numbers, or a list."""
-    if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
-            kind = "meta" if value.is_meta else "quantized" if value.is_quantized else "sparse or nested"
-            raise ValueError(f"{name} must be a dense tensor with values, got a {kind} one.")
-        return value
-    if hasattr(value, "mask") and hasattr(value, "filled"):
-        raise ValueError(f"{name} must be complete, got a masked array. Fill its gaps, or leave these documents out.")
-    if hasattr(value, "tocsr"):
-        raise ValueError(f"{name} must be dense, got a sparse matrix. Convert it with toarray().")
-    if not hasattr(value, "__array__"):
-        return list(_entries(name, value.tolist() if isinstance(value, memoryview) else value, "vectors"))
-    array = value.__array__()  # a table or column, too
-    if array.dtype.kind != "O":
-        return array
-    rows = list(_entries(name, array, "vectors"))  # for objects NumPy cannot see more than this
-    return [row[0] for row in rows] if array.ndim == 2 and array.shape[1] == 1 else rows
-
-
-def _depth(name: str, value: Any) -> int:
-    """How deep lists of numbers are nested: 2 for a matrix."""
-    if isinstance(value, (str, bytes, Mapping, numbers.Number, type(None))):
-        return 0
-    value = _plain(name, value)
-    return 1 + (_depth(name, value[0]) if value else 0) if isinstance(value, list) else int(value.ndim)

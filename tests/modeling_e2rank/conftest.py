@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from e2rank_st import E2Rank
-from e2rank_st.modeling_e2rank import TextTokenizer
+from e2rank_st.prompts_e2rank import TextTokenizer
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from e2rank_st import E2Rank
-from e2rank_st.modeling_e2rank import MAX_BATCH_TOKENS, TextTokenizer, cosine, token_batches
+from e2rank_st.embedding_e2rank import MAX_BATCH_TOKENS, cosine, token_batches
+from e2rank_st.prompts_e2rank import TextTokenizer
 from tests.modeling_e2rank.rankings import QUERY, assert_same, scores
 
 

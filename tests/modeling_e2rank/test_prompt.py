@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from e2rank_st import E2Rank
-from e2rank_st.modeling_e2rank import PROMPT_FORMATS, PromptBuilder, PromptFormat, TextTokenizer, water_fill
+from e2rank_st.prompts_e2rank import PROMPT_FORMATS, PromptBuilder, PromptFormat, TextTokenizer, water_fill
 from tests.conftest import GOLDEN
 
 INSTRUCTION = GOLDEN[0]["instruction"]

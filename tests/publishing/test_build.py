@@ -12,8 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-import e2rank_st.modeling_e2rank
-from e2rank_st import E2Rank
+from e2rank_st import E2Rank, modeling_e2rank
 from e2rank_st.publishing.build import Source, build
 from e2rank_st.publishing.card.page import read_card
 from e2rank_st.publishing.contents import check_contents
@@ -36,7 +35,8 @@ def test_model_folder(source: Source, saved: Path, checkpoint: Path, tiny: E2Ran
     again, _ = build(replace(source, model=str(checkpoint), license=saved / "LICENSE"), tmp_path / "two")
     assert built.files == again.files, "from the folder, and from the checkpoint that it was saved from"
     main, embedding = built.folders.values()
-    assert (main / "modeling_e2rank.py").read_bytes() == Path(e2rank_st.modeling_e2rank.__file__).read_bytes()
+    for name in modeling_e2rank.SOURCES:
+        assert (main / name).read_bytes() == Path(modeling_e2rank.__file__).with_name(name).read_bytes()
     config = read(main / "config_sentence_transformers.json")
     assert config["requirements"] == {"sentence-transformers": ">=6.1"}
     assert config["prompts"]["query"] == tiny.prompts["query"]

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from e2rank_st import E2Rank
-from e2rank_st.modeling_e2rank import Embedder
+from e2rank_st.embedding_e2rank import Embedder
 from e2rank_st.search.index import Index
 from e2rank_st.storage import text_id
 from e2rank_st.training.collator import FILLER, SlateCollator, prompt_orders, sample_documents

@@ -9,7 +9,7 @@ from sentence_transformers import util
 from torch import Tensor, nn
 
 from e2rank_st import E2Rank
-from e2rank_st.modeling_e2rank import interpolate
+from e2rank_st.embedding_e2rank import interpolate
 from e2rank_st.training.labels import SlateLabels
 from e2rank_st.training.losses import COLUMNS, CachedE2RankLoss, E2RankLoss, LossOptions
 from e2rank_st.training.objectives import drift, info_nce, localized, ranknet

@@ -17,9 +17,9 @@ from sentence_transformers import CrossEncoder
 from torch import Tensor
 
 from e2rank_st.benchmarks.candidates import Case
+from e2rank_st.embedding_e2rank import cosine
 from e2rank_st.labelling.teachers import CrossEncoderTeacher
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import cosine
 from e2rank_st.search.vectors import Matrix
 
 __all__ = ["Embedding", "FirstStage", "Listwise", "Pointwise", "Rocchio", "System", "best_first", "parameters"]

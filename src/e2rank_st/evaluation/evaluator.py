@@ -22,8 +22,8 @@ from e2rank_st.data.files import id_field, parse_rows
 from e2rank_st.data.formats import read_results
 from e2rank_st.data.slates import Slate
 from e2rank_st.data.trec import read_qrels
+from e2rank_st.embedding_e2rank import cosine
 from e2rank_st.evaluation.metrics import Grade, ndcg
-from e2rank_st.modeling_e2rank import cosine
 from e2rank_st.search.index import Index
 from e2rank_st.search.reranking import rerank_rows
 from e2rank_st.search.vectors import distinct, embed_distinct

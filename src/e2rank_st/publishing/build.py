@@ -25,6 +25,7 @@ from e2rank_st.folders.check import check_size
 from e2rank_st.folders.hub import fetch
 from e2rank_st.folders.saved import require
 from e2rank_st.model import E2Rank
+from e2rank_st.modeling_e2rank import SOURCES
 from e2rank_st.publishing.card.page import Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
 from e2rank_st.publishing.inspection import inspect, weight_names
@@ -34,7 +35,6 @@ from e2rank_st.storage import read_json, replacing
 __all__ = ["REVISIONS", "Build", "Source", "build"]
 
 REVISIONS = ("main", "embedding")
-CODE = "modeling_e2rank.py"
 SHARD_SIZE = "5GB"  # of a file of weights
 CARD_FILES = ("*.png", "*.svg", "*.jpg", "LICENSE")  # of a repository on the Hub, besides those that loading reads
 # How this machine loaded the tokenizer, some of it private; transformers writes it into tokenizer_config.json.
@@ -229,7 +229,7 @@ def _clean(folder: Path) -> None:
 def _derive_embedding(main: Path, folder: Path) -> None:
     """The same weights and tokenizer, without code: stock pooling, and a stock module that normalises."""
     rows = read_json(main / "modules.json")
-    left_out = shutil.ignore_patterns(CODE, "modules.json", rows[-1]["path"])
+    left_out = shutil.ignore_patterns(*SOURCES, "modules.json", rows[-1]["path"])
     shutil.copytree(main, folder, ignore=left_out, copy_function=_share)
     stock = (Pooling, Normalize)
     types = [rows[0]["type"], *(f"{cls.__module__}.{cls.__name__}" for cls in stock)]

@@ -19,12 +19,13 @@ from huggingface_hub import get_token
 from safetensors import safe_open
 
 from e2rank_st.folders.check import TEXTS, VOCABULARIES
+from e2rank_st.modeling_e2rank import SOURCES
 from e2rank_st.storage import read_json
 
 __all__ = ["File", "check_contents", "describe"]
 
 ALLOWED = (
-    "README.md", "LICENSE", "config.json", "generation_config.json", "modules.json", "modeling_e2rank.py",
+    "README.md", "LICENSE", "config.json", "generation_config.json", "modules.json", *SOURCES,
     "sentence_bert_config.json", "config_sentence_transformers.json",
     "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
     "adapter_config.json", "adapter_model.safetensors",

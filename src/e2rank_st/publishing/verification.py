@@ -7,7 +7,6 @@ the repository. The Python of a card is run only for the user who asked for it, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,8 +22,9 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from e2rank_st import modeling_e2rank
+from e2rank_st.embedding_e2rank import Embedder
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import Embedder
 from e2rank_st.publishing.build import Build
 from e2rank_st.publishing.contents import check_contents
 from e2rank_st.publishing.probe import rank
@@ -165,9 +165,9 @@ def _prompt(model: E2Rank) -> tuple[dict[str, Any], list[list[float]]]:
 def _check_files(build: Build) -> Check:
     """Every file is still the one that was built, and the code is the package's own."""
     name = "files, byte for byte"
-    source = Path(sys.modules[f"{OWN_PACKAGE}.modeling_e2rank"].__file__ or "")
-    if (build.folders["main"] / source.name).read_bytes() != source.read_bytes():
-        return Check(name, problem=f"{source.name} is not the package's own. Build again.")
+    for source in (Path(str(modeling_e2rank.__file__)).with_name(name) for name in modeling_e2rank.SOURCES):
+        if (build.folders["main"] / source.name).read_bytes() != source.read_bytes():
+            return Check(name, problem=f"{source.name} is not the package's own. Build again.")
     for revision, folder in build.folders.items():
         if check_contents(folder) != build.files[revision]:
             return Check(name, problem=f"the files of {revision} have changed since they were built. Build again.")

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from e2rank_st.modeling_e2rank import natural
+from e2rank_st.arguments_e2rank import natural
 from e2rank_st.search.exact import nearest
 from e2rank_st.search.folder import read_index, write_index
 from e2rank_st.search.maker import Maker, describe, differences

@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from e2rank_st.modeling_e2rank import RETRIEVAL_PROMPTS, ListwiseRerank
+from e2rank_st.embedding_e2rank import RETRIEVAL_PROMPTS
+from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.provenance import weights_digest
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from e2rank_st.modeling_e2rank import matrix, strings
+from e2rank_st.arguments_e2rank import matrix, strings
 
 __all__ = ["Matrix", "Rows", "distinct", "embed_distinct", "read_texts", "unit_rows"]
 

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from e2rank_st.checkpoints import instruction_template
 from e2rank_st.console import progress_wanted
+from e2rank_st.embedding_e2rank import Embedder, cosine
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import Embedder, ListwiseRerank, PromptBuilder, TokenizedText, cosine
+from e2rank_st.modeling_e2rank import ListwiseRerank
+from e2rank_st.prompts_e2rank import PromptBuilder, TokenizedText
 from e2rank_st.search.index import Index
 from e2rank_st.search.vectors import distinct, embed_distinct
 from e2rank_st.storage import text_id

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from torch import Tensor, nn
 
+from e2rank_st.embedding_e2rank import interpolate
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import interpolate
 from e2rank_st.training.fields import setting
 from e2rank_st.training.labels import SlateLabels
 from e2rank_st.training.objectives import Pool, drift, info_nce, localized, ranknet

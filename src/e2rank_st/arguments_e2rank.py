@@ -1,0 +1,240 @@
+"""What a caller gives → checked values: texts, numbers, candidates, and stored vectors of any common kind.
+
+A part of the remote code of a Hub repository: see ``modeling_e2rank.py``.
+
+Axes: B queries, N documents of one query, D dimensions.
+"""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from collections.abc import Iterator, Mapping, Set
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["candidate_lists", "flag", "matrix", "natural", "one_of", "one_text", "share", "stored_vectors", "strings"]
+
+
+def natural(name: str, value: Any, least: int = 0) -> int:
+    """Returns a whole number, of Python's, NumPy's or torch's own kind.
+
+    Raises:
+        ValueError: If it is not one, or smaller than ``least``.
+    """
+    is_one = hasattr(value, "__index__") and not isinstance(value, bool) and "bool" not in str(_dtype(value))
+    try:
+        number = operator.index(value) if is_one and not getattr(value, "ndim", 0) else None
+    except (TypeError, RuntimeError):  # an array of floats; a tensor without values
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {_shown(value)}.")
+    return number
+
+
+def share(name: str, value: Any) -> float:
+    """Returns a number from 0 to 1.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise ValueError(f"{name} must be a number from 0 to 1, got {_shown(value)}.")
+    return float(value)
+
+
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """Returns one of the allowed words.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {_shown(value)}.")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """Returns a truth value, of Python's, NumPy's or torch's own kind.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(value, bool) or (str(_dtype(value)) == "bool" and not getattr(value, "ndim", 1)):
+        return bool(value)
+    raise ValueError(f"{name} must be True or False, got {_shown(value)}.")
+
+
+def _dtype(value: Any) -> Any:
+    return getattr(value, "dtype", None)
+
+
+def _shown(value: Any) -> str:
+    """A value of any type, for a message."""
+    shape = None if getattr(value, "is_nested", False) else getattr(value, "shape", None)
+    return f"{value!r:.80}" if not shape else f"{type(value).__name__} of the shape {tuple(shape)}"
+
+
+def strings(name: str, values: Any) -> list[str]:
+    """Returns the texts of a list, a generator, an array, or a column of pandas, Arrow or ``datasets``.
+
+    Raises:
+        ValueError: If it is something else, or an entry is not a text; the message names the place.
+    """
+    texts: list[str] = []
+    for index, value in enumerate(_entries(name, values, "strings")):
+        texts.append(one_text(f"{name}[{index}]", value))
+    return texts
+
+
+def one_text(name: str, value: Any) -> str:
+    """Returns a text as a plain string.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, got {type(value).__name__}: {_shown(value)}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds half of a surrogate pair, which is not text: {value!r:.80}.") from error
+    return str(value)  # NumPy's strings are of a kind of their own
+
+
+def _entries(name: str, values: Any, kind: str) -> Iterator[Any]:
+    """The entries of anything that is a list in spirit. A table is not: iteration gives the names of its columns."""
+    if hasattr(values, "columns"):
+        raise ValueError(f"{name} must be a list of {kind}, got the table {type(values).__name__}. Give one column.")
+    if hasattr(values, "to_pylist"):  # Arrow's own scalars are neither strings nor numbers
+        return iter(values.to_pylist())
+    if not isinstance(values, (str, bytes, Mapping, Set)):
+        with suppress(TypeError):  # an array without dimensions says only here that it has no entries
+            return iter(values)
+    raise ValueError(f"{name} must be a list of {kind}, got {type(values).__name__}.")
+
+
+def candidate_lists(documents: Any, num_queries: int, single: bool) -> list[list[str]]:
+    """Returns the candidates of each query: one list for one query, a shared list, or a list for each."""
+    if single:
+        return [strings("documents", documents)]
+    documents = list(_entries("documents", documents, "strings or of lists"))
+    if not documents or isinstance(documents[0], str):
+        return [strings("documents", documents)] * num_queries
+    if len(documents) != num_queries:
+        raise ValueError(f"documents must hold one list for each query: got {len(documents)} for {num_queries}.")
+    return [strings(f"documents[{index}]", texts) for index, texts in enumerate(documents)]
+
+
+def stored_vectors(given: Any, candidates: list[list[str]], single: bool, dimension: int | None) -> list[Tensor] | None:
+    """Returns one checked (N, D) matrix for each query, or ``None`` if documents must be embedded."""
+    if given is None or not candidates:
+        return None
+    name = "document_embeddings"
+    given = _plain(name, given)
+    if single or (all(texts is candidates[0] for texts in candidates) and _depth(name, given) < 3):
+        return [_fitting(name, given, len(candidates[0]), dimension)] * len(candidates)
+    given = list(_entries(name, given, "matrices, one for each query"))
+    if len(given) != len(candidates):
+        raise ValueError(f"{name} must hold one matrix for each query: got {len(given)} for {len(candidates)}.")
+    rows = enumerate(zip(given, candidates, strict=True))
+    return [_fitting(f"{name}[{index}]", part, len(texts), dimension) for index, (part, texts) in rows]
+
+
+def _fitting(name: str, value: Any, count: int, dimension: int | None) -> Tensor:
+    vectors, shape = matrix(name, value), (count, dimension)
+    if tuple(vectors.shape) != shape and (count or len(vectors)):
+        raise ValueError(f"{name} must have the shape {shape}, a vector for each document, got {tuple(vectors.shape)}.")
+    return vectors
+
+
+def matrix(name: str, value: Any) -> Tensor:
+    """Returns stored vectors as a float32 matrix (N, D), for cosines only: unusually long or short rows are scaled.
+
+    Args:
+        name: A name for messages.
+        value: A matrix of NumPy or torch, a table of pandas, or N vectors as databases return them: lists, arrays, or
+            a column of lists of pandas or Arrow.
+
+    Raises:
+        ValueError: If it is something else, is masked or sparse, has vectors of different lengths, or values that are
+            not finite floating-point numbers.
+    """
+    value = _plain(name, value)
+    if isinstance(value, list):
+        rows = [_vector(f"{name}[{index}]", row) for index, row in enumerate(value)]
+        odd = next((index for index, row in enumerate(rows) if len(row) != len(rows[0])), None)
+        if odd is not None:
+            raise ValueError(f"{name}[{odd}] has {len(rows[odd])} values, and {name}[0] has {len(rows[0])}.")
+        vectors = torch.stack(rows) if rows else torch.empty(0, 0)
+    else:
+        vectors = _floats(name, value, 2)
+    infinite = ~vectors.isfinite().all(1)
+    if infinite.any():
+        raise ValueError(f"{name} has NaN or infinite values in row {int(infinite.nonzero()[0])}.")
+    if vectors.numel():
+        largest = vectors.abs().amax(1, keepdim=True)  # (N, 1)
+        # Squares of such values leave the range of float32. The other rows stay the same bit for bit.
+        unusual = ((largest < 1e-6) | (largest > 1e6)) & (largest > 0)
+        if unusual.any():
+            vectors = torch.where(unusual, vectors.double() / largest.double(), vectors.double())
+    return vectors.float()
+
+
+def _vector(name: str, value: Any) -> Tensor:
+    value = _plain(name, value)
+    if isinstance(value, list):
+        if value and isinstance(value[0], bool):
+            raise ValueError(f"{name} must be a list of numbers, got bool. Convert them as they were made.")
+        try:
+            value = torch.tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{name} must be a list of numbers: {error}.") from error
+    return _floats(name, value, 1).double()
+
+
+def _floats(name: str, value: Any, dimensions: int) -> Tensor:
+    """An array or tensor as a tensor of float32, or of float64 if it has that precision."""
+    if value.ndim != dimensions:
+        kind = "vector" if dimensions == 1 else "matrix, a vector for each document"
+        raise ValueError(f"{name} must be a {kind}, got the shape {tuple(value.shape)}.")
+    if isinstance(value, Tensor):
+        is_float = value.is_floating_point()
+    else:  # NumPy knows bfloat16 by an extension only
+        is_float = (value.dtype.kind == "f" and value.dtype.itemsize <= 8) or value.dtype.name == "bfloat16"
+    if not is_float:
+        raise ValueError(f"{name} must be floating-point vectors, got {value.dtype}. Convert them as they were made.")
+    if isinstance(value, Tensor):
+        return value.detach() if value.dtype == torch.float64 else value.detach().float()
+    return torch.from_numpy(value.astype("float64" if value.dtype.itemsize > 4 else "float32"))
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Vectors of any kind as a tensor, a NumPy array of numbers, or a list."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            kind = "meta" if value.is_meta else "quantized" if value.is_quantized else "sparse or nested"
+            raise ValueError(f"{name} must be a dense tensor with values, got a {kind} one.")
+        return value
+    if hasattr(value, "mask") and hasattr(value, "filled"):
+        raise ValueError(f"{name} must be complete, got a masked array. Fill its gaps, or leave these documents out.")
+    if hasattr(value, "tocsr"):
+        raise ValueError(f"{name} must be dense, got a sparse matrix. Convert it with toarray().")
+    if not hasattr(value, "__array__"):
+        return list(_entries(name, value.tolist() if isinstance(value, memoryview) else value, "vectors"))
+    array = value.__array__()  # a table or column, too
+    if array.dtype.kind != "O":
+        return array
+    rows = list(_entries(name, array, "vectors"))  # for objects NumPy cannot see more than this
+    return [row[0] for row in rows] if array.ndim == 2 and array.shape[1] == 1 else rows
+
+
+def _depth(name: str, value: Any) -> int:
+    """How deep lists of numbers are nested: 2 for a matrix."""
+    if isinstance(value, (str, bytes, Mapping, numbers.Number, type(None))):
+        return 0
+    value = _plain(name, value)
+    return 1 + (_depth(name, value[0]) if value else 0) if isinstance(value, list) else int(value.ndim)
