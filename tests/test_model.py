@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoTokenizer
 from e2rank_st import E2Rank, adapters, modeling_e2rank
 from e2rank_st.adapters import bundled_folder
 from e2rank_st.checkpoints import find_checkpoint
-from e2rank_st.model import load_model
+from e2rank_st.loading import load_model
 from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.search.index import Index
 from e2rank_st.wiring import seal_tokenizer

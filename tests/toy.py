@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from e2rank_st import E2Rank
+from e2rank_st.adapters import trained_adapter
 
 THINGS = ["flea", "cat", "dog", "iron", "bread", "river", "moon", "sun", "gravity", "yeast", "water", "fire"]
 
@@ -62,6 +63,13 @@ def with_trained_adapter(model: E2Rank) -> E2Rank:
     for name, weights in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weights, std=0.02)
+    return model
+
+
+def with_prompt_adapter(model: E2Rank) -> E2Rank:
+    """A copy with the same trained adapter for listwise prompts only."""
+    model, trained = copy.deepcopy(model), with_trained_adapter(model)
+    model.listwise.adapter = trained_adapter(trained.transformers_model, "toy/base", "main")
     return model
 
 

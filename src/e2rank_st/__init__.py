@@ -4,13 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from e2rank_st.model import E2Rank, load_model
+    from e2rank_st.loading import load_model
+    from e2rank_st.model import E2Rank
     from e2rank_st.search.index import Index
 
 __all__ = ["E2Rank", "Index", "load_model"]
 __version__ = "0.1.0"
 
-MODULES = {"E2Rank": "model", "load_model": "model", "Index": "search.index"}
+MODULES = {"E2Rank": "model", "load_model": "loading", "Index": "search.index"}
 
 
 def __getattr__(name: str) -> Any:

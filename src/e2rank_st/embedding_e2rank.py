@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
 from .prompts_e2rank import Prompt, PromptBuilder, TokenizedText
@@ -32,16 +32,23 @@ class Embedder:
     """Texts and prompts of one call → vectors, each distinct one once, in batches of similar length and bounded tokens.
 
     Args:
-        model: The complete model.
+        model: The complete model, which embeds queries and documents.
+        prompt_model: The model that embeds prompts.
         builder: Builds the model's prompts.
         batch_size: Most sequences in a forward pass.
         show_progress_bar: Whether to show a progress bar for each kind of sequence.
     """
 
     def __init__(
-        self, model: SentenceTransformer, builder: PromptBuilder, batch_size: int, show_progress_bar: bool
+        self,
+        model: SentenceTransformer,
+        prompt_model: nn.Module,
+        builder: PromptBuilder,
+        batch_size: int,
+        show_progress_bar: bool,
     ) -> None:
         self.model = model
+        self.prompt_model = prompt_model
         self.builder = builder
         self.texts = builder.texts
         self.batch_size = batch_size
@@ -103,11 +110,12 @@ class Embedder:
         rows = {ids: row for row, ids in enumerate(dict.fromkeys(sequences))}
         distinct = list(rows)
         vectors = torch.empty(len(distinct), self.model.get_embedding_dimension() or 0, device=self.model.device)
+        model = self.prompt_model if kind == "prompt" else self.model
         self.model.eval()
         with tqdm(total=len(distinct), desc=kind, unit=kind, disable=not self.show_progress_bar) as progress:
             for batch in token_batches([len(ids) for ids in distinct], self.batch_size):
                 features = self._features([distinct[row] for row in batch])
-                vectors[batch] = self.model(features)["sentence_embedding"][:, : vectors.shape[1]].float()
+                vectors[batch] = model(features)["sentence_embedding"][:, : vectors.shape[1]].float()
                 progress.update(len(batch))
         return vectors[[rows[ids] for ids in sequences]]
 

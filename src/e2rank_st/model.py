@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
+from e2rank_st.adapter_e2rank import ADAPTER_WEIGHTS
 from e2rank_st.adapters import (
     BUNDLED_REPOSITORY,
     adapter_name,
@@ -31,7 +32,7 @@ from e2rank_st.adapters import (
 )
 from e2rank_st.arguments_e2rank import natural, strings
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
-from e2rank_st.folders.check import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODULES, check_folder
+from e2rank_st.folders.check import MODULES, check_folder
 from e2rank_st.folders.hub import fetch
 from e2rank_st.folders.saved import E2RankModelCardData, make_portable
 from e2rank_st.modeling_e2rank import ListwiseRerank
@@ -40,7 +41,7 @@ from e2rank_st.search.index import Index
 from e2rank_st.storage import read_json, write_errors
 from e2rank_st.wiring import make_tokenizer_portable, saved_length, wire
 
-__all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "load_model"]
+__all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "name_of_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class E2Rank(SentenceTransformer):
         self._preset = preset
         self._tokenizing = _Lock()
         self._warns_before_reranking = False  # set for a checkpoint that only embeds, until it has warned
-        super().__init__(_name_of_model(model_name_or_path), **kwargs)
+        super().__init__(name_of_model(model_name_or_path), **kwargs)
 
     @classmethod
     def from_bundled(cls, *, trained: bool = True, **kwargs: Any) -> E2Rank:
@@ -188,6 +189,7 @@ class E2Rank(SentenceTransformer):
         place = list(self).index(self.listwise)
         kept = {name: getattr(self.listwise, name) for name in self.listwise.config_keys}
         reranker = ListwiseRerank(**kept | options)
+        reranker.adapter = self.listwise.adapter
         reranker.on_model_ready(self)
         self[place] = reranker
 
@@ -386,39 +388,12 @@ class E2Rank(SentenceTransformer):
             make_portable(Path(path))
 
 
-def load_model(
-    name: str, *, preset: str | None = None, revision: str | None = None, merge: bool = True, **kwargs: Any
-) -> E2Rank:
-    """Load a model by a name from a command line.
-
-    Args:
-        name: ``bundled``, ``bundled-base``, a folder (also one with an adapter), or a Hub id.
-        preset: As for :class:`E2Rank`.
-        revision: Branch, tag or commit of a model on the Hub.
-        merge: Whether to merge the adapter of a folder into its base. A separate adapter can be trained further.
-        **kwargs: As for :class:`E2Rank`.
+def name_of_model(name: Any) -> str:
+    """Return a name or path as a string.
 
     Raises:
-        ValueError: The name is neither a folder nor a Hub id, the device does not work, the model cannot rerank, or its
-            adapter cannot be merged.
-        OSError: The model cannot be loaded.
-        ImportError: The bundled model's weights are not installed, and the Hub is not reachable.
+        ValueError: It is something else, or empty.
     """
-    name = _name_of_model(name)
-    check_name(name)
-    _check_device(kwargs.get("device"))
-    has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
-    if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
-        got = f"preset={preset!r}" if preset else f"revision={revision!r}"
-        raise ValueError(f"Got {got} for {name!r}, whose base and wiring are known; leave it out.")
-    if name in BUNDLED_MODELS:
-        return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
-    if has_adapter:
-        return E2Rank.from_adapter(name, merge=merge, **kwargs)
-    return E2Rank(name, preset=preset, revision=revision, **kwargs)
-
-
-def _name_of_model(name: Any) -> str:
     if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
         raise ValueError(f"Got the model {name!r:.80}, which is neither a folder here nor a Hub id (org/name).")
     return str(os.fspath(name))
@@ -435,14 +410,6 @@ def check_name(name: str) -> None:
         raise ValueError(
             f"Got the model {name!r}, which is neither a folder here nor a Hub id (org/name); give one, or {known}."
         )
-
-
-def _check_device(device: Any) -> None:
-    """Refuse a device that does not compute here, such as one that is not there, or ``meta``, which has no memory."""
-    try:
-        torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises one of these
-        raise ValueError(f"Got the device {device}, which does not work here ({error}); try cpu.") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -24,8 +24,10 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Pooling
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
+from .adapter_e2rank import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraAdapter
 from .arguments_e2rank import candidate_lists, flag, natural, one_of, one_text, share, stored_vectors, strings
 from .embedding_e2rank import Embedder, cosine, interpolate
 from .prompts_e2rank import PROMPT_FORMATS, Prompt, PromptBuilder, TextTokenizer, prompt_format_of
@@ -36,7 +38,10 @@ logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
-SOURCES = ("modeling_e2rank.py", "arguments_e2rank.py", "embedding_e2rank.py", "prompts_e2rank.py")
+SOURCES = (
+    "modeling_e2rank.py", "adapter_e2rank.py", "arguments_e2rank.py", "embedding_e2rank.py", "prompts_e2rank.py",
+)  # fmt: skip
+HUB_ARGUMENTS = ("token", "cache_folder", "revision", "local_files_only")
 CANDIDATE_ORDERS = ("given", "similarity")
 
 
@@ -147,6 +152,7 @@ class ListwiseRerank(Module):
         self.max_query_tokens = natural("max_query_tokens", max_query_tokens, least=1)
         self.candidate_order = one_of("candidate_order", candidate_order, CANDIDATE_ORDERS)
         self.query_weight = share("query_weight", query_weight)
+        self.adapter: LoraAdapter | None = None
         self._parent: SentenceTransformer
         self._made: dict[str, tuple[Any, Any]] = {}
 
@@ -166,6 +172,23 @@ class ListwiseRerank(Module):
         texts, limits = self.texts, (self.max_prompt_tokens, self.max_query_tokens)
         key = (texts, texts.tokenizer.chat_template, self.format, limits)
         return self._kept("builder", key, lambda: PromptBuilder(texts, self.format, *limits))
+
+    @property
+    def prompt_model(self) -> nn.Module:
+        """The model that embeds prompts: the model itself, or one that has the adapter and shares all else with it."""
+        model, adapter = self._parent, self.adapter
+        if adapter is None:
+            return model
+        transformer, backbone = model[0], cast("nn.Module", model.transformers_model)
+
+        def make() -> nn.Module:
+            return nn.Sequential(adapter.applied(transformer, backbone), *list(model)[1:])
+
+        return self._kept("prompt_model", (adapter, transformer, adapter.state(backbone)), make)
+
+    def embedder(self, batch_size: int = 32, show_progress_bar: bool = False) -> Embedder:
+        """The embedder of one call."""
+        return Embedder(self._parent, self.prompt_model, self.builder, batch_size, show_progress_bar)
 
     def _kept(self, name: str, key: Any, make: Callable[[], Made]) -> Made:
         """A part that is made at first use, and again after a change. If two threads make it, they keep one of both."""
@@ -188,11 +211,13 @@ class ListwiseRerank(Module):
         """Binds ``rerank`` and ``rank`` to the complete model.
 
         Raises:
-            ValueError: If the model has fewer positions than a prompt may have tokens.
+            ValueError: If the model has fewer positions than tokens of a prompt, or other layers than its adapter.
         """
         positions = num_positions(model)
         if positions is not None and self.max_prompt_tokens > positions:
             raise ValueError(f"max_prompt_tokens={self.max_prompt_tokens} exceeds the model's {positions} positions.")
+        if self.adapter is not None:
+            list(self.adapter.layers(cast("nn.Module", model.transformers_model)))  # refuses an adapter of others
         # A normal assignment would register the model as a submodule of its own submodule.
         object.__setattr__(self, "_parent", model)
         model.tokenizer.split_special_tokens = True
@@ -201,12 +226,37 @@ class ListwiseRerank(Module):
             model.rerank, model.rank = self.rerank, self.rank  # type: ignore[assignment]
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Writes the configuration, and copies the source files to the model folder as its remote code."""
+        """Writes configuration and adapter, and copies the source files to the model folder as its remote code."""
         self.save_config(output_path)
+        if self.adapter is not None:
+            self.adapter.write(Path(output_path))
         for name in SOURCES:
             source, target = Path(__file__).parent / name, Path(output_path).parent / name
             if source.resolve() != target.resolve():
                 shutil.copyfile(source, target)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:  # type: ignore[override]
+        """Reads the configuration, and the adapter if there is one.
+
+        Args:
+            model_name_or_path: A folder or a Hub id.
+            subfolder: The module's folder in it.
+            **kwargs: Arguments of ``Module.load``.
+
+        Raises:
+            ValueError: A value is not allowed, or the adapter is damaged.
+        """
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        module = cls(**cls.load_config(model_name_or_path, subfolder, **hub))
+        config, weights = (
+            cls.load_file_path(model_name_or_path, name, subfolder, **hub) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+        )
+        if config and weights:
+            module.adapter = LoraAdapter.read(Path(config), Path(weights))
+        elif config or weights:
+            raise ValueError(f"{subfolder} has one of {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}; it needs both, or none.")
+        return module
 
     def rerank(
         self,
@@ -261,7 +311,7 @@ class ListwiseRerank(Module):
         with_texts = flag("return_documents", return_documents)
         shown = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
         batch_size = natural("batch_size", batch_size, least=1)
-        embedder = Embedder(self._parent, self.builder, batch_size, flag("show_progress_bar", shown))
+        embedder = self.embedder(batch_size, flag("show_progress_bar", shown))
         scores = self._scores(embedder, queries, candidates, stored, **options)
         rankings = [
             _ranking(values, texts if with_texts else None, top_k)

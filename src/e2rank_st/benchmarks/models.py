@@ -12,7 +12,8 @@ from typing import Any
 from sentence_transformers import CrossEncoder
 
 from e2rank_st.adapters import BUNDLED_NAME, BUNDLED_REPOSITORY
-from e2rank_st.model import BUNDLED_MODELS, E2Rank, check_name, load_model
+from e2rank_st.loading import load_model
+from e2rank_st.model import BUNDLED_MODELS, E2Rank, check_name
 from e2rank_st.provenance import model_digest
 from e2rank_st.search.index import Index
 

@@ -117,7 +117,7 @@ def _load_model(name: str, device: str | None, dtype: str, *, tell: bool = False
     with _step("loading the model", spin=is_local, tell=tell):
         from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
-        from e2rank_st.model import load_model
+        from e2rank_st.loading import load_model
 
         if is_local or not sys.stderr.isatty():
             disable_progress_bar()

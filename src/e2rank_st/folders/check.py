@@ -16,19 +16,19 @@ from sentence_transformers.base.modules import Dense, Module, Normalize, Transfo
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 from tokenizers import Tokenizer
 
+from e2rank_st.adapter_e2rank import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from e2rank_st.folders.values import check_adapter, check_settings, check_types, check_values
 from e2rank_st.folders.weights import open_weights
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.storage import read_json
 
 __all__ = [
-    "ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "FILES", "MODULES", "Kind", "check_folder", "check_size", "is_pickle",
+    "FILES", "MODULES", "Kind", "check_folder", "check_size", "is_pickle",
     "weight_files",
 ]  # fmt: skip
 
 Kind: TypeAlias = Literal["adapter", "model", "checkpoint"]
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # The files that loading reads; a folder has one for each module.
 FILES = (
@@ -37,7 +37,8 @@ FILES = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "processor_config.json", "preprocessor_config.json",
     "video_preprocessor_config.json", "chat_template.json",
     "vocab.txt", "merges.txt", "chat_template.jinja", "README.md",
-    WEIGHTS, INDEX, "model-*-of-*.safetensors", ADAPTER_WEIGHTS, "*/config.json", f"*/{WEIGHTS}",
+    WEIGHTS, INDEX, "model-*-of-*.safetensors", ADAPTER_WEIGHTS,
+    f"*/{ADAPTER_CONFIG}", f"*/{ADAPTER_WEIGHTS}", "*/config.json", f"*/{WEIGHTS}",
     "*/sentence_*_config.json", "*/tokenizer.json", "*/tokenizer_config.json", "*/special_tokens_map.json",
 )  # fmt: skip
 # The file that tells the kind, the kind, and the files that it also needs. The kinds are tried in this order.
@@ -87,9 +88,7 @@ def check_folder(folder: Path) -> Kind:
     if (folder / "modules.json").is_file():
         homes = _check_modules(folder)
     if kind == "adapter":
-        check_adapter(ADAPTER_CONFIG, read_json(folder / ADAPTER_CONFIG))
-        with open_weights(folder / ADAPTER_WEIGHTS):
-            pass
+        _check_adapter(folder)
         if not (folder / "config.json").is_file():  # otherwise transformers takes the folder for the base, too
             return kind
     for home in homes:
@@ -224,6 +223,8 @@ def _check_module(folder: Path, path: str, cls: type[Module]) -> None:
     if file.is_file():
         check_size(file)
         check_settings(name, read_json(file))
+    if cls is ListwiseRerank and (folder / path / ADAPTER_CONFIG).is_file():
+        _check_adapter(folder, path)
     if cls is Normalize:  # it ignores keys that it does not know
         return
     settings = cls.load_config(str(folder), subfolder=path)
@@ -237,6 +238,14 @@ def _check_module(folder: Path, path: str, cls: type[Module]) -> None:
         _require(folder, f"{path}/{WEIGHTS}")
         with open_weights(folder / path / WEIGHTS):
             pass
+
+
+def _check_adapter(folder: Path, path: str = "") -> None:
+    """Check an adapter's two files in a subfolder."""
+    check_adapter(f"{path}/{ADAPTER_CONFIG}".lstrip("/"), read_json(folder / path / ADAPTER_CONFIG))
+    _require(folder / path, ADAPTER_WEIGHTS)
+    with open_weights(folder / path / ADAPTER_WEIGHTS):
+        pass
 
 
 def _check_weights(home: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformerModelCardData
 
-from e2rank_st.folders.check import ADAPTER_CONFIG
+from e2rank_st.adapter_e2rank import ADAPTER_CONFIG
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.storage import read_json, write_json
 

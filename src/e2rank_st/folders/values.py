@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from e2rank_st.adapter_e2rank import check_lora
+
 __all__ = ["check_adapter", "check_settings", "check_types", "check_values"]
 
 Types: TypeAlias = Mapping[str, tuple[type, ...]]
@@ -57,10 +59,7 @@ MODULE_ARGUMENTS: Types = {
 }  # fmt: skip
 MODALITY: Types = {"method": (str,), "method_output_name": (str, list, NONE), "format": TEXT}
 METHODS = {"forward", "get_text_features"}  # of the model, which a folder may have called
-ADAPTER: Types = {
-    "r": (int,), "lora_alpha": (int, float), "revision": TEXT,
-    "auto_mapping": OBJECT,
-}  # fmt: skip
+ADAPTER: Types = {"r": (int,), "lora_alpha": (int, float), "revision": TEXT, "auto_mapping": OBJECT}
 # Of the modules behind the transformer; their classes check the values.
 SETTINGS: Types = {
     "embedding_dimension": (int,), "word_embedding_dimension": (int,), "pooling_mode": (str, list),
@@ -71,13 +70,6 @@ SETTINGS: Types = {
 PROMPT_FORMAT: Types = {
     "name": (str,), "template": (str,), "document": (str,), "separator": (str,), "chat": (bool,)
 }  # fmt: skip
-# Values of an adapter that keep the formula W + alpha / r · B A; those of the second row must be false or empty.
-PLAIN = {"peft_type": "LORA", "bias": "none"}
-ABSENT = (
-    "use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication",
-    "use_qalora", "use_bdlora", "lora_bias", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
-    "arrow_config", "megatron_config",
-)  # fmt: skip
 
 
 def check_values(name: str, values: Any) -> None:
@@ -147,17 +139,10 @@ def check_adapter(name: str, config: Any) -> None:
         ValueError: It lacks a value, or the adapter is not plain LoRA.
     """
     _check_code(name, config)
-    check_types(name, config, {key: ADAPTER[key] for key in ("r", "lora_alpha")}, needed=True)
     check_types(name, config, ADAPTER)
     if not isinstance(config.get("base_model_name_or_path"), str):
         raise ValueError(f"{name} does not name its base_model_name_or_path. Train the adapter again, or write it in.")
-    if config["r"] < 1:
-        raise ValueError(f"{name} sets 'r' to {config['r']}; it must be at least 1. Save the adapter again.")
-    odd = [key for key, value in PLAIN.items() if config.get(key, value) != value]
-    odd += [key for key in ABSENT if config.get(key)]
-    if odd:
-        found = ", ".join(f"{key}={config[key]!r:.80}" for key in odd)
-        raise ValueError(f"{name} has {found}; only plain LoRA can be merged here. Merge it with peft.")
+    check_lora(name, config)
     library = (config.get("auto_mapping") or {}).get("parent_library")  # peft imports it
     if library is not None and not str(library).startswith("transformers."):
         raise ValueError(

@@ -23,7 +23,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from e2rank_st import modeling_e2rank
-from e2rank_st.embedding_e2rank import Embedder
 from e2rank_st.model import E2Rank
 from e2rank_st.publishing.build import Build
 from e2rank_st.publishing.contents import check_contents
@@ -153,7 +152,7 @@ def check_card(build: Build, run_card: bool) -> list[Check]:
 def _prompt(model: E2Rank) -> tuple[dict[str, Any], list[list[float]]]:
     """A listwise prompt as others build it, from its text, with the ids that it must have; and its vector here."""
     listwise = model.listwise
-    embedder = Embedder(model, listwise.builder, 1, False)
+    embedder = listwise.embedder(batch_size=1)
     query, documents = QUERIES[0], DOCUMENTS[:2]  # without control tokens in them
     ids = embedder.prompts([query], [documents], listwise.instruction)[0].ids
     text = listwise.format.render(listwise.instruction, query, documents)

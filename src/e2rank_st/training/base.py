@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from e2rank_st.model import E2Rank, load_model
+from e2rank_st.loading import load_model
+from e2rank_st.model import E2Rank
 from e2rank_st.training.settings import ListwiseSettings, Settings
 
 __all__ = ["adapt", "load_base"]

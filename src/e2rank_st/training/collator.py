@@ -154,7 +154,7 @@ class SlateCollator(SentenceTransformerDataCollator):
         batch: dict[str, Any] = {"label": _labels(features, slates, self._slate_size(slates))}
         if "dataset_name" in features[0]:
             batch["dataset_name"] = features[0]["dataset_name"]
-        embedder = Embedder(self.model, self._builder, 1, False)  # for its tokens: nothing is embedded here
+        embedder = Embedder(self.model, self.model, self._builder, 1, False)  # for its tokens: nothing is embedded here
         for column in (name for name in COLUMNS if name in self.columns):
             if column == "documents" and self.frozen is not None:
                 batch["documents_sentence_embedding"] = self._vectors(features, slates)

@@ -1,0 +1,53 @@
+"""The name of a model on a command line → the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e2rank_st.adapter_e2rank import ADAPTER_CONFIG
+from e2rank_st.model import BUNDLED_MODELS, E2Rank, check_name, name_of_model
+
+__all__ = ["load_model"]
+
+
+def load_model(
+    name: str, *, preset: str | None = None, revision: str | None = None, merge: bool = True, **kwargs: Any
+) -> E2Rank:
+    """Load a model by a name from a command line.
+
+    Args:
+        name: ``bundled``, ``bundled-base``, a folder (also one with an adapter), or a Hub id.
+        preset: As for :class:`E2Rank`.
+        revision: Branch, tag or commit of a model on the Hub.
+        merge: Whether to merge the adapter of a folder into its base. A separate adapter can be trained further.
+        **kwargs: As for :class:`E2Rank`.
+
+    Raises:
+        ValueError: The name is neither a folder nor a Hub id, the device does not work, the model cannot rerank, or its
+            adapter cannot be merged.
+        OSError: The model cannot be loaded.
+        ImportError: The bundled model's weights are not installed, and the Hub is not reachable.
+    """
+    name = name_of_model(name)
+    check_name(name)
+    _check_device(kwargs.get("device"))
+    has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
+    if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
+        got = f"preset={preset!r}" if preset else f"revision={revision!r}"
+        raise ValueError(f"Got {got} for {name!r}, whose base and wiring are known; leave it out.")
+    if name in BUNDLED_MODELS:
+        return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
+    if has_adapter:
+        return E2Rank.from_adapter(name, merge=merge, **kwargs)
+    return E2Rank(name, preset=preset, revision=revision, **kwargs)
+
+
+def _check_device(device: Any) -> None:
+    """Refuse a device that does not compute here, such as one that is not there, or ``meta``, which has no memory."""
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises one of these
+        raise ValueError(f"Got the device {device}, which does not work here ({error}); try cpu.") from error
