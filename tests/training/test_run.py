@@ -14,7 +14,7 @@ from e2rank_st import E2Rank
 from e2rank_st.adapters import WEIGHTS, bundled_folder, read_adapter_config
 from e2rank_st.cli.app import app
 from e2rank_st.search.index import Index
-from e2rank_st.training.datasets import document_index
+from e2rank_st.training.datasets import frozen_vectors
 from e2rank_st.training.resuming import complete_checkpoints
 from e2rank_st.training.run import main, prepare
 from e2rank_st.training.settings import parse_settings
@@ -195,9 +195,9 @@ def test_documents_are_embedded_in_the_precision_of_training(
 
     def spy(*args: Any, **options: Any) -> Index:
         precisions.append(torch.is_autocast_enabled("cpu"))
-        return document_index(*args, **options)
+        return frozen_vectors(*args, **options)
 
-    monkeypatch.setattr("e2rank_st.training.run.document_index", spy)
+    monkeypatch.setattr("e2rank_st.training.run.frozen_vectors", spy)
     flags = ["--bf16", str(bf16).lower(), "--use_cpu", "true", "--output_dir", str(tmp_path)]
     prepare(parse_settings([str(settings), *FROZEN, *flags]))
     assert precisions == [bf16]

@@ -23,11 +23,13 @@ from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.storage import read_json
 
 __all__ = [
-    "FILES", "MODULES", "Kind", "check_folder", "check_size", "is_pickle",
+    "FILES", "HOME", "MODULES", "Kind", "check_folder", "check_size", "is_pickle",
     "weight_files",
 ]  # fmt: skip
 
-Kind: TypeAlias = Literal["adapter", "model", "checkpoint"]
+Kind: TypeAlias = Literal["adapter", "model", "checkpoint", "prompt adapter"]
+
+HOME = "2_ListwiseRerank"  # the folder of a prompt adapter that is alone
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # The files that loading reads; a folder has one for each module.
@@ -46,6 +48,7 @@ KINDS: tuple[tuple[str, Kind, tuple[str, ...]], ...] = (
     (ADAPTER_CONFIG, "adapter", (ADAPTER_WEIGHTS, "modules.json")),
     ("modules.json", "model", ()),
     ("config.json", "checkpoint", ()),
+    (f"{HOME}/{ADAPTER_CONFIG}", "prompt adapter", (f"{HOME}/{ADAPTER_WEIGHTS}", f"{HOME}/config.json")),
 )
 OWN, STOCK = (E2RankPooling, ListwiseRerank), (Transformer, Pooling, Normalize, Dense, LayerNorm)
 # The name of a class in modules.json → the class. No name of a folder is imported.
@@ -75,7 +78,8 @@ def check_folder(folder: Path) -> Kind:
         folder: The folder.
 
     Returns:
-        The kind: a LoRA ``adapter``, a Sentence-Transformers ``model``, or a plain ``checkpoint``.
+        The kind: a LoRA ``adapter``, a Sentence-Transformers ``model``, a plain ``checkpoint``, or a ``prompt adapter``
+        without its base.
 
     Raises:
         ValueError: The folder is broken, or could do harm when it is loaded.
@@ -87,6 +91,9 @@ def check_folder(folder: Path) -> Kind:
     homes = [folder]  # of the transformer
     if (folder / "modules.json").is_file():
         homes = _check_modules(folder)
+    if kind == "prompt adapter":
+        _check_module(folder, HOME, ListwiseRerank)
+        return kind
     if kind == "adapter":
         _check_adapter(folder)
         if not (folder / "config.json").is_file():  # otherwise transformers takes the folder for the base, too

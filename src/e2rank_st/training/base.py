@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+from sentence_transformers.base.evaluation import SequentialEvaluator
 from torch import nn
 
+from e2rank_st.adapter_e2rank import LoraAdapter
+from e2rank_st.adapters import trained_adapter
 from e2rank_st.loading import load_model
 from e2rank_st.model import E2Rank
 from e2rank_st.training.settings import ListwiseSettings, Settings
 
-__all__ = ["adapt", "load_base"]
+__all__ = ["AdapterEvaluator", "adapt", "load_base", "taught"]
 
 
 def load_base(settings: Settings, listwise: ListwiseSettings, device: str) -> E2Rank:
@@ -45,16 +49,21 @@ def _set_dropout(model: E2Rank, share: float) -> None:
                 setattr(module, name, share)
 
 
-def adapt(model: E2Rank, settings: Settings) -> None:
+def adapt(model: E2Rank, settings: Settings) -> E2Rank:
     """Give the model an adapter to train, or go on with its own; without either, train all weights.
+
+    Returns:
+        The model to train: the same one, or for a prompt adapter a second one that shares the weights of the base.
 
     Raises:
         ValueError: A new adapter is wanted and the model has one.
         ImportError: peft is missing.
     """
+    if settings.prompt_adapter:
+        model = _prompt_tower(model)
     has_adapter = any("lora_" in name for name, _ in model.named_parameters())
     if not settings.lora_rank and not has_adapter:
-        return
+        return model
     if has_adapter and settings.lora_rank:
         raise ValueError(
             f"Got lora_rank={settings.lora_rank} for a model that has an adapter already; leave lora_rank out to train "
@@ -66,6 +75,44 @@ def adapt(model: E2Rank, settings: Settings) -> None:
         parameter.requires_grad_("lora_" in name)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # small updates would be lost in bfloat16
+    return model
+
+
+def _prompt_tower(model: E2Rank) -> E2Rank:
+    if model.listwise.adapter is not None:
+        raise ValueError("The model has a prompt adapter already. Train a new one on its base.")
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+def taught(trained: E2Rank, base: E2Rank) -> LoraAdapter:
+    """Take the prompt adapter as it is now.
+
+    Args:
+        trained: The model that is trained, see :func:`adapt`.
+        base: The model that the adapter is for.
+    """
+    backbone: Any = base.transformers_model
+    return trained_adapter(trained.transformers_model, backbone.name_or_path, base.commit)
+
+
+class AdapterEvaluator(SequentialEvaluator):
+    """Evaluates the model that users get: the base, with the prompt adapter as it is now.
+
+    Args:
+        evaluator: The evaluator.
+        base: The base.
+    """
+
+    def __init__(self, evaluator: SequentialEvaluator, base: E2Rank) -> None:
+        super().__init__(evaluator.evaluators, evaluator.main_score_function)
+        self.base = base
+
+    def __call__(self, model: E2Rank, *args: Any, **kwargs: Any) -> dict[str, float]:  # type: ignore[override]
+        """Evaluate; ``model`` is the one that is trained."""
+        self.base.listwise.adapter = taught(model, self.base)
+        metrics: dict[str, float] = super().__call__(self.base, *args, **kwargs)
+        return metrics
 
 
 def _lora(settings: Settings) -> Any:

@@ -68,6 +68,7 @@ class SlateCollator(SentenceTransformerDataCollator):
         seed: Seed of all draws.
         columns: The columns that the loss needs.
         frozen: Documents and their vectors, for a loss with frozen documents.
+        frozen_queries: Queries and their vectors, where these stay, too.
         prompt: Fields of the prompt's format in training; by default it is the model's.
         instructions: For a source (``dataset_name`` of a row), or ``"default"``, the instruction of its queries and
             that of its listwise prompts; by default the model's.
@@ -85,6 +86,7 @@ class SlateCollator(SentenceTransformerDataCollator):
     seed: int = 0
     columns: tuple[str, ...] = COLUMNS[:3]
     frozen: Index | None = field(default=None, repr=False)
+    frozen_queries: Index | None = field(default=None, repr=False)
     prompt: Mapping[str, Any] | None = None
     instructions: Mapping[str, Sequence[str]] | None = None
     fill_up: bool = False
@@ -138,7 +140,8 @@ class SlateCollator(SentenceTransformerDataCollator):
             ``{column}_input_ids`` and ``{column}_attention_mask``: ``(B, L)`` for ``query`` and ``listwise``,
             ``(B·N, L)`` for ``documents``, slate by slate, short ones filled up with rows of :data:`FILLER`. Where
             documents are frozen, ``documents_sentence_embedding`` ``(B·N, D)`` in their place, and a document of every
-            fourth slate as ``guarded``, ``(G, L)``. Also ``dataset_name`` where the rows have it.
+            fourth slate as ``guarded``, ``(G, L)``; where queries are, ``query_sentence_embedding`` ``(B, D)``. Also
+            ``dataset_name`` where the rows have it.
 
         Raises:
             KeyError: A row lacks a column, or the vector of a document is missing.
@@ -158,6 +161,10 @@ class SlateCollator(SentenceTransformerDataCollator):
         for column in (name for name in COLUMNS if name in self.columns):
             if column == "documents" and self.frozen is not None:
                 batch["documents_sentence_embedding"] = self._vectors(features, slates)
+                continue
+            if column == "query" and self.frozen_queries is not None:
+                vectors = self.frozen_queries.vectors(row["query"] for row in features)
+                batch["query_sentence_embedding"] = torch.from_numpy(vectors)
                 continue
             sequences = list(self._sequences(column, features, slates, draws, embedder))
             batch |= {f"{column}_{name}": value for name, value in self._padded(sequences).items()}
@@ -257,6 +264,7 @@ def prompt_orders(
     queries: Sequence[str],
     documents: Sequence[Sequence[str]],
     index: Index | None = None,
+    query_index: Index | None = None,
     show_progress_bar: bool | None = None,
 ) -> list[list[int]]:
     """Order the documents of slates as reranking would before it fills a prompt, by the model's candidate order.
@@ -269,6 +277,7 @@ def prompt_orders(
         queries: B queries.
         documents: The documents of each.
         index: The documents with their vectors; by default they are embedded here.
+        query_index: The queries with theirs; likewise.
         show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower.
 
     Returns:
@@ -280,7 +289,9 @@ def prompt_orders(
     options: dict[str, Any] = {"show_progress_bar": progress_wanted(show_progress_bar, logger)}
     if index is None:
         index = Index.build(model, distinct(documents), **options)
-    query_vectors = torch.from_numpy(embed_distinct(model.encode_query, queries, **options))
+    if query_index is None:
+        query_index = Index(list(queries), embed_distinct(model.encode_query, queries, **options))
+    query_vectors = torch.from_numpy(query_index.vectors(queries))
     orders = []
     for vector, texts in zip(query_vectors, documents, strict=True):
         scores = cosine(torch.from_numpy(index.vectors(texts)), vector).tolist()

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from sentence_transformers.base.evaluation import SequentialEvaluator
 from torch import nn
 
@@ -23,7 +24,7 @@ from e2rank_st.evaluation.evaluator import RerankingEvaluator
 from e2rank_st.model import E2Rank
 from e2rank_st.provenance import model_digest
 from e2rank_st.search.index import Index
-from e2rank_st.search.vectors import distinct
+from e2rank_st.search.vectors import distinct, embed_distinct
 from e2rank_st.storage import file_sha256, folder_sha256, read_json, write_json
 from e2rank_st.training.collator import prompt_orders
 from e2rank_st.training.labels import Lessons
@@ -32,7 +33,7 @@ from e2rank_st.training.losses import LossOptions
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-__all__ = ["DataEntry", "document_index", "fingerprint", "load_evaluator", "load_training_data", "with_prompt_orders"]
+__all__ = ["DataEntry", "fingerprint", "frozen_vectors", "load_evaluator", "load_training_data", "with_prompt_orders"]
 
 logger = logging.getLogger(__name__)
 
@@ -250,22 +251,39 @@ def _evaluator(source: DataEntry, slates: list[Slate], places: list[int], name: 
     return RerankingEvaluator.from_results(source.path, qrels, places=places, own_first_stage=own, name=name)
 
 
-def document_index(model: E2Rank, data: DatasetDict, cache: Path, show_progress_bar: bool | None = None) -> Index:
-    """Embed every distinct document of the data with the model as it is.
+def frozen_vectors(
+    model: E2Rank,
+    data: DatasetDict,
+    column: Literal["documents", "query"],
+    folder: Path,
+    precision: str = "",
+    show_progress_bar: bool | None = None,
+) -> Index:
+    """Embed every distinct document or query of the data with the model as it is.
+
+    The vectors of each source are kept on disk, for other processes, for a run that is resumed and for other runs with
+    the same model and texts.
 
     Args:
         model: The model before training.
         data: What :func:`load_training_data` gives.
-        cache: Folder to keep the vectors in, for other processes and for a run that is resumed.
+        column: Whose texts.
+        folder: Where to keep the vectors.
+        precision: Name of the precision of the forward passes, if it is not that of the weights.
         show_progress_bar: Whether to show a progress bar; by default if the package's log level is INFO or lower.
     """
-    folder = cache / fingerprint(model, data)[:16]
-    if folder.exists():
-        return Index.load(folder)
-    texts = distinct(texts for part in data.values() for texts in part["documents"])
-    index = Index.build(model, texts, show_progress_bar=show_progress_bar)
-    index.save(folder)
-    return index
+    encode = model.encode_document if column == "documents" else model.encode_query
+    parts = []
+    for name, part in data.items():
+        texts = distinct(part["documents"] if column == "documents" else [part["query"]])
+        digest = model_digest(model)
+        digest.update(json.dumps([precision, column, texts]).encode())
+        kept = folder / digest.hexdigest()[:16]
+        if not kept.exists():
+            logger.info("%s: embedding %s, %d texts; kept in %s", name, column, len(texts), kept)
+            Index(texts, embed_distinct(encode, texts, show_progress_bar=show_progress_bar)).save(kept)
+        parts.append(Index.load(kept))
+    return Index([text for part in parts for text in part.texts], np.concatenate([part.embeddings for part in parts]))
 
 
 def with_prompt_orders(
@@ -273,6 +291,7 @@ def with_prompt_orders(
     data: DatasetDict,
     cache: Path,
     index: Index | None = None,
+    query_index: Index | None = None,
     show_progress_bar: bool | None = None,
 ) -> DatasetDict:
     """Add the column ``prompt_order``: the documents in the order in which the model's prompts take them.
@@ -282,6 +301,7 @@ def with_prompt_orders(
         data: What :func:`load_training_data` gives.
         cache: File to keep the orders in, for other processes and for a run that is resumed.
         index: The documents with their vectors; by default they are embedded here.
+        query_index: The queries with theirs; likewise.
         show_progress_bar: Whether to show progress bars; by default if the package's log level is INFO or lower.
     """
     if model.listwise.candidate_order == "given":
@@ -290,7 +310,9 @@ def with_prompt_orders(
     kept = read_json(cache) if cache.exists() else {}
     if kept.get("key") != key:
         orders = {
-            name: prompt_orders(model, list(part["query"]), list(part["documents"]), index, show_progress_bar)
+            name: prompt_orders(
+                model, list(part["query"]), list(part["documents"]), index, query_index, show_progress_bar
+            )
             for name, part in data.items()
         }
         kept = {"key": key, "orders": orders}

@@ -110,7 +110,8 @@ class E2RankLoss(nn.Module):
     it, see :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`.
 
     With ``freeze_documents`` the column of documents holds their vectors before training, ``(B·N, D)`` as
-    ``sentence_embedding``, and not their texts. The guard then watches the column ``guarded`` instead of the documents.
+    ``sentence_embedding``, and not their texts; that of queries may hold theirs. The guard then watches the
+    column ``guarded`` instead of the documents.
 
     Args:
         model: The model to train.
@@ -257,12 +258,11 @@ class E2RankLoss(nn.Module):
         return dict(zip(needed, given, strict=True))
 
     def _frozen_embeddings(self, columns: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
-        """The vectors of documents that are given as such."""
-        if not self.options.freeze_documents:
-            return {}
-        if "sentence_embedding" not in columns["documents"]:
+        """The vectors of texts that are given as such: of documents, and with a prompt adapter of queries."""
+        frozen = {name: part["sentence_embedding"] for name, part in columns.items() if "input_ids" not in part}
+        if self.options.freeze_documents and "documents" not in frozen:
             raise ValueError("freeze_documents needs the documents' vectors, as 'sentence_embedding'; got their texts.")
-        return {"documents": columns["documents"]["sentence_embedding"]}
+        return frozen
 
     def _reference_embeddings(self, columns: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
         """The embeddings that the guard compares with; none without a guard."""

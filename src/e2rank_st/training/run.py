@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,8 +34,8 @@ from e2rank_st.model import BUNDLED_MODELS, E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.search.vectors import distinct
 from e2rank_st.storage import read_json, replacing, write_errors, write_text
-from e2rank_st.training.base import adapt, load_base
-from e2rank_st.training.datasets import document_index, load_evaluator, load_training_data, with_prompt_orders
+from e2rank_st.training.base import AdapterEvaluator, adapt, load_base, taught
+from e2rank_st.training.datasets import frozen_vectors, load_evaluator, load_training_data, with_prompt_orders
 from e2rank_st.training.plan import plan
 from e2rank_st.training.record import PARTS, TrainingRecord, check_plotting, read_earlier, split_log
 from e2rank_st.training.resuming import complete_checkpoints
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 FINAL, UNFINISHED_FINAL = "final", ".unfinished-final"
 RUN_FILE = "run.json"  # how a run was started, for a later resume
 ORDER_FILE = "prompt_order.json"  # the order of the documents in prompts, for the same
-DOCUMENT_FOLDER = "documents"  # the vectors of frozen documents, for the same
+VECTOR_FOLDER = "vectors"  # those of frozen documents and queries, for the same and for other runs
 SHOWN = (*PARTS, "learning_rate")
 # Warnings of peft at every checkpoint without the Hub: it asks there about a vocabulary that training leaves alone.
 PEFT_LOOKUPS = ("Unable to fetch remote file", "Could not find a config file in")
@@ -112,12 +113,15 @@ class Run:
 
     Attributes:
         parsed: The settings.
-        trainer: The trainer, which holds the model and its data.
+        model: The model.
+        trainer: The trainer, which holds the data and the model that is trained: with a prompt adapter, a different one
+            for the prompts.
         data: Where the data comes from, by ``train`` and ``dev``.
         earlier: The record of the run that made the model, or None.
     """
 
     parsed: Parsed
+    model: E2Rank
     trainer: E2RankTrainer
     data: Mapping[str, Any]
     earlier: Mapping[str, Any] | None
@@ -162,30 +166,40 @@ def prepare(parsed: Parsed) -> Run:
     model = load_base(settings, parsed.listwise, str(arguments.device))
     data, train_records = load_training_data(settings.train, arguments.seed, settings.skip_bad_rows, parsed.loss)
     evaluator, dev_records = load_evaluator(settings.dev, arguments.seed)
-    frozen = _embed(model, data, parsed)
-    adapt(model, settings)
+    documents, queries = _embed(model, data, parsed)
+    trained = adapt(model, settings)
+    if settings.prompt_adapter and evaluator is not None:
+        evaluator = AdapterEvaluator(evaluator, model)
     trainer = E2RankTrainer(
-        model, arguments, train_dataset=data, evaluator=evaluator, loss_options=parsed.loss, frozen=frozen
-    )
+        trained, arguments, train_dataset=data, evaluator=evaluator, loss_options=parsed.loss, frozen=documents,
+        frozen_queries=queries,
+    )  # fmt: skip
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_Bar() if sys.stderr.isatty() else _Lines())
-    _forget_texts(model)
-    return Run(parsed, trainer, {"train": train_records, "dev": dev_records}, earlier)
+    _forget_texts(trained)
+    return Run(parsed, model, trainer, {"train": train_records, "dev": dev_records}, earlier)
 
 
-def _embed(model: E2Rank, data: DatasetDict, parsed: Parsed) -> Index | None:
-    """Embed with the model before training: for the order of documents in prompts, and for frozen documents."""
-    arguments, loss, index = parsed.arguments, parsed.loss, None
-    if parsed.settings.dry_run:  # a plan counts tokens, and needs no vectors for it
-        return _zeros(model, data) if loss.freeze_documents else None
-    output, bar = Path(str(arguments.output_dir)), sys.stderr.isatty()
-    with arguments.main_process_first(local=False), _mixed_precision(arguments):
+def _embed(model: E2Rank, data: DatasetDict, parsed: Parsed) -> tuple[Index | None, Index | None]:
+    """Embed with the model before training: frozen documents and queries, and for the order of documents in prompts."""
+    arguments, loss, settings = parsed.arguments, parsed.loss, parsed.settings
+    if settings.dry_run:  # a plan counts tokens, and needs no vectors for it
+        return (_zeros(model, data) if loss.freeze_documents else None), None
+    output, documents, queries = Path(str(arguments.output_dir)), None, None
+    folder = Path(settings.vectors) if settings.vectors else output.absolute().parent / VECTOR_FOLDER
+    bar = {"show_progress_bar": sys.stderr.isatty()}
+    # The vectors beside a prompt adapter are those that users have, whatever a training step computes with.
+    mixed = nullcontext() if settings.prompt_adapter else _mixed_precision(arguments)
+    precision = "" if settings.prompt_adapter else f"bf16={arguments.bf16} fp16={arguments.fp16}"
+    with arguments.main_process_first(local=False), mixed:
         if loss.freeze_documents:
-            index = document_index(model, data, output / DOCUMENT_FOLDER, show_progress_bar=bar)
+            documents = frozen_vectors(model, data, "documents", folder, precision, **bar)
+        if settings.prompt_adapter:
+            queries = frozen_vectors(model, data, "query", folder, precision, **bar)
         if loss.trains_prompts:
-            with_prompt_orders(model, data, output / ORDER_FILE, index, show_progress_bar=bar)
-    return index
+            with_prompt_orders(model, data, output / ORDER_FILE, documents, queries, **bar)
+    return documents, queries
 
 
 def train(run: Run) -> TrainingRecord:
@@ -304,7 +318,11 @@ def _save(run: Run, record: TrainingRecord) -> None:
     if run.is_main:
         shutil.rmtree(scratch, ignore_errors=True)
     run.trainer.accelerator.wait_for_everyone()
-    run.trainer.save_model(str(scratch))
+    if not run.parsed.settings.prompt_adapter:
+        run.trainer.save_model(str(scratch))
+    elif run.is_main:
+        run.model.listwise.adapter = taught(cast("Any", run.trainer.model), run.model)
+        run.model.save_prompt_adapter(scratch)
     if run.is_main:
         (scratch / "training_args.bin").unlink(missing_ok=True)  # a pickle; the record has all that is in it
         record.write(scratch)

@@ -40,6 +40,9 @@ USUAL = (
 )  # fmt: skip
 # Defaults that differ from those of transformers' trainer; DEV_DEFAULTS count only with data to evaluate on.
 DEFAULTS = {"logging_steps": 0.02, "save_steps": 0.1, "save_total_limit": 2}
+# A prompt adapter trains prompts alone: the first three cannot be otherwise.
+FIXED = ("contrastive_weight", "guard_weight", "freeze_documents")
+PROMPT_ADAPTER = {"contrastive_weight": 0.0, "guard_weight": 0.0, "freeze_documents": True, "lora_rank": 32}
 DEV_DEFAULTS = {
     "eval_strategy": "steps",
     "eval_steps": 0.1,
@@ -97,6 +100,14 @@ class Settings:
     lora_targets: list[str] | None = field(
         default=None, metadata={"help": "Names of the layers to adapt; by default all linear ones."}
     )
+    prompt_adapter: bool = setting(
+        False,
+        "Train a LoRA adapter for listwise prompts alone. Queries and documents keep the model's vectors, which are "
+        "computed once; a step embeds one prompt a slate. Any Sentence-Transformers model will do.",
+    )
+    vectors: str | None = setting(
+        None, "Folder for vectors that stay, shared by runs; by default 'vectors' beside the output folder."
+    )
     resume: bool = setting(False, "Go on from the last complete checkpoint in the output folder; without one, start.")
     dry_run: bool = setting(False, "Show the plan (data, steps, tokens, parameters) and do not train.")
 
@@ -108,7 +119,7 @@ class Settings:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be at least 0, got {self.lora_rank}.")
-        if self.lora_rank and self.model == "bundled":
+        if self.lora_rank and self.model == "bundled" and not self.prompt_adapter:
             raise ValueError(
                 "Got an adapter to train on the bundled model. Its merged weights have no name by which anybody could "
                 "load them; train on 'bundled-base', or train all weights (lora_rank 0)."
@@ -178,12 +189,19 @@ def parse_settings(argv: Sequence[str]) -> Parsed:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     chosen = _known(parser, [*from_file, *flags])
-    defaults = DEFAULTS | (DEV_DEFAULTS if chosen.dev else {}) | {"use_cpu": get_device_name() == "cpu"}
+    defaults: dict[str, Any] = DEFAULTS | (PROMPT_ADAPTER if chosen.prompt_adapter else {})
+    defaults |= (DEV_DEFAULTS if chosen.dev else {}) | {"use_cpu": get_device_name() == "cpu"}
     if not chosen.output_dir:
         raise ValueError("Got no output folder; name one in the setting 'output_dir'.")
     values = vars(_known(parser, [*_tokens(defaults), *from_file, *flags]))
     unset = vars(_known(parser, []))
     told = {name: value for name, value in values.items() if value != unset[name]}
+    if values["prompt_adapter"]:
+        for name, needed in PROMPT_ADAPTER.items():
+            if name in FIXED and values[name] != needed:
+                raise ValueError(
+                    f"Got {name}={values[name]} with prompt_adapter: only prompts are trained. Leave {name} out."
+                )
     settings, listwise, loss, arguments = (
         kind(**{item.name: values[item.name] for item in fields(kind) if item.init}) for kind in KINDS
     )

@@ -94,6 +94,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
         *args: For ``SentenceTransformerTrainer``.
         loss_options: Options of the loss, where no ``loss`` is given; by default those of stage II.
         frozen: The documents with the vectors that they keep, for a loss that freezes them.
+        frozen_queries: The queries with theirs, where a prompt adapter is trained.
         **kwargs: For ``SentenceTransformerTrainer``.
 
     Raises:
@@ -106,9 +107,14 @@ class E2RankTrainer(SentenceTransformerTrainer):
     model: E2Rank
 
     def __init__(
-        self, *args: Any, loss_options: LossOptions | None = None, frozen: Index | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        loss_options: LossOptions | None = None,
+        frozen: Index | None = None,
+        frozen_queries: Index | None = None,
+        **kwargs: Any,
     ) -> None:
-        self._loss_options, self._frozen = loss_options or LossOptions(), frozen
+        self._loss_options, self._frozen, self._frozen_queries = loss_options or LossOptions(), frozen, frozen_queries
         self._samplers = WeakSet[SourceBatchSampler]()
         self._resumed_from: Path | None = None
         self._loaded_from: Path | None = None
@@ -151,6 +157,7 @@ class E2RankTrainer(SentenceTransformerTrainer):
             instructions=mapping("source_instructions", args.source_instructions),
             seed=args.seed,
             frozen=self._frozen,
+            frozen_queries=self._frozen_queries,
         )
 
     def should_dataset_name_column_be_added(self, dataset: Any, args: Any, loss: Any) -> bool:
