@@ -25,6 +25,7 @@ from e2rank_st.data.trec import read_qrels
 from e2rank_st.embedding_e2rank import cosine
 from e2rank_st.evaluation.metrics import Grade, ndcg
 from e2rank_st.search.index import Index
+from e2rank_st.search.maker import Maker, describe
 from e2rank_st.search.reranking import rerank_rows
 from e2rank_st.search.vectors import distinct, embed_distinct
 from e2rank_st.storage import text_id
@@ -82,6 +83,7 @@ class RerankingEvaluator(BaseEvaluator):
         self.metrics = tuple(f"{system}_ndcg@10" for system in SYSTEMS)
         self.primary_metric = f"{name}_{self.metrics[-1]}" if name else self.metrics[-1]
         self.per_query: dict[str, list[float]] = {}
+        self._kept: tuple[Maker, Index, Tensor] | None = None
 
     @classmethod
     def from_slates(cls, slates: Iterable[Slate], **options: Any) -> RerankingEvaluator:
@@ -155,9 +157,7 @@ class RerankingEvaluator(BaseEvaluator):
 
         Each distinct text is embedded once, and the listwise ranking uses the same vectors.
         """
-        index = Index.build(model, distinct(self.documents), self.batch_size, show_progress_bar=False)
-        options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False}
-        query_vectors = torch.from_numpy(embed_distinct(model.encode_query, self.queries, **options))
+        index, query_vectors = self._embedded(model)
         scores: dict[str, list[float]] = {system: [] for system in SYSTEMS}
         for start in range(0, len(self.queries), QUERIES_AT_ONCE):
             chunk = range(start, min(start + QUERIES_AT_ONCE, len(self.queries)))
@@ -171,6 +171,16 @@ class RerankingEvaluator(BaseEvaluator):
             for system, orders in zip(SYSTEMS, (given, similar, listwise), strict=True):
                 scores[system] += [self._ndcg(query, order) for query, order in zip(chunk, orders, strict=True)]
         return scores
+
+    def _embedded(self, model: Any) -> tuple[Index, Tensor]:
+        """Embed documents and queries; once, as long as the model gives the same vectors (with a prompt adapter)."""
+        made_by = {**describe(model), "prompts": dict(model.prompts)}
+        if self._kept is None or self._kept[0] != made_by:
+            index = Index.build(model, distinct(self.documents), self.batch_size, show_progress_bar=False)
+            options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False}
+            vectors = torch.from_numpy(embed_distinct(model.encode_query, self.queries, **options))
+            self._kept = made_by, index, vectors
+        return self._kept[1:]
 
     def _by_similarity(self, query: int, matrix: Tensor, vector: Tensor) -> list[int]:
         """Sort candidates by cosine. Ties keep the given order, unless it is untrusted: then a hash breaks them."""
