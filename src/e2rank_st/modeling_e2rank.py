@@ -34,7 +34,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 logger = logging.getLogger(__name__)
@@ -209,19 +209,32 @@ class TextTokenizer:
 
     Args:
         tokenizer: A fast tokenizer, because cutting a text needs token offsets.
+        sealed: Whether every control token in a text is split into ordinary characters. Otherwise, the tokenizer
+            decides (``split_special_tokens``), as it does in ``encode``.
+
+    Attributes:
+        own: The tokenizer of texts that are embedded, whose vectors must be those of ``encode``. It is not sealed.
 
     Raises:
         ValueError: If the tokenizer is not fast, or does not keep a text whole between its special tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, sealed: bool = True) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"E2Rank needs a fast tokenizer, got {type(tokenizer).__name__}. Convert it to one.")
         self.tokenizer = tokenizer
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._backend.encode_special_tokens = True
+        unsealed = control_tokens(tokenizer)
+        is_sealed = tokenizer.split_special_tokens and not unsealed
+        if sealed:
+            self._backend.add_special_tokens(unsealed)
+        self._backend.encode_special_tokens = sealed or tokenizer.split_special_tokens
+        self.own = self if is_sealed or not sealed else TextTokenizer(tokenizer, sealed=False)
+        # A control token that takes all spaces before it reaches back as far as they go.
+        added = () if sealed or is_sealed else tokenizer.added_tokens_decoder.values()
+        self._reaching_back = [token.content for token in added if token.lstrip]
         bare, full = self.ids(["a"])[0], self._backend.encode("a").ids
         start = next((n for n in range(len(full)) if full[n : n + len(bare)] == bare), None)
         if start is None:
@@ -254,6 +267,8 @@ class TextTokenizer:
         until it has enough tokens, to the whole text if there is no end of a word.
         """
         if num_tokens is None or self.tokenizer.truncation_side == "left":
+            return text
+        if any(token in text for token in self._reaching_back):
             return text
         size = LONG_TOKEN * num_tokens + SETTLED
         while size < len(text):
@@ -291,6 +306,16 @@ class TextTokenizer:
         ):
             ids = ids[excess:] if self.tokenizer.truncation_side == "left" else ids[:-excess]
         return (*self.prefix, *ids, *self.suffix)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[AddedToken]:
+    """Returns the added tokens of a tokenizer that are not special, as special ones: only those can be split."""
+    flags = ("single_word", "lstrip", "rstrip")
+    return [
+        AddedToken(token.content, special=True, normalized=False, **{name: getattr(token, name) for name in flags})
+        for token in tokenizer.added_tokens_decoder.values()
+        if not token.special
+    ]
 
 
 def water_fill(lengths: Sequence[int], budget: int) -> list[int]:
@@ -481,18 +506,39 @@ class Embedder:
         self.texts = builder.texts
         self.batch_size = batch_size
         self.show_progress_bar = show_progress_bar
-        self._tokens: dict[str, dict[str, TokenizedText]] = {task: {} for task in RETRIEVAL_PROMPTS}
+        self._tokens: dict[tuple[str, TextTokenizer], dict[str, TokenizedText]] = {}
 
-    def tokens(self, task: str, texts: Iterable[str]) -> list[TokenizedText]:
-        """Returns the tokens of each text after the model's retrieval prompt for the task; each is tokenised once."""
-        texts, known, prompts = list(texts), self._tokens[task], self.model.prompts
-        name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
-        prompt = prompts.get(name or "") or ""
-        limit = self._limit(task)
+    def tokens(self, task: str, texts: Iterable[str], *, embedded: bool = False) -> list[TokenizedText]:
+        """Returns the tokens of each text after the model's retrieval prompt for the task; each is tokenised once.
+
+        Args:
+            task: ``"query"`` or ``"document"``.
+            texts: The texts.
+            embedded: Whether they are embedded, and not shown in a listwise prompt. A model whose tokenizer keeps
+                control tokens embeds them as such; in a prompt they are ordinary characters.
+        """
+        tokenizer = self.texts.own if embedded else self.texts
+        texts, known = list(texts), self._tokens.setdefault((task, tokenizer), {})
+        prompt, limit = self._prompt(task), self._limit(task)
         in_prompt = self.builder.max_query_tokens if task == "query" else self.builder.max_tokens
         needed = None if limit is None else max(limit, in_prompt) + 1  # one more tells that a text is cut
-        known |= self.texts.texts((text for text in texts if text not in known), prompt, needed)
+        known |= tokenizer.texts((text for text in texts if text not in known), prompt, needed)
         return [known[text] for text in texts]
+
+    def _prompt(self, task: str) -> str:
+        """The retrieval prompt that ``encode_query`` or ``encode_document`` chooses."""
+        prompts = self.model.prompts
+        name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
+        return prompts.get(name or "") or ""
+
+    def _prompt_length(self, task: str) -> int | None:
+        """The tokens of the retrieval prompt, if the pooling leaves them out; counted as Sentence-Transformers does."""
+        prompt = self._prompt(task)
+        if not prompt or all(getattr(module, "include_prompt", True) for module in self.model):
+            return None
+        (text,) = self.texts.own.ids([prompt])
+        ids = self.texts.own.with_special_tokens(text, self.model.max_seq_length)
+        return len(ids) - (bool(ids) and ids[-1] in self.texts.tokenizer.all_special_ids)
 
     def _limit(self, task: str) -> int | None:
         limit: int | None = getattr(self.model[0], f"{task}_length", None) or self.model.max_seq_length
@@ -509,7 +555,7 @@ class Embedder:
     def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
         """Returns the vectors of ``encode_query`` or ``encode_document``, of shape (texts, D)."""
         limit = self._limit(task)
-        tokens = self.tokens(task, texts)
+        tokens = self.tokens(task, texts, embedded=True)
         sequences = [self.texts.with_special_tokens(text.ids, limit) for text in tokens]
         cut = sum(
             len(self.texts.with_special_tokens(text.ids)) > len(ids)
@@ -517,7 +563,7 @@ class Embedder:
         )
         if cut:
             logger.info("Embedding at most %d tokens of a %s: cut %d of %d.", limit, task, cut, len(tokens))
-        return self.embed(sequences, task)
+        return self.embed(sequences, task, self._prompt_length(task))
 
     def candidates(self, lists: Sequence[Sequence[str]]) -> Callable[[int], Tensor]:
         """Embeds the candidates of all queries. The result maps a query's row to its (N, D) vectors."""
@@ -533,15 +579,22 @@ class Embedder:
 
         return gather
 
-    def embed(self, sequences: Sequence[tuple[int, ...]], kind: str) -> Tensor:
-        """Embeds token ids; returns float32 vectors of shape (sequences, D), in the order of the sequences."""
+    def embed(self, sequences: Sequence[tuple[int, ...]], kind: str, prompt_length: int | None = None) -> Tensor:
+        """Embeds token ids; returns float32 vectors of shape (sequences, D), in the order of the sequences.
+
+        Args:
+            sequences: The token ids.
+            kind: A name for the progress bar.
+            prompt_length: The number of first tokens that the pooling leaves out, if it leaves out any.
+        """
+        shared = {} if prompt_length is None else {"prompt_length": prompt_length}
         rows = {ids: row for row, ids in enumerate(dict.fromkeys(sequences))}
         distinct = list(rows)
         vectors = torch.empty(len(distinct), self.model.get_embedding_dimension() or 0, device=self.model.device)
         self.model.eval()
         with tqdm(total=len(distinct), desc=kind, unit=kind, disable=not self.show_progress_bar) as progress:
             for batch in token_batches([len(ids) for ids in distinct], self.batch_size):
-                features = self._features([distinct[row] for row in batch])
+                features: dict[str, Any] = {**self._features([distinct[row] for row in batch]), **shared}
                 vectors[batch] = self.model(features)["sentence_embedding"][:, : vectors.shape[1]].float()
                 progress.update(len(batch))
         return vectors[[rows[ids] for ids in sequences]]
@@ -649,7 +702,8 @@ class ListwiseRerank(Module):
     def texts(self) -> TextTokenizer:
         """The tokenizer of this model's texts."""
         tokenizer = self._parent.tokenizer  # it is equal to itself only
-        return self._kept("texts", (tokenizer, len(tokenizer)), lambda: TextTokenizer(tokenizer))
+        key = (tokenizer, len(tokenizer), tokenizer.split_special_tokens)
+        return self._kept("texts", key, lambda: TextTokenizer(tokenizer))
 
     @property
     def builder(self) -> PromptBuilder:
@@ -686,7 +740,6 @@ class ListwiseRerank(Module):
             raise ValueError(f"max_prompt_tokens={self.max_prompt_tokens} exceeds the model's {positions} positions.")
         # A normal assignment would register the model as a submodule of its own submodule.
         object.__setattr__(self, "_parent", model)
-        model.tokenizer.split_special_tokens = True
         if not hasattr(type(model), "rerank"):
             # Bound methods of this module survive deepcopy, pickling and process pools; those of the model do not.
             model.rerank, model.rank = self.rerank, self.rank  # type: ignore[assignment]
