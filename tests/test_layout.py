@@ -14,7 +14,7 @@ ORDER = (
     "modeling_e2rank", "storage", "console", "provenance", "checkpoints", "folders", "adapters", "wiring", "search",
     "data", "model", "evaluation", "training", "labelling", "benchmarks", "publishing", "cli",
 )  # fmt: skip
-LARGEST = {"modeling_e2rank.py": 1075}  # one file, since it is the Hub's remote code
+LARGEST = {"modeling_e2rank.py": 1125}  # one file, since it is the Hub's remote code
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 

@@ -155,13 +155,11 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_embeds(folder: Path) -> None:
-    """Refuse Sentence-Transformers' models of other kinds, such as a CrossEncoder: they do not make vectors of texts."""
+    """Refuse other kinds of models of Sentence-Transformers, such as a CrossEncoder: they do not embed texts."""
     file = folder / "config_sentence_transformers.json"
     kind = read_json(file).get("model_type", EMBEDS) if file.is_file() else EMBEDS
     if kind != EMBEDS:
-        raise ValueError(
-            f"{file.name} says that this is a {kind:.80}; only a {EMBEDS} embeds. Give an embedding model."
-        )
+        raise ValueError(f"{file.name} says that this is a {kind!s:.80}, not a {EMBEDS}. Give an embedding model.")
 
 
 def _check_text(path: Path) -> None:
