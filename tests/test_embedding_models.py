@@ -1,5 +1,6 @@
 """Any embedding model of Sentence-Transformers as an E2Rank model: its vectors stay as they are, and it reranks."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -73,6 +74,7 @@ MODELS = {  # of Sentence-Transformers: the modules behind the transformer, and 
         {"truncate_dim": 8, "similarity_fn_name": "euclidean"},
     ),
     "without-prompt": (lambda: [Pooling(32, "mean", include_prompt=False), Normalize()], {"prompts": PROMPTS}),
+    "own-length": (lambda: [Pooling(32, "mean")], {"processing_kwargs": {"text": {"max_length": 200}}}),
     "default-prompt": (lambda: [Pooling(32, "mean")], {"prompts": {"s2p": "ask: "}, "default_prompt_name": "s2p"}),
 }
 
@@ -80,10 +82,11 @@ MODELS = {  # of Sentence-Transformers: the modules behind the transformer, and 
 @pytest.fixture(scope="module", params=MODELS)
 def folder(request, bert: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that Sentence-Transformers saved."""
-    (make, options), is_causal = MODELS[request.param], request.param == "lasttoken"
+    (make, options), is_causal = copy.deepcopy(MODELS[request.param]), request.param == "lasttoken"
     folder = tmp_path_factory.mktemp("models") / request.param
     base = checkpoint if is_causal else bert
     given = {"modality_config": TEXT_ONLY, "module_output_name": "token_embeddings"}
+    given["processing_kwargs"] = options.pop("processing_kwargs", None)
     transformer = Transformer(str(base), max_seq_length=64, **given)
     if is_causal:
         transformer.tokenizer.padding_side = "left"
@@ -182,7 +185,7 @@ def test_untrained_reranking(bert: Path, tmp_path: Path, caplog):
     listwise = {key: getattr(model.listwise, key) for key in UNTRAINED}
     assert listwise == {**UNTRAINED, "max_prompt_tokens": 256}, "as many as the model has positions"
     caplog.clear()
-    load_base(Settings(model=name), ListwiseSettings(), "cpu").rerank(QUERY, TEXTS)
+    load_base(Settings(model=name, train=["slates.jsonl"]), ListwiseSettings(), "cpu").rerank(QUERY, TEXTS)
     assert not caplog.records, "it is about to be trained"
 
 

@@ -321,7 +321,8 @@ class E2Rank(SentenceTransformer):
 
     def _most_tokens(self, processing_kwargs: Any = None, max_length: int | None = None, **_: Any) -> int | None:
         """The most tokens of an input that a call may keep; None if it keeps all."""
-        text = (processing_kwargs or {}).get("text") or {}
+        options = (getattr(self[0], "processing_kwargs", None), processing_kwargs)  # the model's own, and the call's
+        text = {name: value for given in options for name, value in ((given or {}).get("text") or {}).items()}
         if text.get("truncation", True) in (False, "do_not_truncate"):
             return None
         by_task = [getattr(self[0], f"{task}_length", None) for task in ("query", "document")]

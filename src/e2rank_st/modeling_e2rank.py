@@ -541,7 +541,11 @@ class Embedder:
         return len(ids) - (bool(ids) and ids[-1] in self.texts.tokenizer.all_special_ids)
 
     def _limit(self, task: str) -> int | None:
-        limit: int | None = getattr(self.model[0], f"{task}_length", None) or self.model.max_seq_length
+        text = (getattr(self.model[0], "processing_kwargs", None) or {}).get("text") or {}
+        if text.get("truncation", True) in (False, "do_not_truncate"):
+            return None
+        by_task = getattr(self.model[0], f"{task}_length", None)
+        limit: int | None = text.get("max_length") or by_task or self.model.max_seq_length
         return limit
 
     def prompts(self, queries: Sequence[str], documents: Sequence[Sequence[str]], instruction: str) -> list[Prompt]:

@@ -75,7 +75,7 @@ def found(output: Path) -> dict[str, Result]:
 
 
 def test_an_embedding_model_as_baseline(toy: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Guards against a baseline that the model has to be trained for, and a warning about prompts that it never uses."""
+    """Guards against a baseline that the model has to be trained for, and a warning about prompts that are not used."""
     modules = [Transformer(toy["model"], max_seq_length=64, **TEXT_ONLY), Pooling(32, "mean")]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "model"))
     options = toy | {"model": str(tmp_path / "model"), "output_dir": tmp_path / "out"}
