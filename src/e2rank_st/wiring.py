@@ -1,24 +1,51 @@
-"""A plain transformers checkpoint → the modules of an E2Rank model, wired by a row of :mod:`e2rank_st.checkpoints`."""
+"""A checkpoint or an embedding model → the modules of an E2Rank model, wired by :mod:`e2rank_st.checkpoints`."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from tokenizers import AddedToken, processors
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import processors
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from e2rank_st.checkpoints import Checkpoint
+from e2rank_st.checkpoints import UNTRAINED, Checkpoint
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank, num_positions
+from e2rank_st.prompts_e2rank import control_tokens
 from e2rank_st.storage import read_json, write_json
 
-__all__ = ["make_tokenizer_portable", "saved_length", "seal_tokenizer", "wire"]
+__all__ = [
+    "UNTRAINED_WARNING", "check_vocabulary", "make_tokenizer_portable", "saved_length", "seal_tokenizer", "untrained",
+    "wire",
+]  # fmt: skip
 
 TOKENIZER_CONFIG, TRANSFORMER_CONFIG = "tokenizer_config.json", "sentence_bert_config.json"
+UNTRAINED_WARNING = (
+    "This model was trained to embed only, and not on listwise prompts: its listwise scores mean little. Train a "
+    "prompt adapter, which keeps the vectors: e2rank train --prompt_adapter true --model NAME. Whether reranking helps "
+    "on your queries as it is, e2rank tune measures. encode_query and encode_document are the model's own."
+)
+
+
+class Lock:
+    """A lock that a model can hold: its copies have locks of their own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Lock, ()
 
 
 def wire(
@@ -67,6 +94,48 @@ def wire(
     return [transformer, pooling, reranker]
 
 
+def untrained(model: SentenceTransformer) -> ListwiseRerank:
+    """Make the reranking of an embedding model that was not trained for it. The model itself stays as it is.
+
+    Args:
+        model: A model of Sentence-Transformers without reranking.
+
+    Raises:
+        ValueError: It does not embed texts, token by token and without a chat template around them.
+    """
+    transformer = next(iter(model), None)
+    # ST calls each text a message of a chat if the model has a template for messages.
+    is_plain = isinstance(transformer, Transformer) and {"text", "message"} & {*transformer.modality_config} == {"text"}
+    if not is_plain or not any(isinstance(module, Pooling) for module in model):
+        modules = ", ".join(type(module).__name__ for module in model)
+        raise ValueError(
+            f"Cannot rerank with the modules {modules}: only models of texts work, with a Transformer that does not "
+            "turn them into chat messages, and a Pooling. Choose another embedding model, or wire a plain checkpoint "
+            "with E2Rank(path, preset=...)."
+        )
+    most = num_positions(model) or UNTRAINED["max_prompt_tokens"]
+    return ListwiseRerank(**{**UNTRAINED, "max_prompt_tokens": min(UNTRAINED["max_prompt_tokens"], most)})
+
+
+def check_vocabulary(model: SentenceTransformer) -> None:
+    """Refuse a tokenizer that is not a fast one, or has an id without a row in the table of embeddings.
+
+    Raises:
+        ValueError: It is so.
+    """
+    tokenizer: PreTrainedTokenizerBase = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(f"Got a {type(tokenizer).__name__}; a fast tokenizer is needed. Save its tokenizer.json.")
+    assert model.transformers_model is not None
+    rows = getattr(model.transformers_model.get_input_embeddings(), "num_embeddings", None)
+    largest = max((*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]), default=-1)
+    if rows is not None and largest >= rows:
+        raise ValueError(
+            f"The tokenizer has the id {largest}, and the table of embeddings only {rows} rows. "
+            "Take the model's own tokenizer, or enlarge the table (resize_token_embeddings)."
+        )
+
+
 def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) -> None:
     """Make a tokenizer end every text with ``eos_token``, once, and mark all its added tokens as control tokens.
 
@@ -80,9 +149,8 @@ def seal_tokenizer(tokenizer: PreTrainedTokenizerBase, eos_token: str | None) ->
     Raises:
         ValueError: If ``eos_token`` is not in the vocabulary.
     """
-    for token in [token for token in tokenizer.added_tokens_decoder.values() if not token.special]:
-        flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
-        tokenizer.add_tokens(AddedToken(token.content, special=True, normalized=False, **flags), True)
+    for token in control_tokens(tokenizer):
+        tokenizer.add_tokens(token, True)
     if eos_token is None:
         return
     eos_id = tokenizer.get_vocab().get(eos_token)

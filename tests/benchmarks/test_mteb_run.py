@@ -21,6 +21,9 @@ pq = pytest.importorskip("pyarrow.parquet")
 mteb = pytest.importorskip("mteb")
 
 from mteb.mocks.mock_tasks import MockSTSTask  # noqa: E402
+from sentence_transformers import SentenceTransformer  # noqa: E402
+from sentence_transformers.base.modules import Transformer  # noqa: E402
+from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: E402
 
 from e2rank_st import E2Rank  # noqa: E402
 from e2rank_st.benchmarks import mteb_run  # noqa: E402
@@ -35,6 +38,10 @@ from tests.beir import write_collection  # noqa: E402
 LONGEST_PROMPT = ListwiseRerank().max_prompt_tokens
 SCRIPT = ROOT / "eval" / "run_mteb.py"
 NFCORPUS: dict[str, Any] = {"tasks": ["NFCorpus"]}
+TEXT_ONLY: dict[str, Any] = {
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
 PLAIN: dict[str, Any] = {"modes": ["embedding"]}
 
 
@@ -65,6 +72,15 @@ def output(toy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def found(output: Path) -> dict[str, Result]:
     """Its results by mode."""
     return {mode: result for (_, mode), result in results(output).items()}
+
+
+def test_an_embedding_model_as_baseline(toy: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards against a baseline that the model has to be trained for, and a warning about prompts that are not used."""
+    modules = [Transformer(toy["model"], max_seq_length=64, **TEXT_ONLY), Pooling(32, "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "model"))
+    options = toy | {"model": str(tmp_path / "model"), "output_dir": tmp_path / "out"}
+    assert [outcome.state for outcome in run(Options(**options, **NFCORPUS, **PLAIN))] == ["done, local"]
+    assert "listwise" not in caplog.text
 
 
 def results(folder: Path) -> dict[tuple[str, str], Result]:

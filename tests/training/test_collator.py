@@ -54,9 +54,9 @@ def prompts_of_reranking(model: E2Rank, monkeypatch: pytest.MonkeyPatch, *args: 
     seen: list[Any] = []
     embed: Callable[..., Any] = Embedder.embed
 
-    def spy(self: Embedder, sequences: Any, kind: str) -> Any:
+    def spy(self: Embedder, sequences: Any, kind: str, *args: Any) -> Any:
         seen.extend(sequences if kind == "prompt" else [])
-        return embed(self, sequences, kind)
+        return embed(self, sequences, kind, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Embedder, "embed", spy)

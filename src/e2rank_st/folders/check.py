@@ -61,6 +61,7 @@ MODULES: dict[str, type[Module]] = {
     for cls in classes
     for package in (cls.__module__, cls.__module__.rpartition(".")[0], *packages)
 }
+EMBEDS = "SentenceTransformer"
 ROW = {"path": (str,), "type": (str,)}
 MIB = 2**20
 MAX_TEXT_BYTES, MAX_VOCABULARY_BYTES = 10 * MIB, 100 * MIB  # the Hub takes larger texts only with LFS
@@ -87,6 +88,7 @@ def check_folder(folder: Path) -> Kind:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder. Give a model folder, an adapter's folder, or a Hub id (org/name).")
     _check_files(folder)
+    _check_embeds(folder)
     kind = _kind(folder)
     homes = [folder]  # of the transformer
     if (folder / "modules.json").is_file():
@@ -156,6 +158,14 @@ def _check_files(folder: Path) -> None:
             raise ValueError(f"{path.name} is a pickle, which can run code. Save the model as safetensors.")
         if is_read and path.suffix in TEXTS:
             _check_text(path)
+
+
+def _check_embeds(folder: Path) -> None:
+    """Refuse other kinds of models of Sentence-Transformers, such as a CrossEncoder: they do not embed texts."""
+    file = folder / "config_sentence_transformers.json"
+    kind = read_json(file).get("model_type", EMBEDS) if file.is_file() else EMBEDS
+    if kind != EMBEDS:
+        raise ValueError(f"{file.name} says that this is a {kind!s:.80}, not a {EMBEDS}. Give an embedding model.")
 
 
 def _check_text(path: Path) -> None:

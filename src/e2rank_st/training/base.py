@@ -32,6 +32,7 @@ def load_base(settings: Settings, listwise: ListwiseSettings, device: str) -> E2
         device=device,
         model_kwargs={"dtype": settings.dtype},
     )
+    model.untrained = False  # it is about to be trained
     if settings.max_seq_length is not None:
         model.max_seq_length = settings.max_seq_length
     if settings.query_prompt is not None:

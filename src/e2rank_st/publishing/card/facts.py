@@ -81,7 +81,7 @@ class Facts:
         Raises:
             ValueError: The base is not a known checkpoint.
         """
-        return ListwiseRerank(**find_checkpoint(repository=self.base).listwise).max_prompt_tokens
+        return find_checkpoint(repository=self.base).positions
 
 
 def _module_config(folder: Path, cls: type) -> dict[str, Any]:
