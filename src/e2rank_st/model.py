@@ -72,6 +72,8 @@ class ListwiseOptions(TypedDict, total=False):
     num_prompt_documents: int | None
     candidate_order: str | None
     query_weight: float | None
+    first_stage_weight: float | None
+    min_similarity: float | None
     batch_size: int
     show_progress_bar: bool | None
 
@@ -81,6 +83,7 @@ class RerankOptions(ListwiseOptions, total=False):
 
     top_k: int | None
     document_embeddings: Any
+    first_stage_scores: Any
 
 
 class E2Rank(SentenceTransformer):
@@ -347,11 +350,10 @@ class E2Rank(SentenceTransformer):
             index: Texts and vectors, embedded by this model.
             top_k: Number of results for each query.
             num_candidates: Number of candidates to rerank for each query.
-            **options: As for :meth:`rerank`, except ``document_embeddings``: the index gives them.
+            **options: As for :meth:`rerank`. The index gives ``document_embeddings`` and ``first_stage_scores``.
 
         Returns:
-            As :meth:`rerank`. A ``corpus_id`` is a row of the index. ``retrieval_rank`` (from 1) and
-            ``retrieval_score`` are the document's rank and score in retrieval.
+            The hits of :meth:`~e2rank_st.search.index.Index.rerank`. A ``corpus_id`` is a row of the index.
 
         Raises:
             ValueError: If a different model made the index, the message says in what it differs
@@ -399,8 +401,7 @@ def load_model(
         **kwargs: As for :class:`E2Rank`.
 
     Raises:
-        ValueError: The name is neither a folder nor a Hub id, the device does not work, the model cannot rerank, or its
-            adapter cannot be merged.
+        ValueError: The name is neither a folder nor a Hub id, or the device, the model or its adapter does not work.
         OSError: The model cannot be loaded.
         ImportError: The bundled model's weights are not installed, and the Hub is not reachable.
     """
@@ -409,8 +410,7 @@ def load_model(
     _check_device(kwargs.get("device"))
     has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
     if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
-        got = f"preset={preset!r}" if preset else f"revision={revision!r}"
-        raise ValueError(f"Got {got} for {name!r}, whose base and wiring are known; leave it out.")
+        raise ValueError(f"Got {preset=} and {revision=} for {name!r}, whose base and wiring are known; leave them out.")
     if name in BUNDLED_MODELS:
         return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
     if has_adapter:

@@ -25,7 +25,7 @@ from e2rank_st.cli import evaluate
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, read_documents
-from e2rank_st.data.files import text_field
+from e2rank_st.data.files import number_field, text_field
 from e2rank_st.storage import replacing
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def demo(
     epilog=examples(
         'rerank "how long do fleas live" passages.txt',
         'rerank "how long do fleas live" passages.txt --embeddings vectors.npy',
-        'rerank "how long do fleas live" hits.jsonl --json --top-k 5',
+        'rerank "how long do fleas live" hits.jsonl --json --top-k 5 --first-stage-weight 0.5',
     )
 )
 def rerank(
@@ -187,15 +187,22 @@ def rerank(
         Literal["given", "similarity"] | None,
         typer.Option(metavar="ORDER", help="given: the prompt holds the first documents; similarity: the nearest."),
     ] = None,
+    first_stage_weight: Annotated[
+        float | None, typer.Option(min=0, max=1, metavar="W", help="Share of the field 'score' in the final score.")
+    ] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(min=-1, max=1, metavar="X", help="Leave out documents less similar to the query.")
+    ] = None,
     model: ModelName = BUNDLED,
     device: Device = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
     verbose: Verbose = 0,
 ) -> None:
-    """Sort documents by how well they answer a query. A score is a cosine, comparable within one call only."""
+    """Sort documents by how well they answer a query. A score is comparable within one call only."""
     text_field({"QUERY": query}, "QUERY")
     records = _read(source, file_format)
+    scores = [number_field(record, "score") for record in records] if first_stage_weight else None
     vectors = _read_vectors(embeddings) if embeddings else None
     ranking = _load_model(model, device, dtype).rerank(
         query,
@@ -205,14 +212,19 @@ def rerank(
         instruction=instruction,
         num_prompt_documents=num_prompt_documents,
         candidate_order=candidate_order,
+        first_stage_scores=scores,
+        first_stage_weight=first_stage_weight,
+        min_similarity=min_similarity,
         batch_size=batch_size,
         show_progress_bar=sys.stderr.isatty(),
     )
-    hits = [(rank, hit["score"], hit["corpus_id"]) for rank, hit in enumerate(ranking, 1)]
     if as_json:
-        for rank, score, row in hits:
-            _write_json({"rank": rank, "score": score, "corpus_id": row}, records[row])
+        for rank, hit in enumerate(ranking, 1):
+            similarity = {"similarity": hit["similarity"]} if "similarity" in hit else {}
+            results = {"rank": rank, "score": hit["score"], **similarity, "corpus_id": hit["corpus_id"]}
+            _write_json(results, records[hit["corpus_id"]])
     else:
+        hits = [(rank, hit["score"], hit["corpus_id"]) for rank, hit in enumerate(ranking, 1)]
         show(RERANK_COLUMNS, [(*hit, records[hit[-1]]["text"]) for hit in hits])
 
 
