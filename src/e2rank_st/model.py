@@ -410,7 +410,9 @@ def load_model(
     _check_device(kwargs.get("device"))
     has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
     if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
-        raise ValueError(f"Got {preset=} and {revision=} for {name!r}, whose base and wiring are known; leave them out.")
+        raise ValueError(
+            f"Got {preset=} and {revision=} for {name!r}, whose base and wiring are known; leave them out."
+        )
     if name in BUNDLED_MODELS:
         return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
     if has_adapter:

@@ -25,7 +25,7 @@ from e2rank_st.cli import evaluate
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, read_documents
-from e2rank_st.data.files import number_field, text_field
+from e2rank_st.data.files import DataError, number_field, text_field
 from e2rank_st.storage import replacing
 
 if TYPE_CHECKING:
@@ -202,9 +202,10 @@ def rerank(
     """Sort documents by how well they answer a query. A score is comparable within one call only."""
     text_field({"QUERY": query}, "QUERY")
     records = _read(source, file_format)
-    scores = [number_field(record, "score") for record in records] if first_stage_weight else None
     vectors = _read_vectors(embeddings) if embeddings else None
-    ranking = _load_model(model, device, dtype).rerank(
+    encoder = _load_model(model, device, dtype)
+    configured = encoder.listwise.first_stage_weight and all("score" in record for record in records)
+    ranking = encoder.rerank(
         query,
         [record["text"] for record in records],
         top_k=top_k,
@@ -212,7 +213,7 @@ def rerank(
         instruction=instruction,
         num_prompt_documents=num_prompt_documents,
         candidate_order=candidate_order,
-        first_stage_scores=scores,
+        first_stage_scores=_scores(records) if first_stage_weight or configured else None,
         first_stage_weight=first_stage_weight,
         min_similarity=min_similarity,
         batch_size=batch_size,
@@ -220,9 +221,7 @@ def rerank(
     )
     if as_json:
         for rank, hit in enumerate(ranking, 1):
-            similarity = {"similarity": hit["similarity"]} if "similarity" in hit else {}
-            results = {"rank": rank, "score": hit["score"], **similarity, "corpus_id": hit["corpus_id"]}
-            _write_json(results, records[hit["corpus_id"]])
+            _write_json({"rank": rank, **hit}, records[hit["corpus_id"]])
     else:
         hits = [(rank, hit["score"], hit["corpus_id"]) for rank, hit in enumerate(ranking, 1)]
         show(RERANK_COLUMNS, [(*hit, records[hit[-1]]["text"]) for hit in hits])
@@ -278,6 +277,17 @@ def _read(source: str, form: Format) -> list[dict[str, Any]]:
     if source == "-" and sys.stdin is not None and sys.stdin.isatty():
         typer.echo("reading documents from the keyboard, one a line; Ctrl-D ends them", err=True)
     return read_documents(source, form)
+
+
+def _scores(records: list[dict[str, Any]]) -> list[float]:
+    """The first stage's scores of documents, in their field 'score'."""
+    scores = []
+    for number, record in enumerate(records, 1):
+        try:
+            scores.append(number_field(record, "score"))
+        except DataError as error:
+            raise DataError(error.field, error.problem, error.detail, f"document {number}") from error
+    return scores
 
 
 def _read_vectors(path: Path) -> Any:
