@@ -142,8 +142,8 @@ class E2Rank(SentenceTransformer):
 
         Args:
             folder: A folder from training with ``lora_rank``.
-            merge: Whether to add the adapter to the weights. A separate adapter can be trained further.
-                ``E2Rank(folder)`` also keeps it separate, but asks the Hub for a base that is installed here.
+            merge: Whether to add the adapter to the weights. A separate one can be trained further. ``E2Rank(folder)``
+                also keeps it separate, but asks the Hub for a base that is installed here.
             **kwargs: As for the class, for the base.
 
         Raises:
@@ -410,9 +410,7 @@ def load_model(
     _check_device(kwargs.get("device"))
     has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
     if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
-        raise ValueError(
-            f"Got {preset=} and {revision=} for {name!r}, whose base and wiring are known; leave them out."
-        )
+        raise ValueError(f"Got {preset=}, {revision=} for {name!r}, whose base and wiring are known; leave it out.")
     if name in BUNDLED_MODELS:
         return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
     if has_adapter:

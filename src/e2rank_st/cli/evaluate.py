@@ -215,9 +215,7 @@ def rerank(
     device: Device = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
-    systems: Annotated[
-        str, Option(metavar="NAME,...", help="Systems of each model; also fused.")
-    ] = "embedding,rocchio,listwise",
+    systems: Annotated[str, Option(metavar="NAME,...", help="Of each model; or fused.")] = "embedding,rocchio,listwise",
     num_prompt_documents: Annotated[
         str, Option("--num-prompt-documents", "-k", metavar="K,...", help="A listwise system for each K.")
     ] = "",
