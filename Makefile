@@ -76,12 +76,13 @@ OWN = nfcorpus-dev nfc squad-dev mediqa-dev scifact
 OWN_FILES = $(OWN:%=$(RESULTS)/%-own.json)
 LAST = $(lastword $(OWN_FILES))
 SIZES = eval/prompt_size/dl21-bm25.json
+RELEVANCE = eval/relevance/relevance.json
 RERANK = $(EVAL) rerank --data-dir "$(DATA)" --model bundled --baseline bundled-base
 MTEB = $(EVAL) mteb --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
 FIGURES = --figures model_card/report
 TABLE = $(EVAL) table $(RESULTS) --readme README.md --docs docs/evaluation.md
 
-eval: data $(VENV)/.dev $(GIVEN) $(OWN_FILES) $(SIZES)  ## measure the bundled model and its base on the data in DATA; then report, card, table
+eval: data $(VENV)/.dev $(GIVEN) $(OWN_FILES) $(SIZES) $(RELEVANCE)  ## measure the bundled model and its base on the data in DATA; then report, card, table
 	$(MTEB) --model bundled-base
 	$(MTEB) --model bundled
 	$(EVAL) report $(RESULTS) $(FIGURES)
@@ -111,6 +112,9 @@ $(filter-out $(LAST),$(OWN_FILES)): | $(LAST)
 # Beside the other results, because it has systems that they do not have.
 $(SIZES): | $(VENV)/.dev
 	$(RERANK) --tasks dl21 --systems embedding,listwise --num-prompt-documents 1,2,3,4,5,6,8 --output-dir $(@D)
+
+$(RELEVANCE): | $(VENV)/.dev
+	$(EVAL) relevance --tasks nfcorpus-dev,squad-dev --data-dir "$(DATA)" --output-dir $(@D) --docs docs/reranking.md
 
 benchmark: $(VENV)/.base  ## time reranking against the recipe of the public model card, in some minutes
 	$(VENV)/bin/python eval/benchmark_rerank.py

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from e2rank_st.benchmarks.relevance import read_separations, tables
 from e2rank_st.benchmarks.results import read_entries
 from e2rank_st.benchmarks.summary import short_summary, summary
 from e2rank_st.data.slates import read_slates
@@ -81,6 +82,13 @@ def test_results_are_those_of_the_evaluation(page: str, make: Callable):
     """Guards against a figure typed by hand, and against a table that is older than the files of results."""
     table = make(read_entries([ROOT / "eval" / "results"]))
     assert f"<!-- results -->\n{table}<!-- /results -->" in (ROOT / page).read_text(encoding="utf-8"), "make table"
+
+
+def test_relevance_is_that_of_the_measurement():
+    """Guards against a table that is older than the similarities, and against one that was typed."""
+    table = tables(read_separations(ROOT / "eval" / "relevance" / "relevance.json"))
+    page = (ROOT / "docs" / "reranking.md").read_text(encoding="utf-8")
+    assert f"<!-- relevance -->\n{table}<!-- /relevance -->" in page, "make eval"
 
 
 def test_make_targets_exist():

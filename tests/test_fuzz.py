@@ -104,6 +104,8 @@ def check_ranking(ranking: Any, documents: list[str], options: dict[str, Any]) -
     top_k = options.get("top_k")
     assert len(ranking) == (len(documents) if top_k is None else min(int(top_k), len(documents)))
     keys = {"corpus_id", "score", "text"} if options.get("return_documents") else {"corpus_id", "score"}
+    if options.get("candidate_order") == "similarity" or options.get("query_weight"):
+        keys |= {"similarity"}
     assert all(hit.keys() == keys for hit in ranking)
     order = [(-hit["score"], hit["corpus_id"]) for hit in ranking]
     assert order == sorted(order)

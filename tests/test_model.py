@@ -312,6 +312,12 @@ def test_search(bundled: E2Rank, facts):
     among_others = bundled.search([QUERY, "x"], index, top_k=3, num_candidates=5)[0]
     assert [hit["corpus_id"] for hit in among_others] == [hit["corpus_id"] for hit in hits]
     assert bundled.search([], index) == []
+    assert all(hit["similarity"] == pytest.approx(hit["retrieval_score"], abs=1e-5) for hit in hits)
+    retrieval = bundled.search(QUERY, index, num_candidates=5, first_stage_weight=1.0, query_weight=0.0)
+    assert [hit["corpus_id"] for hit in retrieval] == rows[0].tolist(), "retrieval is the first stage"
+    assert all(hit["similarity"] == hit["retrieval_score"] for hit in retrieval)
+    bar = hits[0]["similarity"]
+    assert all(hit["similarity"] >= bar for hit in bundled.search(QUERY, index, min_similarity=bar))
     returned = bundled.search(QUERY, index, return_documents=True)
     assert all(hit["text"] == facts[hit["corpus_id"]] for hit in returned)
 

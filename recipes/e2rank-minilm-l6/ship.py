@@ -65,8 +65,9 @@ def ship(run: Path, folder: Path, changes: dict[str, Any]) -> None:
             (fresh / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(run / name, fresh / name)
         config = fresh / LISTWISE / "config.json"
-        reranker = ListwiseRerank(**read_json(config) | changes)  # the same check as in the model
-        write_json(config, {name: getattr(reranker, name) for name in reranker.config_keys})
+        told = read_json(config) | changes
+        reranker = ListwiseRerank(**told)  # the same check as in the model
+        write_json(config, {name: getattr(reranker, name) for name in told})
         write_json(fresh / MANIFEST, {"files": {name: file_sha256(fresh / name) for name in KEPT}})
     with replacing(CURVES) as fresh:
         fresh.write_bytes(curves)

@@ -7,6 +7,7 @@ Axes: B queries, N documents of one query, D dimensions.
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from collections.abc import Iterator, Mapping, Set
@@ -16,7 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["candidate_lists", "flag", "matrix", "natural", "one_of", "one_text", "share", "stored_vectors", "strings"]
+__all__ = [
+    "candidate_lists", "flag", "matrix", "natural", "one_of", "one_text", "score_lists", "share", "stored_vectors",
+    "strings",
+]  # fmt: skip
 
 
 def natural(name: str, value: Any, least: int = 0) -> int:
@@ -35,15 +39,19 @@ def natural(name: str, value: Any, least: int = 0) -> int:
     return number
 
 
-def share(name: str, value: Any) -> float:
-    """Returns a number from 0 to 1.
+def share(name: str, value: Any, least: int = 0) -> float:
+    """Returns a number from ``least`` to 1.
 
     Raises:
         ValueError: If it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:  # type: ignore[operator]
-        raise ValueError(f"{name} must be a number from 0 to 1, got {_shown(value)}.")
+    if not _is_real(value) or not least <= value <= 1:
+        raise ValueError(f"{name} must be a number from {least} to 1, got {_shown(value)}.")
     return float(value)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
@@ -129,6 +137,38 @@ def candidate_lists(documents: Any, num_queries: int, single: bool) -> list[list
     return [strings(f"documents[{index}]", texts) for index, texts in enumerate(documents)]
 
 
+def score_lists(name: str, given: Any, candidates: list[list[str]], single: bool) -> list[Tensor] | None:
+    """Returns the N scores of each query's candidates in float64, or ``None`` if there are none.
+
+    Raises:
+        ValueError: If it is not one row for each query, or a row does not have one finite number for each candidate.
+    """
+    if given is None:
+        return None
+    rows = [given] if single else list(_entries(name, _plain(name, given, "rows"), "rows, one for each query"))
+    if len(rows) != len(candidates):
+        raise ValueError(f"{name} must hold one row for each query: got {len(rows)} for {len(candidates)}.")
+    names = [name] if single else [f"{name}[{index}]" for index in range(len(rows))]
+    return [_score_list(*row) for row in zip(names, rows, map(len, candidates), strict=True)]
+
+
+def _score_list(name: str, given: Any, count: int) -> Tensor:
+    given = _plain(name, given, "numbers")
+    values = list(_entries(name, given if isinstance(given, list) else given.tolist(), "numbers"))
+    if len(values) != count:
+        raise ValueError(f"{name} must hold one score for each candidate: got {len(values)} for {count}.")
+    scores = [_finite(f"{name}[{index}]", value) for index, value in enumerate(values)]
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def _finite(name: str, value: Any) -> float:
+    number = value.item() if getattr(value, "ndim", 1) == 0 else value  # an entry of a list may be a tensor
+    with suppress(OverflowError):
+        if _is_real(number) and math.isfinite(number):
+            return float(number)
+    raise ValueError(f"{name} must be a finite number, got {_shown(value)}.")
+
+
 def stored_vectors(given: Any, candidates: list[list[str]], single: bool, dimension: int | None) -> list[Tensor] | None:
     """Returns one checked (N, D) matrix for each query, or ``None`` if documents must be embedded."""
     if given is None or not candidates:
@@ -212,23 +252,23 @@ def _floats(name: str, value: Any, dimensions: int) -> Tensor:
     return torch.from_numpy(value.astype("float64" if value.dtype.itemsize > 4 else "float32"))
 
 
-def _plain(name: str, value: Any) -> Any:
-    """Vectors of any kind as a tensor, a NumPy array of numbers, or a list."""
+def _plain(name: str, value: Any, kind: str = "vectors") -> Any:
+    """Numbers of any kind as a tensor, a NumPy array of numbers, or a list."""
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
-            kind = "meta" if value.is_meta else "quantized" if value.is_quantized else "sparse or nested"
-            raise ValueError(f"{name} must be a dense tensor with values, got a {kind} one.")
+            form = "meta" if value.is_meta else "quantized" if value.is_quantized else "sparse or nested"
+            raise ValueError(f"{name} must be a dense tensor with values, got a {form} one.")
         return value
     if hasattr(value, "mask") and hasattr(value, "filled"):
         raise ValueError(f"{name} must be complete, got a masked array. Fill its gaps, or leave these documents out.")
     if hasattr(value, "tocsr"):
         raise ValueError(f"{name} must be dense, got a sparse matrix. Convert it with toarray().")
     if not hasattr(value, "__array__"):
-        return list(_entries(name, value.tolist() if isinstance(value, memoryview) else value, "vectors"))
+        return list(_entries(name, value.tolist() if isinstance(value, memoryview) else value, kind))
     array = value.__array__()  # a table or column, too
     if array.dtype.kind != "O":
         return array
-    rows = list(_entries(name, array, "vectors"))  # for objects NumPy cannot see more than this
+    rows = list(_entries(name, array, kind))  # for objects NumPy cannot see more than this
     return [row[0] for row in rows] if array.ndim == 2 and array.shape[1] == 1 else rows
 
 

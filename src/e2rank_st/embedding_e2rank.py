@@ -1,4 +1,4 @@
-"""Texts and prompts → vectors, and vectors → cosines.
+"""Texts and prompts → vectors, vectors → cosines, and cosines with the first stage's scores → one score.
 
 A part of the remote code of a Hub repository: see ``modeling_e2rank.py``.
 
@@ -20,7 +20,7 @@ from transformers.utils.logging import tqdm
 
 from .prompts_e2rank import Prompt, PromptBuilder, TextTokenizer, TokenizedText
 
-__all__ = ["RETRIEVAL_PROMPTS", "Embedder", "cosine", "interpolate", "token_batches"]
+__all__ = ["RETRIEVAL_PROMPTS", "Embedder", "cosine", "fuse", "interpolate", "token_batches"]
 
 logger = logging.getLogger(__name__)
 
@@ -190,3 +190,24 @@ def cosine(vectors: Tensor, vector: Tensor) -> Tensor:
 def interpolate(queries: Tensor, prompts: Tensor, query_weight: float) -> Tensor:
     """Mixes the directions of retrieval queries and listwise prompts, both (B, D). The result is not normalised."""
     return query_weight * F.normalize(queries, dim=-1) + (1 - query_weight) * F.normalize(prompts, dim=-1)
+
+
+def fuse(listwise: Tensor, first_stage: Tensor, weight: float) -> Tensor:
+    """Mixes two scores of one query's N candidates: ``(1 - weight) * z(listwise) + weight * z(first_stage)``.
+
+    z is the standard score, with the mean and the population standard deviation of these candidates. The two scores
+    have different units, such as cosines and BM25's, so they are not comparable as they are. Equal scores all get 0.
+
+    Returns:
+        N scores in float64 on the CPU. A weight of 0 returns ``listwise`` as it is.
+    """
+    return (1 - weight) * _standard(listwise) + weight * _standard(first_stage) if weight else listwise
+
+
+def _standard(scores: Tensor) -> Tensor:
+    scores = scores.cpu().double()  # some devices lack this type
+    if not len(scores) or scores.min() == scores.max():
+        return torch.zeros_like(scores)
+    scores = scores / scores.abs().max()  # the square of a huge score would be infinite
+    scores = scores - scores.mean()
+    return scores / scores.square().mean().sqrt()

@@ -66,6 +66,8 @@ class ListwiseOptions(TypedDict, total=False):
     num_prompt_documents: int | None
     candidate_order: str | None
     query_weight: float | None
+    first_stage_weight: float | None
+    min_similarity: float | None
     batch_size: int
     show_progress_bar: bool | None
 
@@ -75,6 +77,7 @@ class RerankOptions(ListwiseOptions, total=False):
 
     top_k: int | None
     document_embeddings: Any
+    first_stage_scores: Any
 
 
 class E2Rank(SentenceTransformer):
@@ -142,8 +145,8 @@ class E2Rank(SentenceTransformer):
 
         Args:
             folder: A folder from training with ``lora_rank``.
-            merge: Whether to add the adapter to the weights. A separate adapter can be trained further.
-                ``E2Rank(folder)`` also keeps it separate, but asks the Hub for a base that is installed here.
+            merge: Whether to add the adapter to the weights. A separate one can be trained further. ``E2Rank(folder)``
+                also keeps it separate, but asks the Hub for a base that is installed here.
             **kwargs: As for the class, for the base.
 
         Raises:
@@ -355,11 +358,10 @@ class E2Rank(SentenceTransformer):
             index: Texts and vectors, embedded by this model.
             top_k: Number of results for each query.
             num_candidates: Number of candidates to rerank for each query.
-            **options: As for :meth:`rerank`, except ``document_embeddings``: the index gives them.
+            **options: As for :meth:`rerank`. The index gives ``document_embeddings`` and ``first_stage_scores``.
 
         Returns:
-            As :meth:`rerank`. A ``corpus_id`` is a row of the index. ``retrieval_rank`` (from 1) and
-            ``retrieval_score`` are the document's rank and score in retrieval.
+            The hits of :meth:`~e2rank_st.search.index.Index.rerank`. A ``corpus_id`` is a row of the index.
 
         Raises:
             ValueError: If a different model made the index, the message says in what it differs

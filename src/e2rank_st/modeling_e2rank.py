@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,18 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .adapter_e2rank import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraAdapter
-from .arguments_e2rank import candidate_lists, flag, natural, one_of, one_text, share, stored_vectors, strings
-from .embedding_e2rank import Embedder, cosine, interpolate
+from .arguments_e2rank import (
+    candidate_lists,
+    flag,
+    natural,
+    one_of,
+    one_text,
+    score_lists,
+    share,
+    stored_vectors,
+    strings,
+)
+from .embedding_e2rank import Embedder, cosine, fuse, interpolate
 from .prompts_e2rank import PROMPT_FORMATS, Prompt, PromptBuilder, TextTokenizer, prompt_format_of
 
 __all__ = ["CANDIDATE_ORDERS", "SOURCES", "E2RankPooling", "ListwiseRerank", "num_positions"]
@@ -101,6 +111,34 @@ class E2RankPooling(Pooling):
         return {"word_embedding_dimension": self.embedding_dimension, **modes, "include_prompt": self.include_prompt}
 
 
+class _Results(NamedTuple):
+    """What a call wants of each ranking."""
+
+    top_k: int | None
+    with_texts: bool
+    min_similarity: float | None
+
+    @classmethod
+    def of(cls, top_k: Any, return_documents: Any, min_similarity: Any) -> _Results:
+        return cls(
+            None if top_k is None else natural("top_k", top_k),
+            flag("return_documents", return_documents),
+            None if min_similarity is None else share("min_similarity", min_similarity, least=-1),
+        )
+
+    def ranking(self, scores: Tensor, similar: Tensor | None, texts: Sequence[str]) -> list[dict[str, Any]]:
+        columns = {"score": scores.tolist()} | ({} if similar is None else {"similarity": similar.tolist()})
+        if self.with_texts:
+            columns["text"] = list(texts)
+        order = _best_first(scores)
+        if self.min_similarity is not None and similar is not None:
+            order = [index for index in order if columns["similarity"][index] >= self.min_similarity]
+        return [
+            {"corpus_id": index, **{name: values[index] for name, values in columns.items()}}
+            for index in order[: self.top_k]
+        ]
+
+
 class ListwiseRerank(Module):
     """Last module of an E2Rank model: holds the reranking configuration and gives the model its ``rerank`` method.
 
@@ -118,6 +156,8 @@ class ListwiseRerank(Module):
         query_weight: Share w of the retrieval query in the final vector, from 0 to 1; the prompt's share is 1 − w, and
             both have unit length. 0 ranks by the prompt alone, as published. A share in between is a safeguard, as in
             Rocchio's pseudo-relevance feedback.
+        first_stage_weight: Share λ of the first stage's scores in the final score, from 0 to 1, where a call gives
+            them; see :func:`fuse`. A call without them ranks by the listwise score alone.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -131,6 +171,7 @@ class ListwiseRerank(Module):
         "max_query_tokens",
         "candidate_order",
         "query_weight",
+        "first_stage_weight",
     ]
 
     def __init__(
@@ -143,6 +184,7 @@ class ListwiseRerank(Module):
         max_query_tokens: int = 1_024,
         candidate_order: str = "given",
         query_weight: float = 0.0,
+        first_stage_weight: float = 0.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.format = prompt_format_of(prompt_format)
@@ -153,6 +195,7 @@ class ListwiseRerank(Module):
         self.candidate_order = one_of("candidate_order", candidate_order, CANDIDATE_ORDERS)
         self.query_weight = share("query_weight", query_weight)
         self.adapter: LoraAdapter | None = None
+        self.first_stage_weight = share("first_stage_weight", first_stage_weight)
         self._parent: SentenceTransformer
         self._made: dict[str, tuple[Any, Any]] = {}
 
@@ -187,9 +230,11 @@ class ListwiseRerank(Module):
 
         return self._kept("prompt_model", (adapter, transformer, adapter.state(backbone)), make)
 
-    def embedder(self, batch_size: int = 32, show_progress_bar: bool = False) -> Embedder:
-        """The embedder of one call."""
-        return Embedder(self._parent, self.prompt_model, self.builder, batch_size, show_progress_bar)
+    def embedder(self, batch_size: int = 32, show_progress_bar: bool | None = False) -> Embedder:
+        """An embedder of one call, with the arguments of the call."""
+        shown = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
+        batch_size = natural("batch_size", batch_size, least=1)
+        return Embedder(self._parent, self.prompt_model, self.builder, batch_size, flag("show_progress_bar", shown))
 
     def _kept(self, name: str, key: Any, make: Callable[[], Made]) -> Made:
         """A part that is made at first use, and again after a change. If two threads make it, they keep one of both."""
@@ -270,13 +315,16 @@ class ListwiseRerank(Module):
         num_prompt_documents: int | None = None,
         candidate_order: str | None = None,
         query_weight: float | None = None,
+        first_stage_scores: Any = None,
+        first_stage_weight: float | None = None,
+        min_similarity: float | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Ranks documents by their cosine to the listwise query, as ``CrossEncoder.rank`` does by its logits.
 
         The listwise query is the vector of the prompt. With a query weight, it is mixed with the retrieval query's.
-
+        With first-stage scores and a weight for them, a document's score is the mix of both: see :func:`fuse`.
         Every candidate is scored, also those outside the prompt. Each distinct text is embedded once in a call.
         Scores are cosines in float32. Compare them within one ranking only, because each query has its own prompt.
 
@@ -291,33 +339,27 @@ class ListwiseRerank(Module):
             num_prompt_documents: K, instead of the configured one.
             candidate_order: ``"given"`` or ``"similarity"``, instead of the configured one.
             query_weight: Share of the retrieval query, from 0 to 1, instead of the configured one.
+            first_stage_scores: N finite scores of the candidates, greater is better; for B queries always B rows, also
+                with one shared list. Without a weight they change nothing.
+            first_stage_weight: Their share, from 0 to 1, instead of the configured one.
+            min_similarity: Least ``similarity`` of a result, from -1 to 1. ``top_k`` counts the results that are left.
             batch_size: Most texts in a forward pass. Long texts go in smaller batches.
             show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower. They
                 need the progress bars of transformers to be enabled.
 
         Returns:
             A list of ``{"corpus_id": int, "score": float}``, best first, ties in the given order; for B queries, a list
-            of B such lists.
+            of B such lists. Where the query is embedded (``"similarity"`` order, a query weight, ``min_similarity``),
+            a result also holds ``similarity``, its cosine to the query, which is comparable between queries.
 
         Raises:
             ValueError: If an argument does not have the form above; the message names the place and the value.
         """
-        single = isinstance(query, str)
-        queries = [one_text("query", query)] if single else strings("query", query)
-        candidates = candidate_lists(documents, len(queries), single)
-        top_k = None if top_k is None else natural("top_k", top_k)
         options = self._options(instruction, num_prompt_documents, candidate_order, query_weight)
-        stored = stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
-        with_texts = flag("return_documents", return_documents)
-        shown = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
-        batch_size = natural("batch_size", batch_size, least=1)
-        embedder = self.embedder(batch_size, flag("show_progress_bar", shown))
-        scores = self._scores(embedder, queries, candidates, stored, **options)
-        rankings = [
-            _ranking(values, texts if with_texts else None, top_k)
-            for values, texts in zip(scores, candidates, strict=True)
-        ]
-        return rankings[0] if single else rankings
+        mix = self._first_stage(first_stage_scores, first_stage_weight)
+        results = _Results.of(top_k, return_documents, min_similarity)
+        embedder = self.embedder(batch_size, show_progress_bar)
+        return self._rerank(embedder, query, documents, document_embeddings, mix, results, options)
 
     rank = rerank
 
@@ -336,6 +378,37 @@ class ListwiseRerank(Module):
             "query_weight": share("query_weight", self.query_weight if weight is None else weight),
         }
 
+    def _first_stage(self, scores: Any, weight: float | None) -> tuple[Any, float]:
+        """The first stage's scores as they were given, and their weight, checked."""
+        checked = share("first_stage_weight", self.first_stage_weight if weight is None else weight)
+        if scores is None and weight is not None and checked:
+            raise ValueError(
+                f"first_stage_weight={weight} needs first_stage_scores; give both, or leave the weight out."
+            )
+        return scores, checked
+
+    def _rerank(
+        self,
+        embedder: Embedder,
+        query: Any,
+        documents: Any,
+        document_embeddings: Any,
+        mix: tuple[Any, float],
+        results: _Results,
+        options: Mapping[str, Any],
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        single = isinstance(query, str)
+        queries = [one_text("query", query)] if single else strings("query", query)
+        candidates = candidate_lists(documents, len(queries), single)
+        stored = stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
+        first_stage, weight = score_lists("first_stage_scores", mix[0], candidates, single), mix[1]
+        with_similarity = results.min_similarity is not None
+        scores, similar = self._scores(embedder, queries, candidates, stored, with_similarity, **options)
+        if first_stage is not None:
+            scores = [fuse(*both, weight) for both in zip(scores, first_stage, strict=True)]
+        rankings = [results.ranking(*row) for row in zip(scores, similar, candidates, strict=True)]
+        return rankings[0] if single else rankings
+
     @torch.inference_mode()
     def _scores(
         self,
@@ -343,26 +416,32 @@ class ListwiseRerank(Module):
         queries: list[str],
         candidates: list[list[str]],
         stored: list[Tensor] | None,
+        with_similarity: bool,
         *,
         num_prompt_documents: int,
         candidate_order: str,
         query_weight: float,
         instruction: str,
-    ) -> list[Tensor]:
-        """Returns the cosine of every candidate to its listwise query: B tensors of shape (N,)."""
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Returns the cosines of all candidates to their listwise query, and to their query if that is embedded.
+
+        Each is a list of B tensors of shape (N,).
+        """
         asked = [row for row, texts in enumerate(candidates) if texts]
         candidate_vectors = embedder.candidates(candidates) if stored is None else stored.__getitem__
-        query_vectors = torch.empty(0)
-        if candidate_order == "similarity" or query_weight:
+        query_vectors, similar = torch.empty(0), {}
+        if candidate_order == "similarity" or query_weight or with_similarity:
             query_vectors = embedder.embed_texts("query", (queries[row] for row in asked))  # (B, D)
+            similar = {
+                row: cosine(candidate_vectors(row), vector) for row, vector in zip(asked, query_vectors, strict=True)
+            }
+        chosen = [list(range(len(candidates[row]))) for row in asked]
         if candidate_order == "similarity":
-            chosen = [
-                _best_first(cosine(candidate_vectors(row), vector))[:num_prompt_documents]
-                for row, vector in zip(asked, query_vectors, strict=True)
-            ]
-        else:
-            chosen = [list(range(len(candidates[row])))[:num_prompt_documents] for row in asked]
-        selected = [[candidates[row][index] for index in indices] for row, indices in zip(asked, chosen, strict=True)]
+            chosen = [_best_first(similar[row]) for row in asked]
+        selected = [
+            [candidates[row][index] for index in indices[:num_prompt_documents]]
+            for row, indices in zip(asked, chosen, strict=True)
+        ]
         prompts = embedder.prompts([queries[row] for row in asked], selected, instruction)
         _log_cuts(prompts, self.max_prompt_tokens)
         vectors = embedder.embed([prompt.ids for prompt in prompts], "prompt")  # (B, D)
@@ -371,7 +450,7 @@ class ListwiseRerank(Module):
         scores = [torch.empty(0)] * len(queries)
         for row, vector in zip(asked, vectors, strict=True):
             scores[row] = cosine(candidate_vectors(row), vector)
-        return scores
+        return scores, [similar.get(row) for row in range(len(queries))]
 
 
 def _log_cuts(prompts: Sequence[Prompt], limit: int) -> None:
@@ -396,12 +475,6 @@ def _log_cuts(prompts: Sequence[Prompt], limit: int) -> None:
 
 def _best_first(scores: Tensor) -> list[int]:
     return torch.argsort(scores, descending=True, stable=True).tolist()
-
-
-def _ranking(scores: Tensor, texts: Sequence[str] | None, top_k: int | None) -> list[dict[str, Any]]:
-    values = scores.tolist()
-    ranking = [{"corpus_id": index, "score": values[index]} for index in _best_first(scores)[:top_k]]
-    return ranking if texts is None else [{**hit, "text": texts[hit["corpus_id"]]} for hit in ranking]
 
 
 def num_positions(model: SentenceTransformer) -> int | None:

@@ -109,6 +109,22 @@ def test_tail_is_below_the_head(tiny: E2Rank, facts: list[str]):
     assert [found[id_] + TAIL_SHIFT for id_ in ids[4:]] == pytest.approx([plain[id_] for id_ in ids[4:]])
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 10])
+def test_stage_1_counts_in_stage_2(tiny: E2Rank, facts: list[str], depth: int):
+    """Guards against a weight without effect, and a tail that a standard score of the head falls below."""
+    query = {"q": "How long do fleas live?"}
+    plain = search(encoder(tiny, mode="embedding"), numbered(facts), query)["q"]
+    system = encoder(tiny, rerank_depth=depth, first_stage_weight=1.0)
+    found = search(system, numbered(facts), query)["q"]
+    assert list(found) == list(plain), "with all weight it is stage 1"
+    assert sorted(found.values(), reverse=True) == list(found.values())
+    assert len(found) == depth or found[list(found)[depth - 1]] > found[list(found)[depth]]
+    assert system.mteb_model_meta.experiment_kwargs["first_stage_weight"] == 1.0
+    assert "first_stage_weight" not in encoder(tiny).mteb_model_meta.experiment_kwargs
+    with pytest.raises(ValueError, match=r"first_stage_weight=1\.5; give a number from 0 to 1"):
+        encoder(tiny, first_stage_weight=1.5)
+
+
 def test_stages_are_those_of_the_model(tiny: E2Rank, facts: list[str]):
     """Guards against other scores than the model's own: cosines, and rerank with its stored vectors."""
     query = "How long do fleas live?"

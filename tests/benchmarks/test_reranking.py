@@ -160,6 +160,21 @@ def test_limit_is_partial_and_a_run_is_repeatable(folder: Path, checkpoint: Path
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")], "scratch files are left"
 
 
+def test_fused_stands_between_both_scores(folder: Path, checkpoint: Path, tmp_path: Path):
+    """Guards against a mix with the wrong list: with all weight it is the first stage, with none listwise."""
+    same = {"tasks": ["dl21"], "data_dir": folder, "systems": ["listwise", "fused"]}
+    whole = one(small(checkpoint, tmp_path / "one", first_stage_weight=1.0, **same))
+    assert list(whole.systems) == ["first_stage", "listwise", "fused"]
+    assert whole.systems["fused"].kind == "fused"
+    assert whole.systems["fused"].per_query == whole.systems["first_stage"].per_query
+    little = one(small(checkpoint, tmp_path / "two", first_stage_weight=1e-9, num_prompt_documents=[2, 4], **same))
+    assert list(little.systems) == ["first_stage", "listwise_k2", "fused_k2", "listwise_k4", "fused_k4"]
+    assert little.systems["fused_k4"].per_query == little.systems["listwise_k4"].per_query
+    assert little.systems["fused_k4"].per_query != whole.systems["fused"].per_query, "the premise: they differ"
+    (failure,) = run(small(checkpoint, tmp_path / "three", **same))
+    assert "weight of the system fused is 0" in failure.error
+
+
 def test_own_files(tmp_path: Path, folder: Path, checkpoint: Path):
     """Guards against sources that the table does not know, and against runs that nobody asked for."""
     rerank = folder / "rerank"
@@ -226,6 +241,7 @@ def test_mismatch_is_an_error_and_nothing_is_written(tmp_path: Path, checkpoint:
         ({"beir": Path("a")}, "give a run, or ask for an own first stage"),
         ({"tasks": ["dl19"], "own_first_stage": True}, "needs a corpus"),
         ({"tasks": ["dl"], "beir": Path("a"), "run": Path("b")}, "files of one test set for 5 tasks"),
+        ({"tasks": ["dl19"], "first_stage_weight": 0.5}, "is for the system fused, which is not among the systems"),
         ({"tasks": ["dl19"], "baseline": "./nowhere"}, "neither a folder here nor a Hub id"),
     ],
 )

@@ -12,6 +12,7 @@ from e2rank_st.benchmarks.candidates import Case
 from e2rank_st.benchmarks.systems import (
     Embedding,
     FirstStage,
+    Fused,
     Listwise,
     Pointwise,
     Rocchio,
@@ -72,6 +73,24 @@ def test_listwise_is_rerank(tiny: E2Rank, case: Case, vectors: Matrix, count: in
     expected = tiny.rerank(QUERY, list(case.documents), document_embeddings=vectors, **options)
     scores = {hit["corpus_id"]: hit["score"] for hit in expected}
     assert Listwise(tiny, **options).scores(case, vectors) == [scores[place] for place in range(len(scores))]
+
+
+def test_fused_is_rerank_with_the_first_stages_scores(tiny: E2Rank, case: Case, vectors: Matrix):
+    """Guards against a mix that a user cannot have, and against a system that is listwise under another name."""
+    options = {"num_prompt_documents": 3, "instruction": "Rank these"}
+    mix = {"first_stage_scores": case.scores, "first_stage_weight": 0.4}
+    expected = tiny.rerank(QUERY, list(case.documents), document_embeddings=vectors, **options, **mix)
+    scores = {hit["corpus_id"]: hit["score"] for hit in expected}
+    fused = Fused(tiny, **options, first_stage_weight=0.4)
+    assert fused.scores(case, vectors) == [scores[place] for place in range(len(scores))]
+    assert parameters(fused)["first_stage_weight"] == 0.4
+    configured = copy.deepcopy(tiny)
+    configured.replace_listwise(first_stage_weight=0.4)
+    assert parameters(Fused(configured)) == parameters(Fused(tiny, first_stage_weight=0.4))
+    assert "first_stage_weight" not in parameters(Listwise(configured))
+    for weight in (None, 0.0):
+        with pytest.raises(ValueError, match=r"weight of the system fused is 0.*--first-stage-weight"):
+            Fused(tiny, first_stage_weight=weight)
 
 
 def test_cross_encoder(case: Case, tmp_path: Path):

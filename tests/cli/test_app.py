@@ -84,6 +84,21 @@ def test_rerank_options_reach_the_model(run, tiny: E2Rank, tiny_folder: str, fac
     )
 
 
+def test_the_field_score_is_the_first_stages(run, tiny: E2Rank, tiny_folder: str, facts: list[str]):
+    """Guards against scores of a file that reach other documents, or are missing without a word."""
+    given = list(range(10, 20))
+    lines = "\n".join(json.dumps({"text": text, "score": score}) for text, score in zip(facts, given, strict=True))
+    options = ["--model", tiny_folder, "--first-stage-weight", "0.5", "--min-similarity", "-1", "--json"]
+    expected = tiny.rerank(QUERY, facts, first_stage_scores=given, first_stage_weight=0.5, min_similarity=-1)
+    found = records(run("rerank", QUERY, *options, stdin=lines))
+    assert [hit["corpus_id"] for hit in found] == [hit["corpus_id"] for hit in expected]
+    for name in ("score", "similarity"):
+        assert [hit[name] for hit in found] == pytest.approx([hit[name] for hit in expected], abs=1e-5)
+    failed = run("rerank", QUERY, *options, stdin=lines.replace('"score": 11', '"points": 11'))
+    assert failed.exit_code == 1
+    assert "document 2: score: not a number" in failed.stderr
+
+
 def test_json_keeps_the_fields_of_the_input(run):
     """Guards against identifiers that are lost on the way, and a first stage's score overwritten by ours."""
     documents = [{"text": "Iron melts.", "score": 9, "meta": {"id": "x"}}, {"text": FLEAS, "id": 7}]

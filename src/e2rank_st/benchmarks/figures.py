@@ -14,7 +14,7 @@ from typing import Any
 
 from e2rank_st.benchmarks.results import Entry, column_with_marks, titled
 
-__all__ = ["FIGURES", "draw"]
+__all__ = ["FIGURES", "draw", "separation"]
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#666666")
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "++", "oo")
@@ -201,6 +201,38 @@ def _compared_with(entry: Entry, entries: Sequence[Entry]) -> Entry:
         if entry.system.comparison and (other.column, other.name) == (entry.column, entry.system.comparison["against"])
     ]
     return next((other for other in named if other.model == entry.model), named[0])
+
+
+def separation(parts: Sequence[Any]) -> Any:
+    """The highest similarities of queries with and without relevant documents, and the ROC curves between them.
+
+    Args:
+        parts: The measured corpora (:class:`~e2rank_st.benchmarks.relevance.Separation`), a row of panels each.
+    """
+    figure = _figure(9, 3.2 * len(parts))
+    grid = figure.subplots(len(parts), 2, squeeze=False)
+    for (left, right), part in zip(grid, parts, strict=True):
+        for place, name in enumerate(("present", "removed", "foreign")):
+            colour, _, _, line = _style(place)
+            values = sorted(getattr(part, name))
+            shares = [(count + 1) / len(values) for count in range(len(values))]
+            left.step(values, [1 - share for share in shares], color=colour, linestyle=line, label=name)
+            if name != "present":
+                thresholds = sorted({*part.present, *values}, reverse=True)
+                curve = [[_share_from(scores, bar) for bar in thresholds] for scores in (values, part.present)]
+                right.plot([0, *curve[0]], [0, *curve[1]], color=colour, linestyle=line, label=f"present or {name}")
+        right.plot([0, 1], [0, 1], color="#666666", linewidth=0.8, linestyle=":")
+        for axes in (left, right):
+            axes.legend(fontsize="small", frameon=False)
+            axes.set_ylim(0, 1.02)
+        _axes(left, part.title, "min_similarity", "queries that keep a result")
+        _axes(right, part.title, "absent, and a result is kept", "present, and a result is kept")
+    return figure
+
+
+def _share_from(values: Sequence[float], bar: float) -> float:
+    """Share of values that are not below a bar."""
+    return fmean(value >= bar for value in values)
 
 
 FIGURES: Mapping[str, Callable[[Sequence[Entry]], Any]] = {

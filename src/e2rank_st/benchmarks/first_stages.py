@@ -26,7 +26,16 @@ from e2rank_st.data.trec import read_qrels, read_run
 from e2rank_st.search.index import Index
 from e2rank_st.storage import file_sha256, folder_sha256, text_id
 
-__all__ = ["Excluded", "Files", "locate", "own_first_stage", "read_excluded", "read_files", "read_over_collection"]
+__all__ = [
+    "Excluded",
+    "Files",
+    "locate",
+    "own_first_stage",
+    "read_excluded",
+    "read_files",
+    "read_judged",
+    "read_over_collection",
+]
 
 Excluded: TypeAlias = Mapping[str, frozenset[str]]  # documents that are left out, by query
 NOTHING: Excluded = {}
@@ -192,12 +201,9 @@ def own_first_stage(
         ValueError: A grade is not a whole number, or there are fewer queries than the sample has.
         OSError: A file cannot be read.
     """
-    judged = JudgedCorpus.load(folder, task.split)
-    judgements = _sampled(_whole_grades(judged.judgements), task.sample)
-    corpus = _judged_groups(judged) if task.judged_groups else judged.corpus
-    ids = sorted(corpus, key=text_id)
-    index = subject.embed([corpus[id_] for id_ in ids], batch_size, show_progress_bar)
-    queries = {query: judged.queries[query] for query in judgements}
+    judged = read_judged(task, folder)
+    ids, queries = list(judged.corpus), judged.queries
+    index = subject.embed(list(judged.corpus.values()), batch_size, show_progress_bar)
     vectors = subject.model.encode_query(list(queries.values()), batch_size=batch_size, show_progress_bar=False)
     left_out = {query: excluded.get(query, frozenset()) for query in queries}
     deep_enough = top_n + max(map(len, left_out.values()), default=0)
@@ -211,7 +217,24 @@ def own_first_stage(
         ).limited(top_n, left_out[query])
         for query, scores, rows in zip(queries, *index.retrieve(vectors, deep_enough), strict=True)
     ]
+    judgements = _whole_grades(judged.judgements)
     return Candidates(tuple(cases), judgements, "own", sources=_folder_state(folder)), index
+
+
+def read_judged(task: Task, folder: Path) -> JudgedCorpus:
+    """Read the part of a folder in BEIR's layout that is a task: its queries, and its corpus in the order of a hash.
+
+    Raises:
+        DataError: A row of a file is bad.
+        ValueError: A grade is not a whole number, or there are fewer queries than the sample has.
+        OSError: A file cannot be read.
+    """
+    judged = JudgedCorpus.load(folder, task.split)
+    judgements = _sampled(_whole_grades(judged.judgements), task.sample)
+    corpus = _judged_groups(judged) if task.judged_groups else judged.corpus
+    ids = sorted(corpus, key=text_id)
+    queries = {query: judged.queries[query] for query in judgements}
+    return JudgedCorpus({id_: corpus[id_] for id_ in ids}, queries, judgements)
 
 
 def _judged_groups(judged: JudgedCorpus) -> dict[str, str]:

@@ -29,9 +29,9 @@ from e2rank_st.benchmarks.corpus import Corpus
 from e2rank_st.benchmarks.instructions import listwise_instruction
 from e2rank_st.checkpoints import instruction_template
 from e2rank_st.model import E2Rank
-from e2rank_st.search.exact import Rules, nearest
+from e2rank_st.search.exact import Neighbours, Rules, nearest
 from e2rank_st.search.reranking import rerank_rows
-from e2rank_st.search.vectors import Matrix, Rows, unit_rows
+from e2rank_st.search.vectors import Matrix, unit_rows
 
 try:
     from mteb._create_dataloaders import create_dataloader
@@ -73,6 +73,7 @@ class E2RankMTEB(AbsEncoder):
             not taken for the other.
         rerank_depth: How many documents of a query to rerank.
         num_prompt_documents: K, instead of the configured one.
+        first_stage_weight: Share of stage 1's cosine in the score of stage 2, instead of the configured one.
         keep_vectors: Whether to take the vectors of the last corpus if the same one comes again, as it does for the
             second mode. This is right only as long as the weights do not change.
 
@@ -89,6 +90,7 @@ class E2RankMTEB(AbsEncoder):
         mode: Mode = "embedding",
         rerank_depth: int = 100,
         num_prompt_documents: int | None = None,
+        first_stage_weight: float | None = None,
         keep_vectors: bool = False,
     ) -> None:
         if "/" not in name:
@@ -100,6 +102,10 @@ class E2RankMTEB(AbsEncoder):
         self.rerank_depth = rerank_depth
         configured = model.listwise.num_prompt_documents
         self.num_prompt_documents = configured if num_prompt_documents is None else num_prompt_documents
+        share = model.listwise.first_stage_weight if first_stage_weight is None else first_stage_weight
+        if not 0 <= share <= 1:
+            raise ValueError(f"Got first_stage_weight={share}; give a number from 0 to 1.")
+        self.first_stage_weight = share
         self.keep_vectors = keep_vectors
         self.instruction_template = instruction_template(model.prompts.get("query"))
         self._embedded: tuple[Corpus, Matrix] | None = None
@@ -113,6 +119,8 @@ class E2RankMTEB(AbsEncoder):
         experiment: dict[str, Any] = {"mode": self.mode}
         if self.mode == "two-stage":
             experiment |= {"prompt_documents": self.num_prompt_documents, "rerank_depth": self.rerank_depth}
+            if self.first_stage_weight:
+                experiment["first_stage_weight"] = self.first_stage_weight
         dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
         if dtype != "float32":
             experiment["dtype"] = dtype
@@ -204,8 +212,9 @@ class E2RankMTEB(AbsEncoder):
         """Search the corpus that was indexed last, or the candidates of each query by their ids.
 
         Returns:
-            For each query, scores of documents: cosines of stage 1, or of stage 2 for those that were reranked and
-            cosines of stage 1, shifted below all of those, for the others. A query without candidates has no document.
+            For each query, scores of documents: cosines of stage 1, or scores of stage 2 for those that were reranked
+            and cosines of stage 1, shifted below all of those, for the others. A query without candidates has no
+            document.
 
         Raises:
             RuntimeError: Nothing was indexed.
@@ -226,11 +235,13 @@ class E2RankMTEB(AbsEncoder):
             for near in found
         ]
         if depth:
-            heads = [near.rows[:depth] for near in found]
+            heads = [Neighbours(near.rows[:depth], near.scores[:depth]) for near in found]
             how = self._reranking(task_metadata, encode_kwargs)
             reranked = _rerank(self.model, corpus, stored, texts, heads, **how)
+            # The lowest of N standard scores is above -sqrt(N).
+            shift = TAIL_SHIFT + depth**0.5 if self.first_stage_weight else TAIL_SHIFT
             results = [  # the reranked documents, then the rest of stage 1, strictly below
-                head | {id_: score - TAIL_SHIFT for id_, score in scores.items() if id_ not in head}
+                head | {id_: score - shift for id_, score in scores.items() if id_ not in head}
                 for head, scores in zip(reranked, results, strict=True)
             ]
         return {id_: dict(islice(scores.items(), top_k)) for id_, scores in zip(ids, results, strict=True)}
@@ -243,6 +254,7 @@ class E2RankMTEB(AbsEncoder):
         return {
             "instruction": instruction,
             "num_prompt_documents": self.num_prompt_documents,
+            "first_stage_weight": self.first_stage_weight,
             "batch_size": encode_kwargs.get("batch_size", 32),
             "bar": encode_kwargs.get("show_progress_bar", True),
         }
@@ -256,6 +268,7 @@ def load_e2rank(
     mode: Mode = "embedding",
     prompt_documents: int | None = None,
     rerank_depth: int = 100,
+    first_stage_weight: float | None = None,
     dtype: str = "float32",
     prompts: dict[str, str] | None = None,
 ) -> E2RankMTEB:
@@ -267,6 +280,7 @@ def load_e2rank(
     """
     model = E2Rank(name, revision=revision, device=device, prompts=prompts, model_kwargs={"dtype": dtype})
     options: Any = {"rerank_depth": rerank_depth, "num_prompt_documents": prompt_documents}
+    options["first_stage_weight"] = first_stage_weight
     return E2RankMTEB(model, name=name, revision=revision or "main", mode=mode, **options)
 
 
@@ -304,7 +318,7 @@ def _rerank(
     corpus: Corpus,
     vectors: Matrix,
     queries: Sequence[str],
-    heads: Sequence[Rows],
+    heads: Sequence[Neighbours],
     *,
     bar: bool,
     **options: Any,
@@ -318,10 +332,11 @@ def _rerank(
     with tqdm(total=len(queries), desc="rerank", disable=not bar) as progress:
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             part = slice(start, start + QUERIES_AT_ONCE)
-            rows = heads[part]
+            rows, scores = [head.rows for head in heads[part]], [head.scores for head in heads[part]]
             documents = corpus.read(np.concatenate(rows))
             texts = [documents[first:last] for first, last in pairwise(accumulate(map(len, rows), initial=0))]
-            for ranking in rerank_rows(model, queries[part], rows, texts, [vectors[head] for head in rows], **options):
+            how = {**options, "first_stage_scores": scores}
+            for ranking in rerank_rows(model, queries[part], rows, texts, [vectors[head] for head in rows], **how):
                 results.append({corpus.ids[hit["corpus_id"]]: hit["score"] for hit in ranking})
             progress.update(len(rows))
     return results

@@ -43,7 +43,7 @@ __all__ = ["FAILED", "MODES", "Options", "Outcome", "metric_name", "plan", "run"
 logger = logging.getLogger(__name__)
 
 FAILED = "failed"
-TWO_STAGE_SETTINGS = ("prompt_documents", "rerank_depth")  # the embedding does not depend on them
+TWO_STAGE_SETTINGS = ("first_stage_weight", "prompt_documents", "rerank_depth")  # the embedding does not depend on them
 # Another value of one of these is another result; the size of a batch changes times only.
 IDENTITY = ("task", "local", "partial", "models", "sources", "settings")
 
@@ -67,6 +67,7 @@ class Options:
     limit: int | None = None
     prompt_documents: int | None = None
     rerank_depth: int = 100
+    first_stage_weight: float | None = None
     batch_size: int = 32
     device: str | None = None
     dtype: str = "auto"
@@ -131,6 +132,7 @@ def run(options: Options) -> Iterator[Outcome]:
         revision=subject.revision,
         rerank_depth=options.rerank_depth,
         num_prompt_documents=options.prompt_documents,
+        first_stage_weight=options.first_stage_weight,
         keep_vectors=True,
     )
     with private_cache() if options.data_dir else nullcontext():
@@ -172,6 +174,7 @@ class _Runner:
         """The fields of a result that are known before it is measured."""
         settings = {
             "dtype": self.subject.describe()["dtype"],
+            "first_stage_weight": self.encoder.first_stage_weight,
             "limit": self.options.limit,
             "max_tokens": self.subject.model.max_seq_length,
             "prompt_documents": self.encoder.num_prompt_documents,
@@ -228,6 +231,7 @@ class _Runner:
         listwise = listwise_configuration(self.subject.model)
         listwise |= {
             "num_prompt_documents": self.encoder.num_prompt_documents,
+            "first_stage_weight": self.encoder.first_stage_weight,
             "rerank_depth": self.options.rerank_depth,
         }
         system = SystemResult(

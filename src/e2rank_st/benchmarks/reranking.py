@@ -1,9 +1,9 @@
 """Reranking as the paper measures it: a first stage's candidates, reranked by several systems side by side.
 
 Systems: the first stage, the plain embedding, Rocchio feedback on the vectors, listwise reranking, and on request a
-cross-encoder and the same three of a baseline model. Every document is embedded once, and all systems of a model use
-those vectors. With ``own_first_stage`` each model reranks the candidates that it retrieved itself; the first stage in
-the result is then the model's, not the baseline's.
+cross-encoder, listwise scores mixed with the first stage's (``fused``), and the same of a baseline model. Every
+document is embedded once, and all systems of a model use those vectors. With ``own_first_stage`` each model reranks the
+candidates that it retrieved itself; the first stage in the result is then the model's, not the baseline's.
 
 With ``published`` everything is as in the paper's own evaluation, so that its figures can be compared. Documents are
 other texts then, and the first stage is called ``{first stage}-published``.
@@ -33,7 +33,7 @@ from e2rank_st.benchmarks.instructions import instructed
 from e2rank_st.benchmarks.measurement import Entrant, measure, results_of
 from e2rank_st.benchmarks.models import BUNDLED, Subject, load, load_cross_encoder
 from e2rank_st.benchmarks.results import Result
-from e2rank_st.benchmarks.systems import Embedding, FirstStage, Listwise, Pointwise, Rocchio, System
+from e2rank_st.benchmarks.systems import Embedding, FirstStage, Fused, Listwise, Pointwise, Rocchio, System
 from e2rank_st.benchmarks.tasks import Task, find_tasks
 from e2rank_st.data.trec import write_run
 from e2rank_st.evaluation.metrics import MAIN
@@ -47,7 +47,7 @@ __all__ = ["VECTOR_SYSTEMS", "Failure", "Options", "chosen_tasks", "result_path"
 
 REFERENCES = ("baseline_embedding", "embedding", "first_stage")  # the others are compared with the first that runs
 
-VECTOR_SYSTEMS = ("embedding", "rocchio", "listwise")
+VECTOR_SYSTEMS = ("embedding", "rocchio", "listwise", "fused")  # the last only on request: it needs a weight
 # The paper's setting, with its K; the prompt's own instruction is the default one in the released checkpoints.
 PUBLISHED = {"candidate_order": "given", "query_weight": 0.0, "instructions": "model"}
 PUBLISHED_PROMPT_DOCUMENTS = 20
@@ -83,10 +83,11 @@ class Options:
     device: str | None = None
     dtype: str = "auto"
     batch_size: int = 32
-    systems: Sequence[str] = VECTOR_SYSTEMS
+    systems: Sequence[str] = VECTOR_SYSTEMS[:-1]
     num_prompt_documents: Sequence[int] = ()
     candidate_order: str | None = None
     query_weight: float | None = None
+    first_stage_weight: float | None = None
     instructions: str | None = None
     published: bool = False
     embedding_queries: int = 10
@@ -100,6 +101,8 @@ class Options:
             if model is not None:
                 check_name(model)
         chosen_tasks(self)
+        if self.first_stage_weight is not None and Fused.kind not in self.systems:
+            raise ValueError(f"A first-stage weight is for the system {Fused.kind}, which is not among the systems.")
         if self.published:
             self._as_published()
         elif self.instructions is None:
@@ -255,18 +258,18 @@ def _systems(options: Options, task: Task, role: str, model: Any) -> dict[str, S
     if role == "cross_encoder":
         return {"cross_encoder": Pointwise(model, options.batch_size)}
     has_place = "{instruction}" in model.listwise.format.template and options.instructions == "task"
-    found: dict[str, System] = {
-        "embedding": Embedding(model),
-        "rocchio": Rocchio(model),
-    }
+    found: dict[str, System] = {"embedding": Embedding(model), "rocchio": Rocchio(model)}
     for count in options.num_prompt_documents or (None,):
-        found["listwise" if len(options.num_prompt_documents) < 2 else f"listwise_k{count}"] = Listwise(
-            model,
-            num_prompt_documents=count,
-            candidate_order=options.candidate_order,
-            query_weight=options.query_weight,
-            instruction=task.listwise_instruction if has_place else None,
-        )
+        ending = "" if len(options.num_prompt_documents) < 2 else f"_k{count}"
+        how: dict[str, Any] = {
+            "num_prompt_documents": count,
+            "candidate_order": options.candidate_order,
+            "query_weight": options.query_weight,
+            "instruction": task.listwise_instruction if has_place else None,
+        }
+        found[f"{Listwise.kind}{ending}"] = Listwise(model, **how)
+        if Fused.kind in options.systems:
+            found[f"{Fused.kind}{ending}"] = Fused(model, **how, first_stage_weight=options.first_stage_weight)
     prefix = "baseline_" if role == "baseline" else ""
     return {prefix + name: system for name, system in found.items() if system.kind in options.systems}
 

@@ -37,7 +37,7 @@ class SystemResult:
     """How a system did on a task.
 
     Attributes:
-        kind: ``first_stage``, ``embedding``, ``rocchio``, ``listwise`` or ``cross_encoder``.
+        kind: ``first_stage``, ``embedding``, ``rocchio``, ``listwise``, ``fused`` or ``cross_encoder``.
         model: Its key in :attr:`Result.models`; empty for the first stage.
         parameters: Its settings, those that the model decides among them.
         scores: Means over queries by metric, from 0 to 1.

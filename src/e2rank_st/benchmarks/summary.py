@@ -41,7 +41,6 @@ SHORT_HEADER = (
     "nDCG@10", "queries", "first stage", "base, embedding", "bundled, embedding", "bundled, listwise",
     "listwise over base, p",
 )  # fmt: skip
-MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 def summary(entries: Sequence[Entry]) -> str:
@@ -115,14 +114,15 @@ def _line(of: Mapping[str, Entry], names: Iterable[str], rivals: Iterable[str], 
     return (column_with_marks(*shown), str(shown[0].result.queries), *scores, *gains)
 
 
-def put_into(path: Path, text: str) -> None:
-    """Replace the text between the marks of a file, whole or not at all.
+def put_into(path: Path, text: str, name: str = "results") -> None:
+    """Replace the text between the marks of a file, which bear a name, whole or not at all.
 
     Raises:
         ValueError: The marks are not there, each once.
         OSError: The file cannot be read or written.
     """
-    content, number = MARKS.subn(lambda found: found[1] + text + found[2], path.read_text(encoding="utf-8"))
+    marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    content, number = marks.subn(lambda found: found[1] + text + found[2], path.read_text(encoding="utf-8"))
     if number != 1:
-        raise ValueError(f"{path} has {number} places from <!-- results --> to <!-- /results -->; give it one.")
+        raise ValueError(f"{path} has {number} places from <!-- {name} --> to <!-- /{name} -->; give it one.")
     write_text(path, content)

@@ -22,9 +22,10 @@ from e2rank_st.labelling.teachers import CrossEncoderTeacher
 from e2rank_st.model import E2Rank
 from e2rank_st.search.vectors import Matrix
 
-__all__ = ["Embedding", "FirstStage", "Listwise", "Pointwise", "Rocchio", "System", "best_first", "parameters"]
+__all__ = ["Embedding", "FirstStage", "Fused", "Listwise", "Pointwise", "Rocchio", "System", "best_first", "parameters"]
 
-CONFIGURED = ("num_prompt_documents", "candidate_order", "query_weight")  # the model decides them unless they are given
+# The model decides them unless they are given; the last is for fused systems only.
+CONFIGURED = ("num_prompt_documents", "candidate_order", "query_weight", "first_stage_weight")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ class Listwise:
 
     def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
         """N cosines; costs a forward pass of the prompt, and one of the query where that has a share."""
+        return self._rerank(case, vectors)
+
+    def _rerank(self, case: Case, vectors: Matrix | None, **options: Any) -> list[float]:
         ranking = self.model.rerank(
             case.query,
             list(case.documents),
@@ -97,8 +101,31 @@ class Listwise:
             query_weight=self.query_weight,
             instruction=self.instruction,
             show_progress_bar=False,
+            **options,
         )
         return [hit["score"] for hit in sorted(ranking, key=lambda hit: hit["corpus_id"])]
+
+
+@dataclass(frozen=True)
+class Fused(Listwise):
+    """Listwise reranking, mixed with the first stage's scores; None leaves the weight to the model.
+
+    Raises:
+        ValueError: The weight is 0, so that this would be :class:`Listwise`.
+    """
+
+    kind: ClassVar[str] = "fused"
+    first_stage_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a system that is another one."""
+        if not parameters(self)["first_stage_weight"]:
+            raise ValueError("The first-stage weight of the system fused is 0; give one with --first-stage-weight.")
+
+    def scores(self, case: Case, vectors: Matrix | None) -> list[float]:
+        """N mixed standard scores; costs as much as listwise reranking."""
+        mix = {"first_stage_scores": case.scores, "first_stage_weight": self.first_stage_weight}
+        return self._rerank(case, vectors, **mix)
 
 
 @dataclass(frozen=True)
@@ -123,7 +150,7 @@ def parameters(system: System) -> dict[str, Any]:
     values = {field.name: getattr(system, field.name) for field in fields(system) if field.name != "model"}
     if isinstance(system, Listwise):
         for name in CONFIGURED:
-            if values.get(name) is None:
+            if name in values and values[name] is None:
                 values[name] = getattr(system.model.listwise, name)
     return values
 

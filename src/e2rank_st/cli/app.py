@@ -25,7 +25,7 @@ from e2rank_st.cli import evaluate
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, read_documents
-from e2rank_st.data.files import text_field
+from e2rank_st.data.files import DataError, number_field, text_field
 from e2rank_st.storage import replacing
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def demo(
     epilog=examples(
         'rerank "how long do fleas live" passages.txt',
         'rerank "how long do fleas live" passages.txt --embeddings vectors.npy',
-        'rerank "how long do fleas live" hits.jsonl --json --top-k 5',
+        'rerank "how long do fleas live" hits.jsonl --json --top-k 5 --first-stage-weight 0.5',
     )
 )
 def rerank(
@@ -187,17 +187,25 @@ def rerank(
         Literal["given", "similarity"] | None,
         typer.Option(metavar="ORDER", help="given: the prompt holds the first documents; similarity: the nearest."),
     ] = None,
+    first_stage_weight: Annotated[
+        float | None, typer.Option(min=0, max=1, metavar="W", help="Share of the field 'score' in the final score.")
+    ] = None,
+    min_similarity: Annotated[
+        float | None, typer.Option(min=-1, max=1, metavar="X", help="Leave out documents less similar to the query.")
+    ] = None,
     model: ModelName = BUNDLED,
     device: Device = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
     verbose: Verbose = 0,
 ) -> None:
-    """Sort documents by how well they answer a query. A score is a cosine, comparable within one call only."""
+    """Sort documents by how well they answer a query. A score is comparable within one call only."""
     text_field({"QUERY": query}, "QUERY")
     records = _read(source, file_format)
     vectors = _read_vectors(embeddings) if embeddings else None
-    ranking = _load_model(model, device, dtype).rerank(
+    encoder = _load_model(model, device, dtype)
+    configured = encoder.listwise.first_stage_weight and all("score" in record for record in records)
+    ranking = encoder.rerank(
         query,
         [record["text"] for record in records],
         top_k=top_k,
@@ -205,14 +213,17 @@ def rerank(
         instruction=instruction,
         num_prompt_documents=num_prompt_documents,
         candidate_order=candidate_order,
+        first_stage_scores=_scores(records) if first_stage_weight or configured else None,
+        first_stage_weight=first_stage_weight,
+        min_similarity=min_similarity,
         batch_size=batch_size,
         show_progress_bar=sys.stderr.isatty(),
     )
-    hits = [(rank, hit["score"], hit["corpus_id"]) for rank, hit in enumerate(ranking, 1)]
     if as_json:
-        for rank, score, row in hits:
-            _write_json({"rank": rank, "score": score, "corpus_id": row}, records[row])
+        for rank, hit in enumerate(ranking, 1):
+            _write_json({"rank": rank, **hit}, records[hit["corpus_id"]])
     else:
+        hits = [(rank, hit["score"], hit["corpus_id"]) for rank, hit in enumerate(ranking, 1)]
         show(RERANK_COLUMNS, [(*hit, records[hit[-1]]["text"]) for hit in hits])
 
 
@@ -266,6 +277,17 @@ def _read(source: str, form: Format) -> list[dict[str, Any]]:
     if source == "-" and sys.stdin is not None and sys.stdin.isatty():
         typer.echo("reading documents from the keyboard, one a line; Ctrl-D ends them", err=True)
     return read_documents(source, form)
+
+
+def _scores(records: list[dict[str, Any]]) -> list[float]:
+    """The first stage's scores of documents, in their field 'score'."""
+    scores = []
+    for number, record in enumerate(records, 1):
+        try:
+            scores.append(number_field(record, "score"))
+        except DataError as error:
+            raise DataError(error.field, error.problem, error.detail, f"document {number}") from error
+    return scores
 
 
 def _read_vectors(path: Path) -> Any:

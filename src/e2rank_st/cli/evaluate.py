@@ -24,7 +24,7 @@ from e2rank_st.console import Column, printable, reported_errors, show
 if TYPE_CHECKING:
     from e2rank_st.benchmarks.results import Result
 
-__all__ = ["app", "mteb", "report", "rerank", "run_script", "submit", "table"]
+__all__ = ["app", "mteb", "relevance", "report", "rerank", "run_script", "submit", "table"]
 
 MTEB_COLUMNS = (
     Column("task", share=1),
@@ -157,6 +157,9 @@ def mteb(
     limit: Limit = None,
     prompt_documents: Annotated[int | None, Option(min=1, metavar="K", help="By default the model's.")] = None,
     rerank_depth: Annotated[int, Option(min=1, metavar="N", help="Documents of a query to rerank.")] = 100,
+    first_stage_weight: Annotated[
+        float | None, Option(min=0, max=1, metavar="W", help="Share of retrieval in two-stage; by default the model's.")
+    ] = None,
     batch_size: BatchSize = 32,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -189,6 +192,7 @@ def mteb(
         "rerank --results hits.jsonl.gz --qrels qrels.txt --model my-model --baseline bundled-base",
         "rerank --beir my-corpus --run bm25.trec --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2",
         "rerank --tasks dl21 --data-dir data --num-prompt-documents 1,3,6,10,20",
+        "rerank --tasks dl21 --first-stage splade --systems listwise,fused --first-stage-weight 0.5",
         "rerank --published --tasks dl19,dl20,beir --model Alibaba-NLP/E2Rank-0.6B",
     )
 )
@@ -211,7 +215,7 @@ def rerank(
     device: Device = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
-    systems: Annotated[str, Option(metavar="NAME,...", help="Systems of each model.")] = "embedding,rocchio,listwise",
+    systems: Annotated[str, Option(metavar="NAME,...", help="Of each model; or fused.")] = "embedding,rocchio,listwise",
     num_prompt_documents: Annotated[
         str, Option("--num-prompt-documents", "-k", metavar="K,...", help="A listwise system for each K.")
     ] = "",
@@ -220,6 +224,9 @@ def rerank(
     ] = None,
     query_weight: Annotated[
         float | None, Option(min=0, max=1, metavar="W", help="The query's share in listwise; by default the model's.")
+    ] = None,
+    first_stage_weight: Annotated[
+        float | None, Option(min=0, max=1, metavar="W", help="The first stage's share in the system fused.")
     ] = None,
     instructions: Annotated[
         Literal["task", "model"] | None, Option(help="The task's, which is the default, or the model's own.")
@@ -337,6 +344,33 @@ def table(
     if docs is not None:
         library.put_into(docs, full)
     typer.echo(full, nl=False)
+
+
+@app.command(epilog=_examples("relevance --tasks nfcorpus-dev,squad-dev --data-dir data --output-dir relevance"))
+def relevance(
+    tasks: Annotated[str, Option(metavar="NAME,...", help="Tasks with a corpus, at least two.")],
+    data_dir: Annotated[Path, Option(metavar="DIR", exists=True, file_okay=False, help="Their folders.")],
+    model: ModelName = "bundled-base",
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    output_dir: Annotated[Path, Option(metavar="DIR", help="Where similarities, tables and figure go.")] = Path(
+        "relevance"
+    ),
+    docs: Annotated[Path | None, Option(metavar="FILE", help="Put the tables between the marks of this file.")] = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Measure how well a threshold on similarity tells whether a corpus holds anything relevant to a query."""
+    given = dict(locals())  # the options by name, as the library has them
+    library = _library("relevance")
+    with _usage():
+        del given["docs"]
+        options = _options(library, given | {"tasks": _listed(tasks)})
+    found = library.measure(options)
+    if docs is not None:
+        _library("summary").put_into(docs, library.tables(found), "relevance")
+    typer.echo(library.tables(found), nl=False)
+    typer.echo("\n".join(map(str, library.write(options, found))), err=True)
 
 
 @app.command(

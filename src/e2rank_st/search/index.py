@@ -147,11 +147,12 @@ class Index:
             queries: B queries.
             scores: Scores of retrieval, (B, N).
             rows: The retrieved rows, (B, N), best first.
-            **options: As for ``rerank``.
+            **options: As for ``rerank``, except ``document_embeddings`` and ``first_stage_scores``.
 
         Returns:
             For each query the hits of ``rerank``. ``corpus_id`` is a row of the index. ``retrieval_rank`` (from 1) and
-            ``retrieval_score`` are the document's rank and score in retrieval.
+            ``retrieval_score`` are the document's rank and score in retrieval, and the first stage's score for
+            ``first_stage_weight``. It is the cosine to the query, so it is the ``similarity`` if ``rerank`` gave none.
 
         Raises:
             ValueError: The model did not make the vectors: see :meth:`check`.
@@ -159,12 +160,13 @@ class Index:
         self.check(model)
         texts = [[self.texts[row] for row in part] for part in rows]
         # The rows are sorted by similarity already. "given" keeps their order without embedding the query again.
-        options = {"candidate_order": "given", **options}
+        options = {"candidate_order": "given", **options, "first_stage_scores": scores}
         rankings = rerank_rows(model, queries, list(rows), texts, [self.embeddings[part] for part in rows], **options)
         for ranking, part, similar in zip(rankings, rows.tolist(), scores.tolist(), strict=True):
             places = {row: place for place, row in enumerate(part)}
             for hit in ranking:
                 place = places[hit["corpus_id"]]
+                hit.setdefault("similarity", similar[place])
                 hit |= {"retrieval_rank": place + 1, "retrieval_score": similar[place]}
         return rankings
 
