@@ -50,16 +50,20 @@ class Embedder:
 
     def tokens(self, task: str, texts: Iterable[str]) -> list[TokenizedText]:
         """Returns the tokens of each text after the model's retrieval prompt for the task; each is tokenised once."""
-        texts, known, prompts = list(texts), self._tokens[task], self.model.prompts
-        name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
-        prompt = prompts.get(name or "") or ""
-        limit = self._limit(task)
+        texts, known, limit = list(texts), self._tokens[task], self.limit(task)
         in_prompt = self.builder.max_query_tokens if task == "query" else self.builder.max_tokens
         needed = None if limit is None else max(limit, in_prompt) + 1  # one more tells that a text is cut
-        known |= self.texts.texts((text for text in texts if text not in known), prompt, needed)
+        known |= self.texts.texts((text for text in texts if text not in known), self.prompt(task), needed)
         return [known[text] for text in texts]
 
-    def _limit(self, task: str) -> int | None:
+    def prompt(self, task: str) -> str:
+        """Returns the model's retrieval prompt for the task; it may be empty."""
+        prompts = self.model.prompts
+        name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
+        return prompts.get(name or "") or ""
+
+    def limit(self, task: str) -> int | None:
+        """Returns the most tokens that the model embeds of a query or document, special tokens included."""
         limit: int | None = getattr(self.model[0], f"{task}_length", None) or self.model.max_seq_length
         return limit
 
@@ -73,7 +77,7 @@ class Embedder:
 
     def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
         """Returns the vectors of ``encode_query`` or ``encode_document``, of shape (texts, D)."""
-        limit = self._limit(task)
+        limit = self.limit(task)
         tokens = self.tokens(task, texts)
         sequences = [self.texts.with_special_tokens(text.ids, limit) for text in tokens]
         cut = sum(

@@ -31,6 +31,7 @@ from e2rank_st.adapters import (
 )
 from e2rank_st.arguments_e2rank import natural, strings
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
+from e2rank_st.documents_e2rank import Document
 from e2rank_st.folders.check import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODULES, check_folder
 from e2rank_st.folders.hub import fetch
 from e2rank_st.folders.saved import E2RankModelCardData, make_portable
@@ -38,7 +39,7 @@ from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.prompts_e2rank import LONG_TOKEN
 from e2rank_st.search.index import Index
 from e2rank_st.storage import read_json, write_errors
-from e2rank_st.wiring import make_tokenizer_portable, saved_length, wire
+from e2rank_st.wiring import check_device, make_tokenizer_portable, saved_length, wire
 
 __all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "load_model"]
 
@@ -81,6 +82,7 @@ class RerankOptions(ListwiseOptions, total=False):
 
     top_k: int | None
     document_embeddings: Any
+    long_documents: str | None
 
 
 class E2Rank(SentenceTransformer):
@@ -283,14 +285,14 @@ class E2Rank(SentenceTransformer):
 
     @overload
     def rerank(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
-        self, query: str, documents: Sequence[str], **options: Unpack[RerankOptions]
+        self, query: str, documents: Sequence[Document], **options: Unpack[RerankOptions]
     ) -> list[dict[str, Any]]: ...
 
     @overload
     def rerank(
         self,
         query: Sequence[str],
-        documents: Sequence[str] | Sequence[Sequence[str]],
+        documents: Sequence[Document] | Sequence[Sequence[Document]],
         **options: Unpack[RerankOptions],
     ) -> list[list[dict[str, Any]]]: ...
 
@@ -406,7 +408,7 @@ def load_model(
     """
     name = _name_of_model(name)
     check_name(name)
-    _check_device(kwargs.get("device"))
+    check_device(kwargs.get("device"))
     has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
     if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
         got = f"preset={preset!r}" if preset else f"revision={revision!r}"
@@ -435,14 +437,6 @@ def check_name(name: str) -> None:
         raise ValueError(
             f"Got the model {name!r}, which is neither a folder here nor a Hub id (org/name); give one, or {known}."
         )
-
-
-def _check_device(device: Any) -> None:
-    """Refuse a device that does not compute here, such as one that is not there, or ``meta``, which has no memory."""
-    try:
-        torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises one of these
-        raise ValueError(f"Got the device {device}, which does not work here ({error}); try cpu.") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -26,8 +26,20 @@ from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 
-from .arguments_e2rank import candidate_lists, flag, natural, one_of, one_text, share, stored_vectors, strings
-from .embedding_e2rank import Embedder, cosine, interpolate
+from .arguments_e2rank import (
+    candidate_lists,
+    document_text,
+    flag,
+    natural,
+    one_of,
+    one_text,
+    share,
+    stored_vectors,
+    strings,
+)
+from .documents_e2rank import DOCUMENT_TEMPLATE, Document, check_template
+from .embedding_e2rank import Embedder, interpolate
+from .passages_e2rank import LONG_DOCUMENTS, Candidates, passages
 from .prompts_e2rank import PROMPT_FORMATS, Prompt, PromptBuilder, TextTokenizer, prompt_format_of
 
 __all__ = ["CANDIDATE_ORDERS", "SOURCES", "E2RankPooling", "ListwiseRerank", "num_positions"]
@@ -36,7 +48,10 @@ logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
-SOURCES = ("modeling_e2rank.py", "arguments_e2rank.py", "embedding_e2rank.py", "prompts_e2rank.py")
+SOURCES = (
+    "modeling_e2rank.py", "arguments_e2rank.py", "documents_e2rank.py", "embedding_e2rank.py", "passages_e2rank.py",
+    "prompts_e2rank.py",
+)  # fmt: skip
 CANDIDATE_ORDERS = ("given", "similarity")
 
 
@@ -113,6 +128,9 @@ class ListwiseRerank(Module):
         query_weight: Share w of the retrieval query in the final vector, from 0 to 1; the prompt's share is 1 − w, and
             both have unit length. 0 ranks by the prompt alone, as published. A share in between is a safeguard, as in
             Rocchio's pseudo-relevance feedback.
+        document_template: Form of a document that has a title and a text, with the fields ``{title}`` and ``{text}``.
+        long_documents: What becomes of a document that has more tokens than the model embeds: ``"cut"`` reads its
+            start, ``"passages"`` scores its best passage, and shows that one in the prompt.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -126,6 +144,8 @@ class ListwiseRerank(Module):
         "max_query_tokens",
         "candidate_order",
         "query_weight",
+        "document_template",
+        "long_documents",
     ]
 
     def __init__(
@@ -138,6 +158,8 @@ class ListwiseRerank(Module):
         max_query_tokens: int = 1_024,
         candidate_order: str = "given",
         query_weight: float = 0.0,
+        document_template: str = DOCUMENT_TEMPLATE,
+        long_documents: str = "cut",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.format = prompt_format_of(prompt_format)
@@ -147,6 +169,8 @@ class ListwiseRerank(Module):
         self.max_query_tokens = natural("max_query_tokens", max_query_tokens, least=1)
         self.candidate_order = one_of("candidate_order", candidate_order, CANDIDATE_ORDERS)
         self.query_weight = share("query_weight", query_weight)
+        self.document_template = check_template(one_text("document_template", document_template))
+        self.long_documents = one_of("long_documents", long_documents, LONG_DOCUMENTS)
         self._parent: SentenceTransformer
         self._made: dict[str, tuple[Any, Any]] = {}
 
@@ -208,10 +232,30 @@ class ListwiseRerank(Module):
             if source.resolve() != target.resolve():
                 shutil.copyfile(source, target)
 
+    def document_text(self, document: Document) -> str:
+        """Returns the text of a document as ``rerank`` embeds it: a string, or a mapping with ``text`` and ``title``.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        return document_text("document", document, self.document_template)
+
+    def passages(self, document: Document) -> list[str]:
+        """Returns the passages of a document as ``rerank`` embeds them with ``long_documents="passages"``.
+
+        They overlap by a quarter. A document that the model embeds whole is one passage. To store the passages'
+        vectors, call ``encode_document`` with them.
+
+        Raises:
+            ValueError: If the document is neither a string nor a mapping with ``text``.
+        """
+        text = self.document_text(document)
+        return passages(Embedder(self._parent, self.builder, 1, False), [text])[text]
+
     def rerank(
         self,
         query: str | Sequence[str],
-        documents: Sequence[str] | Sequence[Sequence[str]],
+        documents: Sequence[Document] | Sequence[Sequence[Document]],
         *,
         top_k: int | None = None,
         return_documents: bool = False,
@@ -220,6 +264,7 @@ class ListwiseRerank(Module):
         num_prompt_documents: int | None = None,
         candidate_order: str | None = None,
         query_weight: float | None = None,
+        long_documents: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
@@ -232,15 +277,20 @@ class ListwiseRerank(Module):
 
         Args:
             query: One query, or B queries.
-            documents: The N candidates of the one query. For B queries, one shared list, or B lists.
+            documents: The N candidates of the one query. For B queries, one shared list, or B lists. A candidate is a
+                string, or a mapping with ``text`` and perhaps ``title``, which the document template joins.
             top_k: Number of results for each query; by default all.
-            return_documents: Whether each result also holds its ``text``.
+            return_documents: Whether each result also holds its ``text``, or its ``document`` as it was given if that
+                is a mapping.
             document_embeddings: Stored vectors of the candidates, of shape (N, D); for B lists of candidates, B such
-                matrices. See :func:`matrix` for their kinds. With them, documents are not embedded.
+                matrices. See :func:`matrix` for their kinds. With them, documents are not embedded. With
+                ``long_documents="passages"``, they may be N matrices (P, D) instead, of the vectors of each document's
+                :meth:`passages`; for B queries, B lists of them. A document with one vector then counts as one passage.
             instruction: Task instruction of the prompt, instead of the configured one.
             num_prompt_documents: K, instead of the configured one.
             candidate_order: ``"given"`` or ``"similarity"``, instead of the configured one.
             query_weight: Share of the retrieval query, from 0 to 1, instead of the configured one.
+            long_documents: ``"cut"`` or ``"passages"``, instead of the configured one.
             batch_size: Most texts in a forward pass. Long texts go in smaller batches.
             show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower. They
                 need the progress bars of transformers to be enabled.
@@ -254,18 +304,21 @@ class ListwiseRerank(Module):
         """
         single = isinstance(query, str)
         queries = [one_text("query", query)] if single else strings("query", query)
-        candidates = candidate_lists(documents, len(queries), single)
+        given, candidates = candidate_lists(documents, len(queries), single, self.document_template)
         top_k = None if top_k is None else natural("top_k", top_k)
         options = self._options(instruction, num_prompt_documents, candidate_order, query_weight)
-        stored = stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
+        long_documents = self.long_documents if long_documents is None else long_documents
+        split = one_of("long_documents", long_documents, LONG_DOCUMENTS) == "passages"
+        dimension = self._parent.get_embedding_dimension()
+        stored = stored_vectors(document_embeddings, candidates, single, dimension, split)
         with_texts = flag("return_documents", return_documents)
         shown = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
         batch_size = natural("batch_size", batch_size, least=1)
         embedder = Embedder(self._parent, self.builder, batch_size, flag("show_progress_bar", shown))
-        scores = self._scores(embedder, queries, candidates, stored, **options)
+        scores = self._scores(embedder, queries, candidates, stored, split, **options)
         rankings = [
-            _ranking(values, texts if with_texts else None, top_k)
-            for values, texts in zip(scores, candidates, strict=True)
+            _ranking(values, _returned(*parts) if with_texts else None, top_k)
+            for values, *parts in zip(scores, given, candidates, strict=True)
         ]
         return rankings[0] if single else rankings
 
@@ -291,8 +344,9 @@ class ListwiseRerank(Module):
         self,
         embedder: Embedder,
         queries: list[str],
-        candidates: list[list[str]],
-        stored: list[Tensor] | None,
+        documents: list[list[str]],
+        stored: list[Tensor] | list[list[Tensor]] | None,
+        split: bool,
         *,
         num_prompt_documents: int,
         candidate_order: str,
@@ -300,19 +354,19 @@ class ListwiseRerank(Module):
         instruction: str,
     ) -> list[Tensor]:
         """Returns the cosine of every candidate to its listwise query: B tensors of shape (N,)."""
-        asked = [row for row, texts in enumerate(candidates) if texts]
-        candidate_vectors = embedder.candidates(candidates) if stored is None else stored.__getitem__
-        query_vectors = torch.empty(0)
-        if candidate_order == "similarity" or query_weight:
+        asked = [row for row, texts in enumerate(documents) if texts]
+        candidates = Candidates(embedder, documents, stored, split)
+        query_vectors = torch.empty(len(asked), 0)
+        if candidate_order == "similarity" or query_weight or candidates.have_passages:
             query_vectors = embedder.embed_texts("query", (queries[row] for row in asked))  # (B, D)
         if candidate_order == "similarity":
             chosen = [
-                _best_first(cosine(candidate_vectors(row), vector))[:num_prompt_documents]
+                _best_first(candidates.scores(row, vector))[:num_prompt_documents]
                 for row, vector in zip(asked, query_vectors, strict=True)
             ]
         else:
-            chosen = [list(range(len(candidates[row])))[:num_prompt_documents] for row in asked]
-        selected = [[candidates[row][index] for index in indices] for row, indices in zip(asked, chosen, strict=True)]
+            chosen = [list(range(len(documents[row])))[:num_prompt_documents] for row in asked]
+        selected = [candidates.texts(*choice) for choice in zip(asked, chosen, query_vectors, strict=True)]
         prompts = embedder.prompts([queries[row] for row in asked], selected, instruction)
         _log_cuts(prompts, self.max_prompt_tokens)
         vectors = embedder.embed([prompt.ids for prompt in prompts], "prompt")  # (B, D)
@@ -320,7 +374,7 @@ class ListwiseRerank(Module):
             vectors = interpolate(query_vectors, vectors, query_weight)
         scores = [torch.empty(0)] * len(queries)
         for row, vector in zip(asked, vectors, strict=True):
-            scores[row] = cosine(candidate_vectors(row), vector)
+            scores[row] = candidates.scores(row, vector)
         return scores
 
 
@@ -348,10 +402,18 @@ def _best_first(scores: Tensor) -> list[int]:
     return torch.argsort(scores, descending=True, stable=True).tolist()
 
 
-def _ranking(scores: Tensor, texts: Sequence[str] | None, top_k: int | None) -> list[dict[str, Any]]:
+def _returned(documents: Sequence[Document], texts: Sequence[str]) -> list[dict[str, Any]]:
+    """What a result tells of its document: the text, or a mapping as it was given."""
+    return [
+        {"document": document} if isinstance(document, Mapping) else {"text": text}
+        for document, text in zip(documents, texts, strict=True)
+    ]
+
+
+def _ranking(scores: Tensor, returned: Sequence[Mapping[str, Any]] | None, top_k: int | None) -> list[dict[str, Any]]:
     values = scores.tolist()
     ranking = [{"corpus_id": index, "score": values[index]} for index in _best_first(scores)[:top_k]]
-    return ranking if texts is None else [{**hit, "text": texts[hit["corpus_id"]]} for hit in ranking]
+    return ranking if returned is None else [{**hit, **returned[hit["corpus_id"]]} for hit in ranking]
 
 
 def num_positions(model: SentenceTransformer) -> int | None:
