@@ -212,15 +212,12 @@ def _fitting_passages(name: str, value: Any, count: int, dimension: int | None) 
 
 
 def _fitting(name: str, value: Any, count: int | None, dimension: int | None) -> Tensor:
-    vectors = matrix(name, value)
+    vectors, shape = matrix(name, value), (count, dimension)
     if count is None:  # the passages of a document
         if not len(vectors) or vectors.shape[1] != dimension:
-            shape = tuple(vectors.shape)
-            raise ValueError(
-                f"{name} must have a vector of {dimension} values for each passage, got the shape {shape}."
-            )
+            got = tuple(vectors.shape)
+            raise ValueError(f"{name} must have a vector of {dimension} values for each passage, got the shape {got}.")
         return vectors
-    shape = (count, dimension)
     if tuple(vectors.shape) != shape and (count or len(vectors)):
         raise ValueError(f"{name} must have the shape {shape}, a vector for each document, got {tuple(vectors.shape)}.")
     return vectors

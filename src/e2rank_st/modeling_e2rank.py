@@ -250,7 +250,7 @@ class ListwiseRerank(Module):
             ValueError: If the document is neither a string nor a mapping with ``text``.
         """
         text = self.document_text(document)
-        return passages(Embedder(self._parent, self.builder, 1, False), [text])[text]
+        return passages(self._embedder(), [text])[text]
 
     def rerank(
         self,
@@ -280,12 +280,11 @@ class ListwiseRerank(Module):
             documents: The N candidates of the one query. For B queries, one shared list, or B lists. A candidate is a
                 string, or a mapping with ``text`` and perhaps ``title``, which the document template joins.
             top_k: Number of results for each query; by default all.
-            return_documents: Whether each result also holds its ``text``, or its ``document`` as it was given if that
-                is a mapping.
+            return_documents: Whether each result also holds its ``text``, or the given mapping as its ``document``.
             document_embeddings: Stored vectors of the candidates, of shape (N, D); for B lists of candidates, B such
-                matrices. See :func:`matrix` for their kinds. With them, documents are not embedded. With
-                ``long_documents="passages"``, they may be N matrices (P, D) instead, of the vectors of each document's
-                :meth:`passages`; for B queries, B lists of them. A document with one vector then counts as one passage.
+                matrices. See :func:`matrix` for their kinds. With them, documents are not embedded. With passages,
+                (N, D) counts each document as one, and N matrices (P, D) have a vector for each of its
+                :meth:`passages`.
             instruction: Task instruction of the prompt, instead of the configured one.
             num_prompt_documents: K, instead of the configured one.
             candidate_order: ``"given"`` or ``"similarity"``, instead of the configured one.
@@ -304,28 +303,26 @@ class ListwiseRerank(Module):
         """
         single = isinstance(query, str)
         queries = [one_text("query", query)] if single else strings("query", query)
-        given, candidates = candidate_lists(documents, len(queries), single, self.document_template)
+        given, texts = candidate_lists(documents, len(queries), single, self.document_template)
         top_k = None if top_k is None else natural("top_k", top_k)
-        options = self._options(instruction, num_prompt_documents, candidate_order, query_weight)
-        long_documents = self.long_documents if long_documents is None else long_documents
-        split = one_of("long_documents", long_documents, LONG_DOCUMENTS) == "passages"
-        dimension = self._parent.get_embedding_dimension()
-        stored = stored_vectors(document_embeddings, candidates, single, dimension, split)
-        with_texts = flag("return_documents", return_documents)
-        shown = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
-        batch_size = natural("batch_size", batch_size, least=1)
-        embedder = Embedder(self._parent, self.builder, batch_size, flag("show_progress_bar", shown))
-        scores = self._scores(embedder, queries, candidates, stored, split, **options)
-        rankings = [
-            _ranking(values, _returned(*parts) if with_texts else None, top_k)
-            for values, *parts in zip(scores, given, candidates, strict=True)
-        ]
+        options = self._options(instruction, num_prompt_documents, candidate_order, query_weight, long_documents)
+        dimension, split = self._parent.get_embedding_dimension(), options["long_documents"] == "passages"
+        stored = stored_vectors(document_embeddings, texts, single, dimension, split)
+        returned = _returned(given, texts) if flag("return_documents", return_documents) else [None] * len(queries)
+        scores = self._scores(self._embedder(batch_size, show_progress_bar), queries, texts, stored, **options)
+        rankings = [_ranking(values, part, top_k) for values, part in zip(scores, returned, strict=True)]
         return rankings[0] if single else rankings
 
     rank = rerank
 
+    def _embedder(self, batch_size: int = 32, show_progress_bar: bool | None = False) -> Embedder:
+        """An embedder of one call, with the arguments of the call."""
+        shown = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
+        batch_size = natural("batch_size", batch_size, least=1)
+        return Embedder(self._parent, self.builder, batch_size, flag("show_progress_bar", shown))
+
     def _options(
-        self, instruction: str | None, count: int | None, order: str | None, weight: float | None
+        self, instruction: str | None, count: int | None, order: str | None, weight: float | None, long: str | None
     ) -> dict[str, Any]:
         """The options of a call, checked; None stands for the configured value."""
         if instruction is not None and "{instruction}" not in self.format.template:
@@ -337,6 +334,7 @@ class ListwiseRerank(Module):
             "num_prompt_documents": natural("num_prompt_documents", count),
             "candidate_order": one_of("candidate_order", order, CANDIDATE_ORDERS),
             "query_weight": share("query_weight", self.query_weight if weight is None else weight),
+            "long_documents": one_of("long_documents", self.long_documents if long is None else long, LONG_DOCUMENTS),
         }
 
     @torch.inference_mode()
@@ -346,16 +344,16 @@ class ListwiseRerank(Module):
         queries: list[str],
         documents: list[list[str]],
         stored: list[Tensor] | list[list[Tensor]] | None,
-        split: bool,
         *,
         num_prompt_documents: int,
         candidate_order: str,
         query_weight: float,
+        long_documents: str,
         instruction: str,
     ) -> list[Tensor]:
         """Returns the cosine of every candidate to its listwise query: B tensors of shape (N,)."""
         asked = [row for row, texts in enumerate(documents) if texts]
-        candidates = Candidates(embedder, documents, stored, split)
+        candidates = Candidates(embedder, documents, stored, long_documents == "passages")
         query_vectors = torch.empty(len(asked), 0)
         if candidate_order == "similarity" or query_weight or candidates.have_passages:
             query_vectors = embedder.embed_texts("query", (queries[row] for row in asked))  # (B, D)
@@ -402,11 +400,14 @@ def _best_first(scores: Tensor) -> list[int]:
     return torch.argsort(scores, descending=True, stable=True).tolist()
 
 
-def _returned(documents: Sequence[Document], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """What a result tells of its document: the text, or a mapping as it was given."""
+def _returned(given: Sequence[Sequence[Document]], texts: Sequence[Sequence[str]]) -> list[list[dict[str, Any]]]:
+    """What results tell of the documents of each query: a text, or a mapping as it was given."""
     return [
-        {"document": document} if isinstance(document, Mapping) else {"text": text}
-        for document, text in zip(documents, texts, strict=True)
+        [
+            {"document": document} if isinstance(document, Mapping) else {"text": text}
+            for document, text in zip(*pair, strict=True)
+        ]
+        for pair in zip(given, texts, strict=True)
     ]
 
 

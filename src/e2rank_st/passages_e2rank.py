@@ -110,10 +110,9 @@ class Candidates:
         elif stored is None:
             self._vectors = embedder.candidates(documents)
         else:
-            wholes = {
-                id(part): part if isinstance(part, Tensor) else torch.cat([*part]) for part in stored if len(part)
-            }
-            self._vectors = lambda row: wholes[id(stored[row])]
+            lists = {id(part): part for part in stored if len(part)}  # nobody asks for an empty one
+            joined = {key: part if isinstance(part, Tensor) else torch.cat([*part]) for key, part in lists.items()}
+            self._vectors = lambda row: joined[id(stored[row])]
             self._sizes = [[] if isinstance(part, Tensor) else list(map(len, part)) for part in stored]
 
     def _embed_passages(self) -> None:
