@@ -111,10 +111,12 @@ def table(rows: list[Measured]) -> str:
         "data", "long_documents", "queries", "documents", "nDCG@10", "sequences", "tokens", "processor seconds",
     )  # fmt: skip
     cells = [
-        (TITLES[row.data], f"`{row.long_documents}`", str(row.queries), str(row.documents), f"{100 * row.ndcg:.2f}")
-        + (f"{row.passes:,}", f"{row.tokens:,}", f"{row.seconds:.1f}")
+        (
+            TITLES[row.data], f"`{row.long_documents}`", str(row.queries), str(row.documents),
+            f"{100 * row.ndcg:.2f}", f"{row.passes:,}", f"{row.tokens:,}", f"{row.seconds:.1f}",
+        )
         for row in rows
-    ]
+    ]  # fmt: skip
     return markdown_table(header, cells, labels=2) + "\n"
 
 
