@@ -65,7 +65,7 @@ def test_columns_of_records(tiny: E2Rank):
 @pytest.mark.parametrize(
     ("query", "documents", "message"),
     [
-        ("q", ["a"] * 3 + [{"title": "t", "body": "x"}], r"documents\[3\] has no 'text', got the keys \['title', 'body'\]"),
+        ("q", ["a"] * 3 + [{"title": "t", "x": 1}], r"documents\[3\] has no 'text', got the keys \['title', 'x'\]"),
         ("q", [{"text": None}], r"documents\[0\] has no 'text'"),
         ("q", [{"text": 5}], r"documents\[0\]\['text'\] must be a string, got int: 5"),
         ("q", [{"text": "a", "title": b"t"}], r"documents\[0\]\['title'\] must be a string, got bytes"),

@@ -50,7 +50,7 @@ def test_windows_are_those_split_by_hand(model: E2Rank, kind: str, prompt: str):
     model.prompts["document"] = prompt
     found = model.listwise.passages(TEXTS[kind])
     assert found == by_hand(model, TEXTS[kind])
-    assert len(found) > 5, "the premise"
+    assert len(found) > 2, "the premise"
     assert all(len(model.tokenizer(prompt + part)["input_ids"]) <= LIMIT for part in found)
 
 
@@ -58,7 +58,8 @@ def test_windows_are_those_split_by_hand(model: E2Rank, kind: str, prompt: str):
     "text",
     [
         "x" * 5_000, "a\u0301\u0323" * 400, "👩‍👩‍👧" * 200, " \n\t" * 2_000,
-        "\ufffd\u200b" * 500, "<|im_end|> [SEP] " * 50, "ﷺ" * 300, WORDS + " " * 9_000 + "end", "supercalifragilistic" * 40,
+        "\ufffd\u200b" * 500, "<|im_end|> [SEP] " * 50, "ﷺ" * 300, WORDS + " " * 9_000 + "end",
+        "supercalifragilistic" * 40,
     ],
 )  # fmt: skip
 def test_no_part_of_a_hostile_text_is_lost(model: E2Rank, text: str):
