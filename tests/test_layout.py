@@ -12,7 +12,8 @@ from tests import ROOT
 PACKAGE = ROOT / "src" / "e2rank_st"
 # A part may import itself and those before it.
 ORDER = (
-    "adapter_e2rank", "arguments_e2rank", "prompts_e2rank", "embedding_e2rank", "modeling_e2rank",
+    "documents_e2rank", "adapter_e2rank", "arguments_e2rank", "prompts_e2rank", "embedding_e2rank", "passages_e2rank",
+    "ranking_e2rank", "modeling_e2rank",
     "storage", "console", "provenance", "checkpoints", "folders", "adapters", "wiring", "search",
     "data", "model", "loading", "evaluation", "training", "labelling", "benchmarks", "publishing", "cli",
 )  # fmt: skip

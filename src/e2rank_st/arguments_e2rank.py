@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .documents_e2rank import Document, join_fields
+
 __all__ = [
-    "candidate_lists", "flag", "matrix", "natural", "one_of", "one_text", "score_lists", "share", "stored_vectors",
+    "candidate_lists", "document_text", "flag", "matrix", "natural", "one_of", "one_text", "score_lists", "share",
+    "stored_vectors",
     "strings",
 ]  # fmt: skip
 
@@ -125,16 +128,42 @@ def _entries(name: str, values: Any, kind: str) -> Iterator[Any]:
     raise ValueError(f"{name} must be a list of {kind}, got {type(values).__name__}.")
 
 
-def candidate_lists(documents: Any, num_queries: int, single: bool) -> list[list[str]]:
-    """Returns the candidates of each query: one list for one query, a shared list, or a list for each."""
-    if single:
-        return [strings("documents", documents)]
-    documents = list(_entries("documents", documents, "strings or of lists"))
-    if not documents or isinstance(documents[0], str):
-        return [strings("documents", documents)] * num_queries
+def document_text(name: str, document: Any, template: str) -> str:
+    """Returns the text of a document: a string, or a mapping with ``text`` and perhaps ``title``.
+
+    Raises:
+        ValueError: If it is something else; the message names the field and the value.
+    """
+    if not isinstance(document, Mapping):
+        if not isinstance(document, str):
+            kind = f"{type(document).__name__}: {_shown(document)}"
+            raise ValueError(f"{name} must be a string, or a mapping with 'text', got {kind}.")
+        return one_text(name, document)
+    if document.get("text") is None:
+        raise ValueError(
+            f"{name} has no 'text', got the keys {_shown(list(document))}. "
+            "Give a mapping with 'text' and, if there is one, 'title'; or a string."
+        )
+    title = "" if document.get("title") is None else one_text(f"{name}['title']", document["title"])
+    return join_fields(title, one_text(f"{name}['text']", document["text"]), template)
+
+
+def candidate_lists(
+    documents: Any, num_queries: int, single: bool, template: str
+) -> tuple[list[list[Document]], list[list[str]]]:
+    """Returns the candidates of each query: as they were given, and their texts.
+
+    There is one list for one query, a shared list, or a list for each. A shared list is one object also in the results.
+    """
+    if not single:
+        documents = list(_entries("documents", documents, "strings or of lists"))
+    if single or not documents or isinstance(documents[0], (str, Mapping)):
+        given, texts = _documents("documents", documents, template)
+        return [given] * num_queries, [texts] * num_queries
     if len(documents) != num_queries:
         raise ValueError(f"documents must hold one list for each query: got {len(documents)} for {num_queries}.")
-    return [strings(f"documents[{index}]", texts) for index, texts in enumerate(documents)]
+    lists = [_documents(f"documents[{index}]", part, template) for index, part in enumerate(documents)]
+    return [given for given, _ in lists], [texts for _, texts in lists]
 
 
 def score_lists(name: str, given: Any, candidates: list[list[str]], single: bool) -> list[Tensor] | None:
@@ -169,23 +198,64 @@ def _finite(name: str, value: Any) -> float:
     raise ValueError(f"{name} must be a finite number, got {_shown(value)}.")
 
 
-def stored_vectors(given: Any, candidates: list[list[str]], single: bool, dimension: int | None) -> list[Tensor] | None:
-    """Returns one checked (N, D) matrix for each query, or ``None`` if documents must be embedded."""
+def _documents(name: str, values: Any, template: str) -> tuple[list[Document], list[str]]:
+    given = list(_entries(name, values, "strings"))
+    return given, [document_text(f"{name}[{index}]", value, template) for index, value in enumerate(given)]
+
+
+def stored_vectors(
+    given: Any, candidates: list[list[str]], single: bool, dimension: int | None, passages: bool = False
+) -> list[Tensor] | list[list[Tensor]] | None:
+    """Returns one checked (N, D) matrix for each query, or ``None`` if documents must be embedded.
+
+    With passages, it may also be a list of N matrices (P, D) for each query.
+    """
     if given is None or not candidates:
         return None
-    name = "document_embeddings"
+    name, read = "document_embeddings", _fitting_passages if passages else _fitting
     given = _plain(name, given)
-    if single or (all(texts is candidates[0] for texts in candidates) and _depth(name, given) < 3):
-        return [_fitting(name, given, len(candidates[0]), dimension)] * len(candidates)
+    is_one_list = all(texts is candidates[0] for texts in candidates)
+    if single or (is_one_list and _is_shared(name, given, len(candidates[0]), len(candidates), passages)):
+        return [read(name, given, len(candidates[0]), dimension)] * len(candidates)
     given = list(_entries(name, given, "matrices, one for each query"))
     if len(given) != len(candidates):
         raise ValueError(f"{name} must hold one matrix for each query: got {len(given)} for {len(candidates)}.")
     rows = enumerate(zip(given, candidates, strict=True))
-    return [_fitting(f"{name}[{index}]", part, len(texts), dimension) for index, (part, texts) in rows]
+    return [read(f"{name}[{index}]", part, len(texts), dimension) for index, (part, texts) in rows]
 
 
-def _fitting(name: str, value: Any, count: int, dimension: int | None) -> Tensor:
+def _is_shared(name: str, given: Any, count: int, num_queries: int, passages: bool) -> bool:
+    """Whether vectors of a shared list are there once, and not for each query again."""
+    depth = _depth(name, given)
+    if depth != 3 or not passages:
+        return depth < 3
+    if len(given) != count:
+        return False
+    if count == num_queries > 1 and all(len(_plain(name, part)) == count for part in given):
+        raise ValueError(
+            f"{name} may be a matrix of passages for each of {count} documents, or a matrix of vectors for each of "
+            f"{count} queries. Give one such value for each query, or only one matrix of vectors."
+        )
+    return True
+
+
+def _fitting_passages(name: str, value: Any, count: int, dimension: int | None) -> Any:
+    """A vector for each document, or a matrix of passages for each."""
+    value = _plain(name, value)
+    if _depth(name, value) < 3:
+        return _fitting(name, value, count, dimension)
+    if len(value) != count:
+        raise ValueError(f"{name} must hold one matrix of passages for each document: got {len(value)} for {count}.")
+    return [_fitting(f"{name}[{index}]", part, None, dimension) for index, part in enumerate(value)]
+
+
+def _fitting(name: str, value: Any, count: int | None, dimension: int | None) -> Tensor:
     vectors, shape = matrix(name, value), (count, dimension)
+    if count is None:  # the passages of a document
+        if not len(vectors) or vectors.shape[1] != dimension:
+            got = tuple(vectors.shape)
+            raise ValueError(f"{name} must have a vector of {dimension} values for each passage, got the shape {got}.")
+        return vectors
     if tuple(vectors.shape) != shape and (count or len(vectors)):
         raise ValueError(f"{name} must have the shape {shape}, a vector for each document, got {tuple(vectors.shape)}.")
     return vectors

@@ -66,28 +66,29 @@ class Embedder:
         """
         tokenizer = self.texts.own if embedded else self.texts
         texts, known = list(texts), self._tokens.setdefault((task, tokenizer), {})
-        prompt, limit = self._prompt(task), self._limit(task)
+        prompt, limit = self.prompt(task), self.limit(task)
         in_prompt = self.builder.max_query_tokens if task == "query" else self.builder.max_tokens
         needed = None if limit is None else max(limit, in_prompt) + 1  # one more tells that a text is cut
         known |= tokenizer.texts((text for text in texts if text not in known), prompt, needed)
         return [known[text] for text in texts]
 
-    def _prompt(self, task: str) -> str:
-        """The retrieval prompt that ``encode_query`` or ``encode_document`` chooses."""
+    def prompt(self, task: str) -> str:
+        """Returns the retrieval prompt that ``encode_query`` or ``encode_document`` chooses; it may be empty."""
         prompts = self.model.prompts
         name = next((name for name in RETRIEVAL_PROMPTS[task] if name in prompts), self.model.default_prompt_name)
         return prompts.get(name or "") or ""
 
     def _prompt_length(self, task: str) -> int | None:
         """The tokens of the retrieval prompt, if the pooling leaves them out; counted as Sentence-Transformers does."""
-        prompt = self._prompt(task)
+        prompt = self.prompt(task)
         if not prompt or all(getattr(module, "include_prompt", True) for module in self.model):
             return None
         (text,) = self.texts.own.ids([prompt])
         ids = self.texts.own.with_special_tokens(text, self.model.max_seq_length)
         return len(ids) - (bool(ids) and ids[-1] in self.texts.tokenizer.all_special_ids)
 
-    def _limit(self, task: str) -> int | None:
+    def limit(self, task: str) -> int | None:
+        """Returns the most tokens that the model embeds of a query or document, special tokens included."""
         text = (getattr(self.model[0], "processing_kwargs", None) or {}).get("text") or {}
         if text.get("truncation", True) in (False, "do_not_truncate"):
             return None
@@ -105,7 +106,7 @@ class Embedder:
 
     def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
         """Returns the vectors of ``encode_query`` or ``encode_document``, of shape (texts, D)."""
-        limit = self._limit(task)
+        limit = self.limit(task)
         tokens = self.tokens(task, texts, embedded=True)
         sequences = [self.texts.with_special_tokens(text.ids, limit) for text in tokens]
         cut = sum(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from e2rank_st.adapter_e2rank import ADAPTER_CONFIG
 from e2rank_st.model import BUNDLED_MODELS, E2Rank, check_name, name_of_model
+from e2rank_st.wiring import check_device
 
 __all__ = ["load_model"]
 
@@ -33,7 +32,7 @@ def load_model(
     """
     name = name_of_model(name)
     check_name(name)
-    _check_device(kwargs.get("device"))
+    check_device(kwargs.get("device"))
     has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
     if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
         got = f"preset={preset!r}" if preset else f"revision={revision!r}"
@@ -43,11 +42,3 @@ def load_model(
     if has_adapter:
         return E2Rank.from_adapter(name, merge=merge, **kwargs)
     return E2Rank(name, preset=preset, revision=revision, **kwargs)
-
-
-def _check_device(device: Any) -> None:
-    """Refuse a device that does not compute here, such as one that is not there, or ``meta``, which has no memory."""
-    try:
-        torch.zeros(1, device=device).tolist()
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises one of these
-        raise ValueError(f"Got the device {device}, which does not work here ({error}); try cpu.") from error

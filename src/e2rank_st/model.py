@@ -33,6 +33,7 @@ from e2rank_st.adapters import (
 )
 from e2rank_st.arguments_e2rank import natural, strings
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
+from e2rank_st.documents_e2rank import Document
 from e2rank_st.folders.check import HOME, MODULES, check_folder
 from e2rank_st.folders.hub import fetch
 from e2rank_st.folders.saved import E2RankModelCardData, make_portable
@@ -78,6 +79,7 @@ class RerankOptions(ListwiseOptions, total=False):
     top_k: int | None
     document_embeddings: Any
     first_stage_scores: Any
+    long_documents: str | None
 
 
 class E2Rank(SentenceTransformer):
@@ -296,14 +298,14 @@ class E2Rank(SentenceTransformer):
 
     @overload
     def rerank(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
-        self, query: str, documents: Sequence[str], **options: Unpack[RerankOptions]
+        self, query: str, documents: Sequence[Document], **options: Unpack[RerankOptions]
     ) -> list[dict[str, Any]]: ...
 
     @overload
     def rerank(
         self,
         query: Sequence[str],
-        documents: Sequence[str] | Sequence[Sequence[str]],
+        documents: Sequence[Document] | Sequence[Sequence[Document]],
         **options: Unpack[RerankOptions],
     ) -> list[list[dict[str, Any]]]: ...
 

@@ -17,19 +17,19 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-import torch
 import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Pooling
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Self
 
 from .adapter_e2rank import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraAdapter
 from .arguments_e2rank import (
     candidate_lists,
+    document_text,
     flag,
     natural,
     one_of,
@@ -38,21 +38,24 @@ from .arguments_e2rank import (
     share,
     stored_vectors,
     strings,
-)
-from .embedding_e2rank import Embedder, cosine, fuse, interpolate
-from .prompts_e2rank import PROMPT_FORMATS, Prompt, PromptBuilder, TextTokenizer, prompt_format_of
+)  # fmt: skip
+from .documents_e2rank import DOCUMENT_TEMPLATE, Document, check_template
+from .embedding_e2rank import Embedder, fuse
+from .passages_e2rank import LONG_DOCUMENTS, passages
+from .prompts_e2rank import PROMPT_FORMATS, PromptBuilder, TextTokenizer, prompt_format_of
+from .ranking_e2rank import CANDIDATE_ORDERS, Options, Results, listwise_scores
 
-__all__ = ["CANDIDATE_ORDERS", "SOURCES", "E2RankPooling", "ListwiseRerank", "num_positions"]
+__all__ = ["SOURCES", "E2RankPooling", "ListwiseRerank", "num_positions"]
 
 logger = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
 
 SOURCES = (
-    "modeling_e2rank.py", "adapter_e2rank.py", "arguments_e2rank.py", "embedding_e2rank.py", "prompts_e2rank.py",
+    "modeling_e2rank.py", "adapter_e2rank.py", "arguments_e2rank.py", "documents_e2rank.py", "embedding_e2rank.py",
+    "passages_e2rank.py", "prompts_e2rank.py", "ranking_e2rank.py",
 )  # fmt: skip
 HUB_ARGUMENTS = ("token", "cache_folder", "revision", "local_files_only")
-CANDIDATE_ORDERS = ("given", "similarity")
 
 
 class E2RankPooling(Pooling):
@@ -111,34 +114,6 @@ class E2RankPooling(Pooling):
         return {"word_embedding_dimension": self.embedding_dimension, **modes, "include_prompt": self.include_prompt}
 
 
-class _Results(NamedTuple):
-    """What a call wants of each ranking."""
-
-    top_k: int | None
-    with_texts: bool
-    min_similarity: float | None
-
-    @classmethod
-    def of(cls, top_k: Any, return_documents: Any, min_similarity: Any) -> _Results:
-        return cls(
-            None if top_k is None else natural("top_k", top_k),
-            flag("return_documents", return_documents),
-            None if min_similarity is None else share("min_similarity", min_similarity, least=-1),
-        )
-
-    def ranking(self, scores: Tensor, similar: Tensor | None, texts: Sequence[str]) -> list[dict[str, Any]]:
-        columns = {"score": scores.tolist()} | ({} if similar is None else {"similarity": similar.tolist()})
-        if self.with_texts:
-            columns["text"] = list(texts)
-        order = _best_first(scores)
-        if self.min_similarity is not None and similar is not None:
-            order = [index for index in order if columns["similarity"][index] >= self.min_similarity]
-        return [
-            {"corpus_id": index, **{name: values[index] for name, values in columns.items()}}
-            for index in order[: self.top_k]
-        ]
-
-
 class ListwiseRerank(Module):
     """Last module of an E2Rank model: holds the reranking configuration and gives the model its ``rerank`` method.
 
@@ -158,6 +133,9 @@ class ListwiseRerank(Module):
             Rocchio's pseudo-relevance feedback.
         first_stage_weight: Share λ of the first stage's scores in the final score, from 0 to 1, where a call gives
             them; see :func:`fuse`. A call without them ranks by the listwise score alone.
+        document_template: Form of a document that has a title and a text, with the fields ``{title}`` and ``{text}``.
+        long_documents: What becomes of a document that has more tokens than the model embeds: ``"cut"`` reads its
+            start, ``"passages"`` scores its best passage, and shows that one in the prompt.
 
     Raises:
         ValueError: If a value is not allowed.
@@ -172,6 +150,8 @@ class ListwiseRerank(Module):
         "candidate_order",
         "query_weight",
         "first_stage_weight",
+        "document_template",
+        "long_documents",
     ]
 
     def __init__(
@@ -185,6 +165,8 @@ class ListwiseRerank(Module):
         candidate_order: str = "given",
         query_weight: float = 0.0,
         first_stage_weight: float = 0.0,
+        document_template: str = DOCUMENT_TEMPLATE,
+        long_documents: str = "cut",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.format = prompt_format_of(prompt_format)
@@ -194,6 +176,8 @@ class ListwiseRerank(Module):
         self.max_query_tokens = natural("max_query_tokens", max_query_tokens, least=1)
         self.candidate_order = one_of("candidate_order", candidate_order, CANDIDATE_ORDERS)
         self.query_weight = share("query_weight", query_weight)
+        self.document_template = check_template(one_text("document_template", document_template))
+        self.long_documents = one_of("long_documents", long_documents, LONG_DOCUMENTS)
         self.adapter: LoraAdapter | None = None
         self.first_stage_weight = share("first_stage_weight", first_stage_weight)
         self._parent: SentenceTransformer
@@ -303,49 +287,62 @@ class ListwiseRerank(Module):
             raise ValueError(f"{subfolder} has one of {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}; it needs both, or none.")
         return module
 
+    def document_text(self, document: Document) -> str:
+        """Returns the text of a document as ``rerank`` embeds it: a string, or a mapping with ``text`` and ``title``.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        return document_text("document", document, self.document_template)
+
+    def passages(self, document: Document) -> list[str]:
+        """Returns the passages of a document as ``rerank`` embeds them with ``long_documents="passages"``.
+
+        They overlap by a quarter. A document that the model embeds whole is one passage. To store the passages'
+        vectors, call ``encode_document`` with them.
+
+        Raises:
+            ValueError: If the document is neither a string nor a mapping with ``text``.
+        """
+        text = self.document_text(document)
+        return passages(self.embedder(), [text])[text]
+
     def rerank(
         self,
         query: str | Sequence[str],
-        documents: Sequence[str] | Sequence[Sequence[str]],
+        documents: Sequence[Document] | Sequence[Sequence[Document]],
         *,
         top_k: int | None = None,
         return_documents: bool = False,
         document_embeddings: Any = None,
-        instruction: str | None = None,
-        num_prompt_documents: int | None = None,
-        candidate_order: str | None = None,
-        query_weight: float | None = None,
         first_stage_scores: Any = None,
-        first_stage_weight: float | None = None,
         min_similarity: float | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
+        **options: Any,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Ranks documents by their cosine to the listwise query, as ``CrossEncoder.rank`` does by its logits.
 
-        The listwise query is the vector of the prompt. With a query weight, it is mixed with the retrieval query's.
-        With first-stage scores and a weight for them, a document's score is the mix of both: see :func:`fuse`.
-        Every candidate is scored, also those outside the prompt. Each distinct text is embedded once in a call.
-        Scores are cosines in float32. Compare them within one ranking only, because each query has its own prompt.
+        The listwise query is the vector of the prompt, mixed with the retrieval query's by the query weight. Every
+        candidate is scored, also those outside the prompt. Each distinct text is embedded once in a call. Scores are
+        cosines in float32, or their mix with the first stage's. Compare them within one ranking only.
 
         Args:
             query: One query, or B queries.
-            documents: The N candidates of the one query. For B queries, one shared list, or B lists.
+            documents: The N candidates of the one query. For B queries, one shared list, or B lists. A candidate is a
+                string, or a mapping with ``text`` and perhaps ``title``, which the document template joins.
             top_k: Number of results for each query; by default all.
-            return_documents: Whether each result also holds its ``text``.
-            document_embeddings: Stored vectors of the candidates, of shape (N, D); for B lists of candidates, B such
-                matrices. See :func:`matrix` for their kinds. With them, documents are not embedded.
-            instruction: Task instruction of the prompt, instead of the configured one.
-            num_prompt_documents: K, instead of the configured one.
-            candidate_order: ``"given"`` or ``"similarity"``, instead of the configured one.
-            query_weight: Share of the retrieval query, from 0 to 1, instead of the configured one.
+            return_documents: Whether each result also holds its ``text``, or the given mapping as its ``document``.
+            document_embeddings: Stored vectors of the candidates, (N, D), of any kind that :func:`matrix` reads; for B
+                lists, B such matrices. With passages also N matrices (P, D): a vector for each of :meth:`passages`.
             first_stage_scores: N finite scores of the candidates, greater is better; for B queries always B rows, also
                 with one shared list. Without a weight they change nothing.
-            first_stage_weight: Their share, from 0 to 1, instead of the configured one.
             min_similarity: Least ``similarity`` of a result, from -1 to 1. ``top_k`` counts the results that are left.
             batch_size: Most texts in a forward pass. Long texts go in smaller batches.
             show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower. They
                 need the progress bars of transformers to be enabled.
+            **options: ``instruction``, ``num_prompt_documents``, ``candidate_order``, ``query_weight``,
+                ``first_stage_weight`` and ``long_documents``, instead of the configured ones: see the class.
 
         Returns:
             A list of ``{"corpus_id": int, "score": float}``, best first, ties in the given order; for B queries, a list
@@ -355,126 +352,43 @@ class ListwiseRerank(Module):
         Raises:
             ValueError: If an argument does not have the form above; the message names the place and the value.
         """
-        options = self._options(instruction, num_prompt_documents, candidate_order, query_weight)
-        mix = self._first_stage(first_stage_scores, first_stage_weight)
-        results = _Results.of(top_k, return_documents, min_similarity)
+        chosen, single = self._options(options, first_stage_scores), isinstance(query, str)
+        queries = [one_text("query", query)] if isinstance(query, str) else strings("query", query)
+        given, texts = candidate_lists(documents, len(queries), single, self.document_template)
+        passages, dimension = chosen.long_documents == "passages", self._parent.get_embedding_dimension()
+        stored = stored_vectors(document_embeddings, texts, single, dimension, passages)
+        first_stage = score_lists("first_stage_scores", first_stage_scores, texts, single)
+        results = Results.of(top_k, return_documents, min_similarity)
         embedder = self.embedder(batch_size, show_progress_bar)
-        return self._rerank(embedder, query, documents, document_embeddings, mix, results, options)
+        scores, similar = listwise_scores(embedder, queries, texts, stored, chosen, min_similarity is not None)
+        if first_stage is not None:
+            scores = [fuse(*both, chosen.first_stage_weight) for both in zip(scores, first_stage, strict=True)]
+        rankings = [results.ranking(*row) for row in zip(scores, similar, given, texts, strict=True)]
+        return rankings[0] if single else rankings
 
     rank = rerank
 
-    def _options(
-        self, instruction: str | None, count: int | None, order: str | None, weight: float | None
-    ) -> dict[str, Any]:
+    def _options(self, given: Mapping[str, Any], first_stage_scores: Any) -> Options:
         """The options of a call, checked; None stands for the configured value."""
-        if instruction is not None and "{instruction}" not in self.format.template:
+        if unknown := sorted(given.keys() - set(Options._fields)):
+            raise TypeError(f"rerank() got an unexpected argument {unknown[0]!r}; options are {Options._fields}.")
+        given = {name: value for name, value in given.items() if value is not None}
+        if "instruction" in given and "{instruction}" not in self.format.template:
             raise ValueError(f"The prompt format {self.format.name!r} has no place for an instruction; leave it out.")
-        count = self.num_prompt_documents if count is None else count
-        order = self.candidate_order if order is None else order
-        return {
-            "instruction": self.instruction if instruction is None else one_text("instruction", instruction),
-            "num_prompt_documents": natural("num_prompt_documents", count),
-            "candidate_order": one_of("candidate_order", order, CANDIDATE_ORDERS),
-            "query_weight": share("query_weight", self.query_weight if weight is None else weight),
-        }
-
-    def _first_stage(self, scores: Any, weight: float | None) -> tuple[Any, float]:
-        """The first stage's scores as they were given, and their weight, checked."""
-        checked = share("first_stage_weight", self.first_stage_weight if weight is None else weight)
-        if scores is None and weight is not None and checked:
+        chosen = {name: getattr(self, name) for name in Options._fields} | given
+        weight = share("first_stage_weight", chosen["first_stage_weight"])
+        if first_stage_scores is None and weight and "first_stage_weight" in given:
             raise ValueError(
                 f"first_stage_weight={weight} needs first_stage_scores; give both, or leave the weight out."
             )
-        return scores, checked
-
-    def _rerank(
-        self,
-        embedder: Embedder,
-        query: Any,
-        documents: Any,
-        document_embeddings: Any,
-        mix: tuple[Any, float],
-        results: _Results,
-        options: Mapping[str, Any],
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-        single = isinstance(query, str)
-        queries = [one_text("query", query)] if single else strings("query", query)
-        candidates = candidate_lists(documents, len(queries), single)
-        stored = stored_vectors(document_embeddings, candidates, single, self._parent.get_embedding_dimension())
-        first_stage, weight = score_lists("first_stage_scores", mix[0], candidates, single), mix[1]
-        with_similarity = results.min_similarity is not None
-        scores, similar = self._scores(embedder, queries, candidates, stored, with_similarity, **options)
-        if first_stage is not None:
-            scores = [fuse(*both, weight) for both in zip(scores, first_stage, strict=True)]
-        rankings = [results.ranking(*row) for row in zip(scores, similar, candidates, strict=True)]
-        return rankings[0] if single else rankings
-
-    @torch.inference_mode()
-    def _scores(
-        self,
-        embedder: Embedder,
-        queries: list[str],
-        candidates: list[list[str]],
-        stored: list[Tensor] | None,
-        with_similarity: bool,
-        *,
-        num_prompt_documents: int,
-        candidate_order: str,
-        query_weight: float,
-        instruction: str,
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Returns the cosines of all candidates to their listwise query, and to their query if that is embedded.
-
-        Each is a list of B tensors of shape (N,).
-        """
-        asked = [row for row, texts in enumerate(candidates) if texts]
-        candidate_vectors = embedder.candidates(candidates) if stored is None else stored.__getitem__
-        query_vectors, similar = torch.empty(0), {}
-        if candidate_order == "similarity" or query_weight or with_similarity:
-            query_vectors = embedder.embed_texts("query", (queries[row] for row in asked))  # (B, D)
-            similar = {
-                row: cosine(candidate_vectors(row), vector) for row, vector in zip(asked, query_vectors, strict=True)
-            }
-        chosen = [list(range(len(candidates[row]))) for row in asked]
-        if candidate_order == "similarity":
-            chosen = [_best_first(similar[row]) for row in asked]
-        selected = [
-            [candidates[row][index] for index in indices[:num_prompt_documents]]
-            for row, indices in zip(asked, chosen, strict=True)
-        ]
-        prompts = embedder.prompts([queries[row] for row in asked], selected, instruction)
-        _log_cuts(prompts, self.max_prompt_tokens)
-        vectors = embedder.embed([prompt.ids for prompt in prompts], "prompt")  # (B, D)
-        if query_weight:
-            vectors = interpolate(query_vectors, vectors, query_weight)
-        scores = [torch.empty(0)] * len(queries)
-        for row, vector in zip(asked, vectors, strict=True):
-            scores[row] = cosine(candidate_vectors(row), vector)
-        return scores, [similar.get(row) for row in range(len(queries))]
-
-
-def _log_cuts(prompts: Sequence[Prompt], limit: int) -> None:
-    cut = [
-        share
-        for prompt in prompts
-        for tokens, share in zip(prompt.document_tokens, prompt.document_shares, strict=True)
-        if share < tokens
-    ]
-    if cut:
-        logger.info(
-            "Listwise prompts of at most %d tokens: documents shortened: %d, to %d tokens in all.",
-            limit, len(cut), sum(cut),
-        )  # fmt: skip
-    shares = [prompt.query_share for prompt in prompts if prompt.query_share < prompt.query_tokens]
-    if shares:
-        logger.warning(
-            "Cut %d of %d queries in their listwise prompts, to at most %d tokens. "
-            "Raise max_query_tokens, or shorten the query.", len(shares), len(prompts), max(shares),
-        )  # fmt: skip
-
-
-def _best_first(scores: Tensor) -> list[int]:
-    return torch.argsort(scores, descending=True, stable=True).tolist()
+        return Options(
+            instruction=one_text("instruction", chosen["instruction"]),
+            num_prompt_documents=natural("num_prompt_documents", chosen["num_prompt_documents"]),
+            candidate_order=one_of("candidate_order", chosen["candidate_order"], CANDIDATE_ORDERS),
+            query_weight=share("query_weight", chosen["query_weight"]),
+            first_stage_weight=weight,
+            long_documents=one_of("long_documents", chosen["long_documents"], LONG_DOCUMENTS),
+        )
 
 
 def num_positions(model: SentenceTransformer) -> int | None:

@@ -20,8 +20,8 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from .arguments_e2rank import one_of
 
 __all__ = [
-    "LONG_TOKEN", "PROMPT_FORMATS", "Prompt", "PromptBuilder", "PromptFormat", "TextTokenizer", "TokenizedText",
-    "control_tokens", "prompt_format_of", "water_fill",
+    "LONG_TOKEN", "PROMPT_FORMATS", "SETTLED", "Prompt", "PromptBuilder", "PromptFormat", "TextTokenizer",
+    "TokenizedText", "control_tokens", "prompt_format_of", "water_fill",
 ]  # fmt: skip
 
 TOKENIZER_CHUNK = 256  # texts tokenised at a time; it limits the memory of the tokenizer's offsets

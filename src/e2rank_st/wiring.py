@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -20,8 +21,8 @@ from e2rank_st.prompts_e2rank import control_tokens
 from e2rank_st.storage import read_json, write_json
 
 __all__ = [
-    "UNTRAINED_WARNING", "check_vocabulary", "make_tokenizer_portable", "saved_length", "seal_tokenizer", "untrained",
-    "wire",
+    "UNTRAINED_WARNING", "Lock", "check_device", "check_vocabulary", "make_tokenizer_portable", "saved_length",
+    "seal_tokenizer", "untrained", "wire",
 ]  # fmt: skip
 
 TOKENIZER_CONFIG, TRANSFORMER_CONFIG = "tokenizer_config.json", "sentence_bert_config.json"
@@ -204,3 +205,15 @@ def saved_length(folder: Path) -> int | None:
     ]
     length: int | None = {**files[1], **files[0].get("processor_kwargs", {})}.get("model_max_length")
     return length
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that does not compute here, such as one that is not there, or ``meta``, which has no memory.
+
+    Raises:
+        ValueError: It is one.
+    """
+    try:
+        torch.zeros(1, device=device).tolist()
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises one of these
+        raise ValueError(f"Got the device {device}, which does not work here ({error}); try cpu.") from error

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2rank_st.data.files import ROW_FILES, DataError, Row, id_field, number_field, parse_rows, text_field
+from e2rank_st.documents_e2rank import join_fields
 
 __all__ = ["JudgedCorpus", "TextStore"]
+
+TEMPLATE = "{title} {text}"  # as BEIR and MTEB join them
 
 CACHE_KIB = 16 * 1024  # of a store's pages stay in memory; the rest is in its temporary file
 
@@ -108,8 +111,10 @@ def _texts(path: Path, skip_bad_rows: bool) -> TextStore:
 
 def _document(row: Row) -> str:
     """Join title and text; a document may have only one of them."""
-    parts = [text_field(row, field).strip() for field in ("title", "text") if row.get(field) not in (None, "")]
-    return " ".join(parts) or text_field(row, "text")
+    title, text = (
+        "" if row.get(field) in (None, "") else text_field(row, field).strip() for field in ("title", "text")
+    )
+    return join_fields(title, text, TEMPLATE) or text_field(row, "text")
 
 
 def _find(folder: Path, stems: tuple[str, ...]) -> Path:

@@ -67,6 +67,7 @@ SETTINGS: Types = {
     "activation_function": (str,), "module_input_name": (str,), "module_output_name": TEXT, "instruction": (str,),
     "prompt_format": (str, dict), "candidate_order": (str,), "query_weight": (int, float),
     "first_stage_weight": (int, float),
+    "document_template": (str,), "long_documents": (str,),
 }  # fmt: skip
 PROMPT_FORMAT: Types = {
     "name": (str,), "template": (str,), "document": (str,), "separator": (str,), "chat": (bool,)
