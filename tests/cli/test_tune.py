@@ -152,8 +152,3 @@ def test_usage_errors(arguments: list[str]):
     """Guards against a first stage that is ignored beside a second one, and settings written nowhere."""
     done = run(*arguments)
     assert (done.exit_code, done.stdout) == (2, "")
-
-
-def test_help_has_examples():
-    """Guards against help that leaves the first command to guesswork."""
-    assert "Examples:\n    e2rank tune --results " in run("--help").stdout
