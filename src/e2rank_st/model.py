@@ -36,7 +36,7 @@ from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
 from e2rank_st.documents_e2rank import Document
 from e2rank_st.folders.check import HOME, MODULES, check_folder
 from e2rank_st.folders.hub import fetch
-from e2rank_st.folders.saved import E2RankModelCardData, make_portable
+from e2rank_st.folders.saved import E2RankModelCardData, listwise_config, make_portable
 from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.prompts_e2rank import LONG_TOKEN
 from e2rank_st.search.index import Index
@@ -182,9 +182,7 @@ class E2Rank(SentenceTransformer):
         if (length := saved_length(folder)) is not None:
             self.max_seq_length = length
         self.prompts |= _read_json(folder / "config_sentence_transformers.json").get("prompts", {})
-        rows = read_json(folder / "modules.json")
-        path = next(row["path"] for row in rows if row["type"].endswith(f".{ListwiseRerank.__name__}"))
-        self.replace_listwise(**_read_json(folder / path / "config.json"))
+        self.replace_listwise(**_read_json(listwise_config(folder)))
 
     def replace_listwise(self, **options: Any) -> None:
         """Change the reranking configuration, checked as a whole.

@@ -201,7 +201,7 @@ def test_usage_errors(run, arguments: list[str]):
 
 def test_help_has_examples_and_needs_no_torch(run):
     """Guards against help that leaves the first command to guesswork, or takes seconds of imports."""
-    for command in ([], ["demo"], ["rerank"], ["embed"]):
+    for command in ([], ["demo"], ["rerank"], ["embed"], ["tune"]):
         result = run(*command, "--help")
         assert result.exit_code == 0
         assert "Examples:\n    e2rank " in result.stdout

@@ -13,8 +13,9 @@ from statistics import fmean
 from typing import Any
 
 from e2rank_st.benchmarks.results import Entry, column_with_marks, titled
+from e2rank_st.evaluation.tuning import Tuning
 
-__all__ = ["FIGURES", "draw", "separation"]
+__all__ = ["FIGURES", "draw", "draw_tuning", "separation"]
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#666666")
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "++", "oo")
@@ -175,11 +176,7 @@ def gains(entries: Sequence[Entry]) -> Any:
         against = _compared_with(entry, entries)
         own, others = entry.system.per_query, against.system.per_query
         differences = sorted((100 * (score - others[query]) for query, score in own.items()), reverse=True)
-        edges = range(len(differences) + 1)  # an area, since the edges of a thousand bars would hide their colours
-        for value, colour, hatch in ((max, COLOURS[0], ""), (min, COLOURS[1], "////")):
-            heights = [value(difference, 0) for difference in differences]
-            axes.stairs(heights, edges, fill=True, facecolor=colour, edgecolor="black", linewidth=0.5, hatch=hatch)
-        axes.axhline(0, color="black", linewidth=0.8)
+        _gain_area(axes, differences)
         _axes(
             axes,
             f"{column_with_marks(entry)}\n{titled(entry, entries)} − {against.name}",
@@ -191,6 +188,15 @@ def gains(entries: Sequence[Entry]) -> Any:
     if len(chosen) > PANELS:
         figure.suptitle(f"the first {PANELS} of {len(chosen)}: name fewer result files to see others")
     return figure
+
+
+def _gain_area(axes: Any, differences: Sequence[float]) -> None:
+    """Gains and losses of queries, sorted."""
+    edges = range(len(differences) + 1)  # an area, since the edges of a thousand bars would hide their colours
+    for value, colour, hatch in ((max, COLOURS[0], ""), (min, COLOURS[1], "////")):
+        heights = [value(difference, 0) for difference in differences]
+        axes.stairs(heights, edges, fill=True, facecolor=colour, edgecolor="black", linewidth=0.5, hatch=hatch)
+    axes.axhline(0, color="black", linewidth=0.8)
 
 
 def _compared_with(entry: Entry, entries: Sequence[Entry]) -> Entry:
@@ -233,6 +239,40 @@ def separation(parts: Sequence[Any]) -> Any:
 def _share_from(values: Sequence[float], bar: float) -> float:
     """Share of values that are not below a bar."""
     return fmean(value >= bar for value in values)
+
+
+def draw_tuning(tuning: Tuning) -> Any:
+    """The score over the first stage's share, a line for each share of the query, and the gain on held-out queries.
+
+    Order and K are those of the best setting that has a prompt.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    prompted = [setting for setting, _ in tuning.trials if setting.query_weight < 1]
+    known, best = dict(tuning.trials), prompted[0]
+    figure = _figure(9, 3.6)
+    left, right = figure.subplots(1, 2)
+    for place, weight in enumerate(
+        sorted({setting.query_weight for setting in known if setting.first_stage_weight < 1})
+    ):
+        colour, _, marker, line = _style(place)
+        points = sorted(
+            (setting.first_stage_weight, 100 * score)
+            for setting, score in known.items()
+            if setting.query_weight == weight and setting.first_stage_weight < 1
+            if weight == 1 or setting[:2] == best[:2]
+        )
+        label = f"w = {weight:g}" if weight < 1 else "w = 1 (embedding)"
+        left.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=label)
+    left.axhline(100 * tuning.first_stage, color="black", linewidth=0.9, linestyle=(0, (1, 3)), label="first stage")
+    title = f"{best.candidate_order}, K = {best.num_prompt_documents}"
+    _axes(left, title, "share of the first stage", "nDCG@10 on all queries")
+    left.legend(fontsize="small", frameon=False)
+    pairs = zip(tuning.per_query["held_out"], tuning.per_query["first_stage"], strict=True)
+    _gain_area(right, sorted((100 * (score - other) for score, other in pairs), reverse=True))
+    _axes(right, "held-out queries", "queries, by gain", "nDCG@10 gained")
+    return figure
 
 
 FIGURES: Mapping[str, Callable[[Sequence[Entry]], Any]] = {

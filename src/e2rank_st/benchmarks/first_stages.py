@@ -8,34 +8,29 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from huggingface_hub import hf_hub_download
 
 from e2rank_st.benchmarks.candidates import Candidates, Case, some
 from e2rank_st.benchmarks.models import Subject
 from e2rank_st.benchmarks.tasks import EXCLUSIONS_REPOSITORY, HUB_REPOSITORY, Task
-from e2rank_st.data.beir import JudgedCorpus
+from e2rank_st.data.beir import JudgedCorpus, TextStore
 from e2rank_st.data.files import DataError, Row, id_field, number_field, parse_rows
 from e2rank_st.data.formats import read_results
 from e2rank_st.data.slates import list_field
 from e2rank_st.data.trec import read_qrels, read_run
+from e2rank_st.model import E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.storage import file_sha256, folder_sha256, text_id
 
 __all__ = [
-    "Excluded",
-    "Files",
-    "locate",
-    "own_first_stage",
-    "read_excluded",
-    "read_files",
-    "read_judged",
-    "read_over_collection",
-]
+    "Excluded", "Files", "locate", "own_first_stage", "read_excluded", "read_files", "read_index", "read_judged",
+    "read_over_collection", "read_over_texts",
+]  # fmt: skip
 
 Excluded: TypeAlias = Mapping[str, frozenset[str]]  # documents that are left out, by query
 NOTHING: Excluded = {}
@@ -156,22 +151,96 @@ def read_over_collection(folder: Path, split: str, run: Path, top_n: int, exclud
         OSError: A file cannot be read.
     """
     judged = JudgedCorpus.load(folder, split)
+    cases = _cases(run, judged.queries, judged.corpus, folder.name, top_n, excluded)
+    sources = _folder_state(folder) | _hashes(run)
+    return Candidates(cases, _whole_grades(judged.judgements), run.stem, sources=sources)
+
+
+def read_over_texts(run: Path, corpus: Path, queries: Path, qrels: Path, top_n: int) -> Candidates:
+    """Read a TREC run, judgements in TREC's form, and the texts of both from two files with ``_id`` and ``text``.
+
+    Raises:
+        ValueError: The run has a query or a document without a text.
+        DataError: A row of a file is bad.
+        OSError: A file cannot be read.
+    """
+    cases = _cases(run, TextStore.load(queries), TextStore.load(corpus), f"{queries.name} or {corpus.name}", top_n)
+    sources = _hashes(run, corpus, queries, qrels)
+    return Candidates(cases, _whole_grades(read_qrels(qrels)), run.stem, sources=sources)
+
+
+def _cases(
+    run: Path,
+    queries: Mapping[str, str],
+    corpus: Mapping[str, str],
+    place: str,
+    top_n: int,
+    excluded: Excluded = NOTHING,
+) -> tuple[Case, ...]:
+    """The queries of a run with the texts of their best documents; ``place`` is where these should be."""
     cases = []
     for query_id, scores in read_run(run).items():
-        if query_id not in judged.queries:
-            raise ValueError(f"{run.name} has the query {query_id!r}, which has no text in {folder.name}.")
+        if query_id not in queries:
+            raise ValueError(f"{run.name} has the query {query_id!r}, which has no text in {place}.")
         left_out = excluded.get(query_id, frozenset())
         best = dict(islice(((id_, score) for id_, score in scores.items() if id_ not in left_out), top_n))
-        missing = [id_ for id_ in best if id_ not in judged.corpus]
+        missing = [id_ for id_ in best if id_ not in corpus]
         if missing:
             raise ValueError(
-                f"{run.name}: {len(missing)} candidates of query {query_id!r} have no text in {folder.name}, "
+                f"{run.name}: {len(missing)} candidates of query {query_id!r} have no text in {place}, "
                 f"for example {missing[0]!r}. Give the corpus that the run was made from."
             )
-        texts = tuple(judged.corpus[id_] for id_ in best)
-        cases.append(Case(query_id, judged.queries[query_id], tuple(best), texts, tuple(best.values())))
-    sources = _folder_state(folder) | _hashes(run)
-    return Candidates(tuple(cases), _whole_grades(judged.judgements), run.stem, sources=sources)
+        texts = tuple(corpus[id_] for id_ in best)
+        cases.append(Case(query_id, queries[query_id], tuple(best), texts, tuple(best.values())))
+    return tuple(cases)
+
+
+def read_index(model: E2Rank, index: Index, queries: Path, qrels: Path, corpus: Path | None, top_n: int) -> Candidates:
+    """Let a model retrieve the candidates of each judged query from an index.
+
+    Args:
+        model: The model that made the index.
+        index: Documents with vectors.
+        queries: A file with ``_id`` and ``text``.
+        qrels: Judgements in TREC's form.
+        corpus: The documents of the index in the same order, with ``_id``. Without it, the judgements name a document
+            by its row in the index, from 0, as the results of ``search`` do.
+        top_n: Number of candidates.
+
+    Raises:
+        ValueError: A judged query has no text, the index holds other documents than the corpus, or a different model
+            made it.
+        DataError: A row of a file is bad.
+        OSError: A file cannot be read.
+    """
+    texts, judgements = TextStore.load(queries), _whole_grades(read_qrels(qrels))
+    ids = list(map(str, range(len(index))))
+    if corpus is not None:
+        documents = TextStore.load(corpus)
+        ids = list(documents)
+        if list(documents.values()) != index.texts:
+            raise ValueError(f"{corpus.name} does not hold the documents of the index in their order; build it again.")
+    if missing := judgements.keys() - texts.keys():
+        raise ValueError(f"{len(missing)} judged queries have no text in {queries.name}: {some(missing)}.")
+    index.check(model)
+    asked = {query: texts[query] for query in judgements}
+    vectors = model.encode_query(list(asked.values()), show_progress_bar=False)
+    cases = tuple(_retrieved(index, ids, asked, vectors, top_n))
+    return Candidates(cases, judgements, "own", sources=_hashes(queries, qrels))
+
+
+def _retrieved(
+    index: Index, ids: Sequence[str], queries: Mapping[str, str], vectors: Any, top_n: int
+) -> Iterator[Case]:
+    """The queries with their nearest documents; ``ids`` are those of the rows of the index."""
+    for (query_id, query), scores, rows in zip(queries.items(), *index.retrieve(vectors, top_n), strict=True):
+        yield Case(
+            query_id,
+            query,
+            ids=tuple(ids[row] for row in rows),
+            documents=tuple(index.texts[row] for row in rows),
+            scores=tuple(scores.tolist()),
+        )
 
 
 def _folder_state(folder: Path) -> dict[str, str]:
@@ -208,14 +277,7 @@ def own_first_stage(
     left_out = {query: excluded.get(query, frozenset()) for query in queries}
     deep_enough = top_n + max(map(len, left_out.values()), default=0)
     cases = [
-        Case(
-            query,
-            queries[query],
-            ids=tuple(ids[row] for row in rows),
-            documents=tuple(index.texts[row] for row in rows),
-            scores=tuple(scores.tolist()),
-        ).limited(top_n, left_out[query])
-        for query, scores, rows in zip(queries, *index.retrieve(vectors, deep_enough), strict=True)
+        case.limited(top_n, left_out[case.query_id]) for case in _retrieved(index, ids, queries, vectors, deep_enough)
     ]
     judgements = _whole_grades(judged.judgements)
     return Candidates(tuple(cases), judgements, "own", sources=_folder_state(folder)), index

@@ -263,6 +263,57 @@ def embed(
         _write_json({"embedding": vector.tolist()}, record)
 
 
+@app.command(
+    epilog=examples(
+        "tune --results hits.jsonl.gz --qrels qrels.txt",
+        "tune --run bm25.trec --corpus corpus.jsonl --queries queries.jsonl --qrels qrels.txt --figure tuned.png",
+        "tune --index notes --queries queries.jsonl --qrels qrels.txt --model models/mine --write",
+    )
+)
+def tune(
+    qrels: Annotated[Path, typer.Option(metavar="FILE", help="Judgements in TREC's form, of 30 queries or more.")],
+    results: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="First-stage results with text, JSON lines.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(metavar="FILE", help="TREC run over --corpus and --queries.")] = None,
+    index: Annotated[Path | None, typer.Option(metavar="DIR", help="Index that the model itself searches.")] = None,
+    queries: Annotated[Path | None, typer.Option(metavar="FILE", help="Queries with '_id' and 'text'.")] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Documents with '_id' and 'text'; without it, rows of --index are the ids."),
+    ] = None,
+    top_n: Annotated[int, typer.Option(min=2, metavar="N", help="Candidates a query.")] = 100,
+    model: ModelName = BUNDLED,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 32,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the folds and the tests.")] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Write the settings into the folder --model.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all scores as JSON.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a figure: .png, .pdf or .svg.")] = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Is reranking worth it on your queries? Tries orders, K and weights, and judges them on held-out queries."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as for _load_model
+    from e2rank_st.cli import tune as work
+
+    inputs = work.Inputs(qrels, results, run, index, queries, corpus)
+    try:
+        inputs.check()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if write and not Path(model).is_dir():
+        raise typer.BadParameter(f"got --write with the model {model!r}; it needs a folder of your own in --model")
+    encoder = _load_model(model, device, dtype)
+    with _step("trying settings", spin=False):
+        tuning = work.decide(
+            encoder, inputs, top_n=top_n, seed=seed, batch_size=batch_size, show_progress_bar=sys.stderr.isatty()
+        )
+    work.report(tuning, write=Path(model) if write else None, output=output, figure=figure)
+
+
 # The training script reads its own settings: all settings of the trainer, as flags or from a file.
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(context: typer.Context) -> None:

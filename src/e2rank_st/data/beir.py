@@ -33,6 +33,22 @@ class TextStore(Mapping[str, str]):
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._database.execute("CREATE TABLE texts (place INTEGER PRIMARY KEY, id TEXT UNIQUE, text TEXT)")
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, skip_bad_rows: bool = False) -> TextStore:
+        """Read a file with the columns ``_id``, ``text`` and perhaps ``title``, as of a corpus or of queries.
+
+        Raises:
+            DataError: A row is bad, or an id appears twice.
+        """
+        texts = cls()
+
+        def add(row: Row) -> None:
+            texts.add(id_field(row, "_id"), _document(row))
+
+        for _ in parse_rows(path, add, skip_bad_rows=skip_bad_rows):
+            pass
+        return texts
+
     def add(self, id_: str, content: str) -> None:
         """Add a text; an id that the store has already is a DataError."""
         try:
@@ -86,7 +102,7 @@ class JudgedCorpus:
         folder = Path(folder)
         # All are found before one is read, to report a wrong split at once.
         files = [_find(folder, stems) for stems in (("corpus",), ("queries",), (f"qrels_{split}", f"qrels/{split}"))]
-        corpus, queries = (_texts(path, skip_bad_rows) for path in files[:2])
+        corpus, queries = (TextStore.load(path, skip_bad_rows=skip_bad_rows) for path in files[:2])
         judgements: dict[str, dict[str, float]] = {}
 
         def judge(row: Row) -> None:
@@ -100,13 +116,6 @@ class JudgedCorpus:
         for _ in parse_rows(files[2], judge, skip_bad_rows=skip_bad_rows):
             pass
         return cls(corpus, queries, judgements)
-
-
-def _texts(path: Path, skip_bad_rows: bool) -> TextStore:
-    texts = TextStore()
-    for _ in parse_rows(path, lambda row: texts.add(id_field(row, "_id"), _document(row)), skip_bad_rows=skip_bad_rows):
-        pass
-    return texts
 
 
 def _document(row: Row) -> str:

@@ -12,7 +12,7 @@ from e2rank_st.adapter_e2rank import ADAPTER_CONFIG
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.storage import read_json, write_json
 
-__all__ = ["E2RankModelCardData", "make_portable", "require"]
+__all__ = ["E2RankModelCardData", "listwise_config", "make_portable", "require"]
 
 REQUIREMENTS = {"sentence-transformers": ">=6.1"}
 ADAPTER_REQUIREMENTS = {**REQUIREMENTS, "peft": ">=0.18"}
@@ -62,6 +62,19 @@ def make_portable(folder: Path) -> None:
         path.chmod(target.stat().st_mode)
     for path in left_over:  # last: the old place is in use until modules.json names the new one
         shutil.rmtree(path)
+
+
+def listwise_config(folder: Path) -> Path:
+    """Find the file with the reranking configuration of a saved model.
+
+    Raises:
+        ValueError: The model cannot rerank.
+        OSError: The folder is not a model.
+    """
+    for row in read_json(folder / "modules.json"):
+        if row["type"].endswith(f".{ListwiseRerank.__name__}"):
+            return folder / str(row["path"]) / "config.json"
+    raise ValueError(f"{folder} lacks a ListwiseRerank module, so it has no reranking configuration.")
 
 
 def require(folder: Path) -> None:
