@@ -65,7 +65,9 @@ class JudgedCorpus:
     judgements: Mapping[str, Mapping[str, float]]
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], split: str, *, skip_bad_rows: bool = False) -> JudgedCorpus:
+    def load(
+        cls, folder: str | os.PathLike[str], split: str, *, titles: bool = True, skip_bad_rows: bool = False
+    ) -> JudgedCorpus:
         """Read a folder in BEIR's layout: ``corpus``, ``queries``, and ``qrels_{split}`` or ``qrels/{split}``.
 
         Each file is parquet, JSON lines (also compressed), or tab-separated with a header. The columns are
@@ -74,6 +76,7 @@ class JudgedCorpus:
         Args:
             folder: The folder.
             split: The split of the judgements, for example ``train``.
+            titles: Whether to put a title before its text. Without titles, a document of a title alone keeps it.
             skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
 
         Raises:
@@ -83,7 +86,7 @@ class JudgedCorpus:
         folder = Path(folder)
         # All are found before one is read, to report a wrong split at once.
         files = [_find(folder, stems) for stems in (("corpus",), ("queries",), (f"qrels_{split}", f"qrels/{split}"))]
-        corpus, queries = (_texts(path, skip_bad_rows) for path in files[:2])
+        corpus, queries = (_texts(path, titles, skip_bad_rows) for path in files[:2])
         judgements: dict[str, dict[str, float]] = {}
 
         def judge(row: Row) -> None:
@@ -99,17 +102,21 @@ class JudgedCorpus:
         return cls(corpus, queries, judgements)
 
 
-def _texts(path: Path, skip_bad_rows: bool) -> TextStore:
+def _texts(path: Path, titles: bool, skip_bad_rows: bool) -> TextStore:
     texts = TextStore()
-    for _ in parse_rows(path, lambda row: texts.add(id_field(row, "_id"), _document(row)), skip_bad_rows=skip_bad_rows):
+
+    def add(row: Row) -> None:
+        texts.add(id_field(row, "_id"), _document(row, titles))
+
+    for _ in parse_rows(path, add, skip_bad_rows=skip_bad_rows):
         pass
     return texts
 
 
-def _document(row: Row) -> str:
+def _document(row: Row, titles: bool) -> str:
     """Join title and text; a document may have only one of them."""
     parts = [text_field(row, field).strip() for field in ("title", "text") if row.get(field) not in (None, "")]
-    return " ".join(parts) or text_field(row, "text")
+    return " ".join(parts if titles else parts[-1:]) or text_field(row, "text")
 
 
 def _find(folder: Path, stems: tuple[str, ...]) -> Path:
