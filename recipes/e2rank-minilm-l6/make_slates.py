@@ -89,27 +89,27 @@ class Dealt:
 
 MINED = (
     # Claims and sentences like them.
-    Mined("evidence", 3_500, 2_300, first="^(?!Effect of )"),  # a template begins with "Effect of"
-    Mined("bioasq", 12_000, 2_000),
-    Mined("scitldr", 2_500, 1_500),
-    Mined("citations", 2_000, 800, siblings=False),
-    Mined("pubmedqa", 1_000, 900),
+    Mined("evidence", 2_400, 2_000, first="^(?!Effect of )"),  # a template begins with "Effect of"
+    Mined("bioasq", 9_000, 2_000),
+    Mined("scitldr", 1_600, 1_300),
+    Mined("citations", 1_200, 700, siblings=False),
+    Mined("pubmedqa", 700, 900),
     # Questions.
-    Mined("squad", 3_500, 1_400, claims=300),
-    Mined("medquad", 3_500, 1_100, claims=300),
-    Mined("nq", 3_500, 1_400),
-    Mined("boolq", 2_500, 900),
-    Mined("stackexchange", 2_500, 800),
-    Mined("medforum", 2_500, 700),
-    Mined("wikiqa", 5_000, 500),
-    Mined("covidfaq", 1_400, 500),
-    Mined("msmarco_dev", 11_000, 500, size=16, most_judged=1),
-    Mined("mediqa", 2_000, 208, gold_from=2),
+    Mined("squad", 2_000, 1_400, claims=200),
+    Mined("medquad", 2_000, 1_000, claims=200),
+    Mined("nq", 2_200, 1_400),
+    Mined("boolq", 1_500, 900),
+    Mined("stackexchange", 1_500, 700),
+    Mined("medforum", 1_800, 600),
+    Mined("wikiqa", 3_500, 400),
+    Mined("covidfaq", 1_000, 500),
+    Mined("msmarco_dev", 6_000, 300, size=16, most_judged=1),
+    Mined("mediqa", 1_000, 200, gold_from=2),
 )
 DEALT = (
-    Dealt("dl22", "rerank/dl22_fused_teacher.jsonl.gz", documents=80, slates=24),
-    Dealt("dl23", "dl23", documents=80, slates=30),
-    Dealt("dl23dev", "dl23dev", documents=80, slates=30),
+    Dealt("dl22", "rerank/dl22_fused_teacher.jsonl.gz", documents=60, slates=24),
+    Dealt("dl23", "dl23", documents=60, slates=30),
+    Dealt("dl23dev", "dl23dev", documents=60, slates=30),
     Dealt("msmarco_graded", "msmarco_dev", documents=20, slates=3, size=12, least=2),
 )
 SQUAD_DEV = Mined("squad", 2_000, 200)
@@ -191,7 +191,7 @@ def _mined(
         part = with_siblings(part)
     claims = len(part.judgements) - asked
     logger.info("%s: %d queries, %d claims, %d documents", source.name, asked, claims, len(part.corpus))
-    slates = mine(model, part, mining, source=source.name, parts=parts, batch_size=64, show_progress_bar=True)
+    slates = mine(model, part, mining, source=source.name, parts=parts, batch_size=32, show_progress_bar=True)
     shorten = partial(cut, size=source.size, gold=MOST_GOLD, seed=seed, judged_wrong=source.siblings)
     return filter(_teaches, map(shorten, map(Slate.distinct, slates)))
 
