@@ -5,7 +5,7 @@ import pytest
 from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.slates import Slate
 from e2rank_st.labelling import drawing
-from e2rank_st.labelling.drawing import cut, deal, draw_part, thin, with_claims, with_siblings
+from e2rank_st.labelling.drawing import cut, deal, draw_part, thin, with_claims, with_siblings, without
 
 
 def test_long_lists_are_dealt_out() -> None:
@@ -61,6 +61,13 @@ def test_siblings_are_judged_so_that_they_are_not_mined() -> None:
     corpus = {f"{group}#{number}": "text" for group in "abc" for number in range(2)}
     judged = with_siblings(JudgedCorpus(corpus, {"q": "asked"}, {"q": {"a#1": 1.0, "b#0": 1.0}})).judgements
     assert judged == {"q": {"a#1": 1.0, "b#0": 1.0, "a#0": 0.0, "b#1": 0.0}}
+
+
+def test_documents_are_left_out_with_their_judgements() -> None:
+    """Guards against judgements of documents that are gone, and against queries without an answer."""
+    whole = JudgedCorpus({"a": "1", "b": "2"}, {"q": "asked", "r": "too"}, {"q": {"a": 1.0}, "r": {"a": 0.0, "b": 1.0}})
+    rest = without(whole, {"a"})
+    assert rest.corpus == {"b": "2"} and rest.judgements == {"r": {"b": 1.0}}
 
 
 def test_a_mined_slate_is_cut() -> None:

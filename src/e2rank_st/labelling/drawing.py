@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.slates import Slate
 
-__all__ = ["cut", "deal", "draw_part", "thin", "with_claims", "with_siblings"]
+__all__ = ["cut", "deal", "draw_part", "thin", "with_claims", "with_siblings", "without"]
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 CLAIM_WORDS = range(8, 31)  # number of words of a sentence that can be a claim
@@ -83,6 +83,16 @@ def _groups(collection: JudgedCorpus) -> dict[str, list[str]]:
     for id_ in collection.corpus:
         groups.setdefault(root(id_.partition("#")[0]), []).append(id_)
     return groups
+
+
+def without(collection: JudgedCorpus, documents: Set[str]) -> JudgedCorpus:
+    """Leave out documents by their ids, their judgements, and queries that have no judgement left."""
+    corpus = {id_: text for id_, text in collection.corpus.items() if id_ not in documents}
+    judgements = {
+        query: {id_: grade for id_, grade in grades.items() if id_ in corpus}
+        for query, grades in collection.judgements.items()
+    }
+    return JudgedCorpus(corpus, collection.queries, {query: grades for query, grades in judgements.items() if grades})
 
 
 def with_siblings(collection: JudgedCorpus) -> JudgedCorpus:
