@@ -92,8 +92,8 @@ class Dealt:
 
 MINED = (
     # Claims and sentences like them.
-    # The rest of evidence's queries begin with "Effect of". Claims belong to abstracts with a title. Among the others, a
-    # model would learn to look for titles.
+    # The rest of evidence's queries begin with "Effect of". Claims are about abstracts with a title. Among the
+    # other abstracts, a model would learn to look for titles.
     Mined("evidence", 1_000, 2_000, first="^(?!Effect of )", only="^TITLE:"),
     Mined("bioasq", 9_000, 2_000),
     Mined("scitldr", 1_600, 1_300),
