@@ -72,7 +72,7 @@ $(SLATES): | $(VENV)/.dev
 EVAL = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank eval
 RESULTS = eval/results
 GIVEN = $(RESULTS)/dl21-bm25.json $(RESULTS)/dl21-splade.json
-OWN = nfcorpus-dev nfc squad-dev mediqa-dev scifact
+OWN = nfcorpus-dev nfc squad-dev mediqa-dev healthver-dev scifact
 OWN_FILES = $(OWN:%=$(RESULTS)/%-own.json)
 LAST = $(lastword $(OWN_FILES))
 SIZES = eval/prompt_size/dl21-bm25.json

@@ -18,8 +18,13 @@ def test_all_tasks_of_the_paper_are_there():
     assert [task.name for task in find_tasks(["dl"])] == DL
     assert [task.name for task in find_tasks(["beir"])] == BEIR
     assert len(find_tasks(["bright"])) == 12
-    assert [task.name for task in find_tasks(["dev"])] == ["nfcorpus-dev", "squad-dev", "mediqa-dev"]
-    assert len(TASKS) == 28 == len({task.title for task in TASKS.values()})
+    assert [task.name for task in find_tasks(["dev"])] == [
+        "nfcorpus-dev",
+        "squad-dev",
+        "mediqa-dev",
+        "healthver-dev",
+    ]
+    assert len(TASKS) == 29 == len({task.title for task in TASKS.values()})
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

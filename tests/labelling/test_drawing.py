@@ -5,7 +5,7 @@ import pytest
 from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.slates import Slate
 from e2rank_st.labelling import drawing
-from e2rank_st.labelling.drawing import deal, draw_part, with_claims
+from e2rank_st.labelling.drawing import cut, deal, draw_part, thin, with_claims, with_siblings, without
 
 
 def test_long_lists_are_dealt_out() -> None:
@@ -30,6 +30,64 @@ def test_groups_are_drawn_whole_and_questions_have_their_answers() -> None:
     assert len(part.judgements) == 4
     assert all(grades.keys() <= part.corpus.keys() for grades in part.judgements.values())
     assert part == draw_part(whole, 30, 4, "0") != draw_part(whole, 30, 4, "1")
+
+
+def test_answers_of_one_question_are_drawn_together() -> None:
+    """Guards against questions that are left out because a part of their answers is."""
+    corpus = {f"d{number}": f"text {number}" for number in range(30)}
+    judgements = {f"q{number}": {f"d{3 * number + place}": 1.0 for place in range(3)} for number in range(8)}
+    judgements["joins"] = {"d0": 1.0, "d3": 1.0}
+    whole = JudgedCorpus(corpus, {query: query for query in judgements}, judgements)
+    for seed in "0123":
+        part = draw_part(whole, 12, 100, seed)
+        for grades in judgements.values():
+            assert len(grades.keys() & part.corpus.keys()) in (0, len(grades))
+        assert ("d0" in part.corpus) == ("d5" in part.corpus)  # "joins" makes one group of two
+        assert 12 <= len(part.corpus) <= 17
+
+
+def test_preferred_questions_are_drawn_first() -> None:
+    """Guards against a template that takes the place of claims."""
+    queries = {f"q{number}": f"{'Effect of' if number % 3 else 'Claim'} {number}" for number in range(30)}
+    judgements = {query: {f"d{query}": 1.0} for query in queries}
+    whole = JudgedCorpus({f"d{query}": "text" for query in queries}, queries, judgements)
+    part = draw_part(whole, 100, 14, "0", first="^(?!Effect of )")
+    assert sum(queries[query].startswith("Claim") for query in part.judgements) == 10
+    assert len(part.judgements) == 14
+
+
+def test_siblings_are_judged_so_that_they_are_not_mined() -> None:
+    """Guards against a grade that is lost, and against siblings of some answers only."""
+    corpus = {f"{group}#{number}": "text" for group in "abc" for number in range(2)}
+    judged = with_siblings(JudgedCorpus(corpus, {"q": "asked"}, {"q": {"a#1": 1.0, "b#0": 1.0}})).judgements
+    assert judged == {"q": {"a#1": 1.0, "b#0": 1.0, "a#0": 0.0, "b#1": 0.0}}
+
+
+def test_documents_are_left_out_with_their_judgements() -> None:
+    """Guards against judgements of documents that are gone, and against queries without an answer."""
+    whole = JudgedCorpus({"a": "1", "b": "2"}, {"q": "asked", "r": "too"}, {"q": {"a": 1.0}, "r": {"a": 0.0, "b": 1.0}})
+    rest = without(whole, {"a"})
+    assert rest.corpus == {"b": "2"} and rest.judgements == {"r": {"b": 1.0}}
+
+
+def test_a_mined_slate_is_cut() -> None:
+    """Guards against slates of golds alone, judged ones that push a gold out, and candidates that lose their order."""
+    slate = Slate("q", tuple("wxABCDmno"), (0, 0, 1, 1, 2, 1, None, None, None), (0, 0, 1, 1, 1, 1, 0, 0, 0), "s")
+    assert cut(slate, 5, 8, seed=0).documents == ("w", "A", "B", "C", "D")
+    few = cut(slate, 6, 2, seed=0)
+    assert sum(few.gold) == 2 and len(few) == 6 and few == cut(slate, 6, 2, seed=0)
+    assert [text for text in few.documents if text in "wxmno"] == ["w", "x", "m", "n"]
+    assert len({cut(slate, 6, 2, seed=seed).documents for seed in range(9)}) > 1
+    assert cut(slate, 6, 4, seed=0, judged_wrong=False).documents == tuple("ABCDmn")
+
+
+def test_a_list_is_thinned_in_its_order() -> None:
+    """Guards against labels that leave their document, and against an error for a short list."""
+    slate = Slate("q", tuple(map(str, range(50))), tuple(map(float, range(50))), source="s")
+    part = thin(slate, 10, seed=0)
+    assert len(part) == 10 and [float(text) for text in part.documents] == list(part.labels) == sorted(part.labels)
+    assert part == thin(slate, 10, seed=0) != thin(slate, 10, seed=1)
+    assert thin(slate, 60, seed=0) == slate
 
 
 def test_claims_are_taken_out_of_documents_that_answer_no_question() -> None:

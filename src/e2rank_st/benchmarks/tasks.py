@@ -167,6 +167,11 @@ _ROWS = (
         "Given a health question, retrieve answers that a doctor would approve of",
         "Given a health question and some answers, rerank the answers that a doctor would approve of",
     ),
+    _dev(
+        "healthver", "HealthVer dev",
+        "Given a health claim, retrieve abstracts that support or refute the claim",
+        "Given a health claim and some abstracts, rerank the abstracts that support or refute the claim",
+    ),
 )  # fmt: skip
 TASKS: Mapping[str, Task] = MappingProxyType({row.name: row for row in _ROWS})
 BENCHMARKS = tuple(dict.fromkeys(row.benchmark for row in _ROWS))

@@ -34,8 +34,13 @@ class TextStore(Mapping[str, str]):
         self._database.execute("CREATE TABLE texts (place INTEGER PRIMARY KEY, id TEXT UNIQUE, text TEXT)")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, skip_bad_rows: bool = False) -> TextStore:
+    def load(cls, path: str | os.PathLike[str], *, titles: bool = True, skip_bad_rows: bool = False) -> TextStore:
         """Read a file with the columns ``_id``, ``text`` and perhaps ``title``, as of a corpus or of queries.
+
+        Args:
+            path: The file.
+            titles: Whether to put a title before its text. Without titles, a document of a title alone keeps it.
+            skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
 
         Raises:
             DataError: A row is bad, or an id appears twice.
@@ -43,7 +48,7 @@ class TextStore(Mapping[str, str]):
         texts = cls()
 
         def add(row: Row) -> None:
-            texts.add(id_field(row, "_id"), _document(row))
+            texts.add(id_field(row, "_id"), _document(row, titles))
 
         for _ in parse_rows(path, add, skip_bad_rows=skip_bad_rows):
             pass
@@ -84,7 +89,9 @@ class JudgedCorpus:
     judgements: Mapping[str, Mapping[str, float]]
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], split: str, *, skip_bad_rows: bool = False) -> JudgedCorpus:
+    def load(
+        cls, folder: str | os.PathLike[str], split: str, *, titles: bool = True, skip_bad_rows: bool = False
+    ) -> JudgedCorpus:
         """Read a folder in BEIR's layout: ``corpus``, ``queries``, and ``qrels_{split}`` or ``qrels/{split}``.
 
         Each file is parquet, JSON lines (also compressed), or tab-separated with a header. The columns are
@@ -93,6 +100,7 @@ class JudgedCorpus:
         Args:
             folder: The folder.
             split: The split of the judgements, for example ``train``.
+            titles: Whether to put a title before its text. Without titles, a document of a title alone keeps it.
             skip_bad_rows: Leave bad rows out and log their number, instead of refusing the file.
 
         Raises:
@@ -102,7 +110,7 @@ class JudgedCorpus:
         folder = Path(folder)
         # All are found before one is read, to report a wrong split at once.
         files = [_find(folder, stems) for stems in (("corpus",), ("queries",), (f"qrels_{split}", f"qrels/{split}"))]
-        corpus, queries = (TextStore.load(path, skip_bad_rows=skip_bad_rows) for path in files[:2])
+        corpus, queries = (TextStore.load(path, titles=titles, skip_bad_rows=skip_bad_rows) for path in files[:2])
         judgements: dict[str, dict[str, float]] = {}
 
         def judge(row: Row) -> None:
@@ -118,12 +126,13 @@ class JudgedCorpus:
         return cls(corpus, queries, judgements)
 
 
-def _document(row: Row) -> str:
+def _document(row: Row, titles: bool) -> str:
     """Join title and text; a document may have only one of them."""
     title, text = (
         "" if row.get(field) in (None, "") else text_field(row, field).strip() for field in ("title", "text")
     )
-    return join_fields(title, text, TEMPLATE) or text_field(row, "text")
+    joined = join_fields(title, text, TEMPLATE) if titles else text or title
+    return joined or text_field(row, "text")
 
 
 def _find(folder: Path, stems: tuple[str, ...]) -> Path:

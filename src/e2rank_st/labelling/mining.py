@@ -32,6 +32,7 @@ from transformers.utils.logging import tqdm
 from e2rank_st.console import progress_wanted
 from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.data.slates import DataError, Slate
+from e2rank_st.labelling.heldout import plain
 from e2rank_st.search.exact import Rules, nearest
 from e2rank_st.search.vectors import Matrix, Rows, unit_rows
 from e2rank_st.storage import read_json, replacing, write_json
@@ -123,10 +124,10 @@ class _DistinctTexts:
         digest = hashlib.sha256()
         for id_, text in texts.items():
             digest.update(json.dumps([id_, text]).encode())
-            plain = " ".join(text.split()).casefold()
-            if not plain:
+            same = plain(text)
+            if not same:
                 continue
-            row = rows.setdefault(hashlib.blake2b(plain.encode(), digest_size=16).digest(), len(rows))
+            row = rows.setdefault(hashlib.blake2b(same.encode(), digest_size=16).digest(), len(rows))
             if row == len(self.ids):
                 self.ids.append(id_)
             self.row_of[id_] = row

@@ -202,7 +202,8 @@ def test_what_the_model_has_seen(tmp_path: Path):
     assert seen("nfc") == seen("NFCorpus") == "yes; settings were chosen by its dev queries, not by these"
     assert seen("nfcorpus-dev") == seen("dl21")
     assert seen("squad-dev") == "no: trained on the train split, chosen by this one: a dev score"
-    assert seen("MSMARCO") == "no: the base was trained on it"
+    assert seen("healthver-dev") == "yes"
+    assert seen("MSMARCO") == seen("NQ") == "no: the base was trained on it"
 
 
 @pytest.fixture(scope="module")
