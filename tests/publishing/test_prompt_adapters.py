@@ -52,7 +52,7 @@ def read(path: Path) -> dict:
 
 @pytest.mark.parametrize("source", ["alone", "whole"])
 def test_alone(made: Path, source: str, bundled: E2Rank, facts: list[str], tmp_path: Path):
-    """Guards against weights that nobody needs, files that say where they were made, and a build that is another one."""
+    """Guards against weights that nobody needs, files that say where they were made, and a different model."""
     folder = made
     if source == "whole":
         folder = tmp_path / "whole"
