@@ -220,7 +220,8 @@ class ListwiseRerank(Module):
             list(self.adapter.layers(cast("nn.Module", model.transformers_model)))  # refuses an adapter of others
         # A normal assignment would register the model as a submodule of its own submodule.
         object.__setattr__(self, "_parent", model)
-        model.tokenizer.split_special_tokens = True
+        if any(isinstance(module, E2RankPooling) for module in model):  # else the vectors are those of another model
+            model.tokenizer.split_special_tokens = True
         if not hasattr(type(model), "rerank"):
             # Bound methods of this module survive deepcopy, pickling and process pools; those of the model do not.
             model.rerank, model.rank = self.rerank, self.rank  # type: ignore[assignment]

@@ -46,6 +46,12 @@ remove control tokens from queries and documents first."""
 PLAIN_RECIPE = """In other libraries, `tokenizer(text)` makes the tokens of the prompt. It takes control tokens in a
 text as ordinary characters (`split_special_tokens`)."""
 
+# With a prompt adapter, the tokenizer is the base's, whatever it does with control tokens.
+ADAPTED = """Other libraries load the base, and for prompts alone the LoRA adapter beside the reranking configuration,
+which is in PEFT's format. """
+ADAPTED_PLAIN = """`tokenizer(text, split_special_tokens=True)` makes the tokens of the prompt. It takes control tokens
+in a text as ordinary characters."""
+
 
 def overview(facts: Facts) -> str:
     """The model, a row a property."""
@@ -76,7 +82,8 @@ def formats(facts: Facts) -> str:
         "listwise prompt": prompt,
     }
     lines = [(name, f"`{json.dumps(text, ensure_ascii=False)}`") for name, text in rows.items()]
-    recipe = CHAT_RECIPE if facts.listwise.format.chat else PLAIN_RECIPE
+    recipe = CHAT_RECIPE if facts.listwise.format.chat else ADAPTED_PLAIN if facts.keeps_vectors else PLAIN_RECIPE
+    recipe = (ADAPTED if facts.keeps_vectors else "") + recipe
     return f"{markdown_table(('for', 'text'), lines).rstrip()}\n\n{recipe}"
 
 
