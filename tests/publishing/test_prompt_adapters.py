@@ -104,11 +104,11 @@ def test_vectors_that_are_not_the_bases(checkpoint: Path, tiny: E2Rank, tmp_path
     built, model = build(source, tmp_path / "build")
     config = read(built.folders["main"] / "2_ListwiseRerank" / ADAPTER_CONFIG)
     assert config["base_model_name_or_path"] == "org/base"
-    files, remote, _, package = verify(built, model)
+    files, remote, _, package, _ = verify(built, model)
     assert (files.problem, remote.problem, package.problem) == ("", "", "")
     tensors = load_file(base / "model.safetensors")
     save_file({name: tensor * 1.001 for name, tensor in tensors.items()}, base / "model.safetensors", {"format": "pt"})
-    package = verify(built, model)[-1]
+    package = verify(built, model)[-2]
     assert "encode_query differs from that of the base org/base" in package.problem
 
 

@@ -238,7 +238,7 @@ def test_cards_of_a_prompt_adapter(toy_card: str, tmp_path: Path):
         assert 'E2Rank("{{repo_id}}")' in text
         assert "`tokenizer(text, split_special_tokens=True)` makes the tokens of the prompt" in text
     assert ("trust_remote_code" in whole, "trust_remote_code" in alone) == (True, False)
-    assert whole.partition("## Results")[2] == toy_card.partition("## Results")[2].replace(
+    assert whole.partition("### Zero-shot")[2] == toy_card.partition("### Zero-shot")[2].replace(
         "document vectors stayed", "only prompts trained, all other vectors stayed"
     )
     with pytest.raises(ValueError, match="holds no prompt adapter, so there is no card of one alone"):
