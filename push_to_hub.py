@@ -29,7 +29,7 @@ def main(
     license_file: Annotated[
         Path | None, typer.Option("--license", metavar="FILE", help="The licence's text; else the model's LICENSE.")
     ] = None,
-    adapter: Annotated[bool, typer.Option("--adapter", help="Publish an adapter as one, not merged.")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Publish an adapter alone, without its base.")] = False,
     base_model: Annotated[
         str | None, typer.Option(metavar="ORG/NAME", help="Hub id of an adapter's base that is a folder here.")
     ] = None,
@@ -54,6 +54,7 @@ def main(
     Examples:
       python push_to_hub.py src/e2rank_st/bundled --repo-id org/e2rank-minilm-l6 --dry-run
       python push_to_hub.py build/stage2/final --repo-id org/e2rank --card card.md --license LICENSE --private
+      python push_to_hub.py runs/prompts/final --repo-id org/prompts --card card.md --license LICENSE --adapter
       python push_to_hub.py build/stage2/final --repo-id org/e2rank --card card.md --exist-ok --overwrite
     """  # noqa: D301  # \b keeps the lines of the examples apart
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported

@@ -28,11 +28,12 @@ def main(
         Path | None, typer.Option(metavar="DIR", help="The report's figures; by default the card's folder report.")
     ] = None,
     output: Annotated[Path, typer.Option(metavar="FILE", help="The card.")] = Path("model_card/README.md"),
+    adapter: Annotated[bool, typer.Option("--adapter", help="The repository will hold the adapter alone.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if the card is not up to date.")] = False,
 ) -> None:
     """Make the card of a trained model from its folder and its results."""
     figures = report or output.parent / "report"
-    text = render.render(model or bundled_folder(), results or [Path("eval/results")], figures, output)
+    text = render.render(model or bundled_folder(), results or [Path("eval/results")], figures, output, adapter)
     if check:
         render.check(text, output)
     else:

@@ -96,6 +96,7 @@ class LoraAdapter:
         (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
         contiguous = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
         save_file(contiguous, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        (folder / ADAPTER_WEIGHTS).chmod((folder / ADAPTER_CONFIG).stat().st_mode)  # safetensors makes it private
 
     def layers(self, backbone: nn.Module) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
         """Yields each adapted layer of a transformers model, with its A ``(r, in)`` and B ``(out, r)``.
@@ -108,7 +109,8 @@ class LoraAdapter:
         for name, key in self.keys.items():
             down, up = (self.tensors[f"{key}.{part}.weight"] for part in ("lora_A", "lora_B"))
             weight = getattr(known.get(name), "weight", None)
-            if weight is None or (*up.shape, *down.shape) != (weight.shape[0], rank, rank, weight.shape[-1]):
+            shapes = (*up.shape, *down.shape)
+            if weight is None or weight.ndim != 2 or shapes != (weight.shape[0], rank, rank, weight.shape[1]):
                 got = "no such layer" if weight is None else f"one of {tuple(weight.shape)}, and r={rank}"
                 raise ValueError(
                     f"{ADAPTER_WEIGHTS} changes {name!r} by {tuple(up.shape)} · {tuple(down.shape)}; the model has "

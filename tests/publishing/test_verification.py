@@ -35,7 +35,7 @@ CARDS = {
 def card(*blocks: str) -> Build:
     text = "".join(f"```python\n{block}\n```\n" for block in blocks)
     files = {"main": [File("model.safetensors", 10, "", "")]}
-    return Build(Path("nowhere"), "org/e2rank", {"main": Card(f"---\na: b\n---\n{text}", {})}, files, {})
+    return Build(Path("nowhere"), "org/e2rank", {"main": Card(f"---\na: b\n---\n{text}", {})}, files)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_prompts_learn_and_vectors_stay(run: Path, tiny: E2Rank) -> None:
     assert model.rerank(TEXTS[0], TEXTS) != tiny.rerank(TEXTS[0], TEXTS)
 
 
-def test_the_result_is_small_and_names_its_base(run: Path, checkpoint: Path) -> None:
+def test_the_result_is_small_and_names_its_base(run: Path, checkpoint: Path, tiny: E2Rank) -> None:
     """Guards against a copy of the base beside the adapter, and against one that nobody can find."""
     final = run / "final"
     assert {path.relative_to(final).as_posix() for path in final.rglob("*") if path.is_file()} == {
@@ -71,6 +71,8 @@ def test_the_result_is_small_and_names_its_base(run: Path, checkpoint: Path) -> 
     }  # fmt: skip
     config = json.loads((final / HOME / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(checkpoint)
+    base = {"dimension": 32, "pooling": "lasttoken", "max_tokens": 1024, "positions": 32_768}
+    assert record(run)["model"] == {**base, "prompts": tiny.prompts}, "the card tells it without the base"
 
 
 def test_the_kept_checkpoint_is_the_result(run: Path) -> None:

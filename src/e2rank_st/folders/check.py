@@ -93,6 +93,7 @@ def check_folder(folder: Path) -> Kind:
     homes = [folder]  # of the transformer
     if (folder / "modules.json").is_file():
         homes = _check_modules(folder)
+    _check_belongs(folder, kind)
     if kind == "prompt adapter":
         _check_module(folder, HOME, ListwiseRerank)
         return kind
@@ -191,6 +192,20 @@ def _kind(folder: Path) -> Kind:
             return kind
     marks = ", ".join(mark for mark, _, _ in KINDS)
     raise ValueError(f"{folder} holds no model: none of {marks}. Give the folder that training or saving wrote.")
+
+
+def _check_belongs(folder: Path, kind: Kind) -> None:
+    """Refuse a prompt adapter that loading would pass over without a word."""
+    path = folder / "modules.json"
+    named = {folder / row["path"] for row in read_json(path)} if path.is_file() else set()
+    for home in (found.parent for found in sorted(folder.glob(f"*_{ListwiseRerank.__name__}/{ADAPTER_CONFIG}"))):
+        if kind == "adapter":
+            raise ValueError(f"{folder} holds two adapters, one of them in {home.name}. Merge one, or remove it.")
+        if home not in named and (kind != "prompt adapter" or home.name != HOME):
+            raise ValueError(
+                f"{home} holds a prompt adapter, which does not belong to the {kind} in {folder}. Save the whole model "
+                f"again, or put {HOME} alone into a folder of its own."
+            )
 
 
 def _require(folder: Path, *names: str) -> None:

@@ -6,6 +6,7 @@ a pickle, or load a different repository. So a list names the arguments that a f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -59,6 +60,7 @@ MODULE_ARGUMENTS: Types = {
 }  # fmt: skip
 MODALITY: Types = {"method": (str,), "method_output_name": (str, list, NONE), "format": TEXT}
 METHODS = {"forward", "get_text_features"}  # of the model, which a folder may have called
+REVISION = re.compile(r"\w[\w-]*(?:[./][\w-]+)*")  # a branch, a tag or a commit; no path
 ADAPTER: Types = {"r": (int,), "lora_alpha": (int, float), "revision": TEXT, "auto_mapping": OBJECT}
 # Of the modules behind the transformer; their classes check the values.
 SETTINGS: Types = {
@@ -144,6 +146,8 @@ def check_adapter(name: str, config: Any) -> None:
     check_types(name, config, ADAPTER)
     if not isinstance(config.get("base_model_name_or_path"), str):
         raise ValueError(f"{name} does not name its base_model_name_or_path. Train the adapter again, or write it in.")
+    if config.get("revision") is not None and not REVISION.fullmatch(config["revision"]):
+        raise ValueError(f"{name} names its base's revision {config['revision']!r:.80}. Give a branch or a commit.")
     check_lora(name, config)
     library = (config.get("auto_mapping") or {}).get("parent_library")  # peft imports it
     if library is not None and not str(library).startswith("transformers."):

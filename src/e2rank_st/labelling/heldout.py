@@ -88,7 +88,8 @@ class HeldOut:
             if plain(slate.query) in self.queries:
                 held += 1
             elif left:
-                yield Slate(slate.query, *zip(*left, strict=True), source=slate.source)
+                texts, labels, gold = zip(*left, strict=True)
+                yield Slate(slate.query, texts, labels, gold, source=slate.source)
         self._log(name, documents, total, held, seen)
 
     def _log(self, name: str, documents: int, of_documents: int, queries: int, of_queries: int) -> None:

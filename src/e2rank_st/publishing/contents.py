@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import get_token
 from safetensors import safe_open
 
-from e2rank_st.folders.check import TEXTS, VOCABULARIES
+from e2rank_st.folders.check import OWN, STOCK, TEXTS, VOCABULARIES
 from e2rank_st.modeling_e2rank import SOURCES
 from e2rank_st.storage import read_json
 
@@ -31,7 +31,8 @@ ALLOWED = (
     "adapter_config.json", "adapter_model.safetensors",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "vocab.json", "vocab.txt", "merges.txt",
-    "1_Pooling/config.json", "2_ListwiseRerank/config.json",
+    *(f"?_{cls.__name__}/{name}" for cls in (*OWN, *STOCK) for name in ("config.json", "model.safetensors")),
+    *(f"?_ListwiseRerank/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")),
     "*.png", "*.svg", "*.jpg",
 )  # fmt: skip
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}")

@@ -93,7 +93,7 @@ def _refuse_connections(event: str, arguments: tuple[Any, ...]) -> None:
 def _load(name: str, **options: Any) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(name, device="cpu", **options)
+    return SentenceTransformer(name, **{"device": "cpu", **options})
 
 
 def _embed(model: Any, job: Job) -> dict[str, Any]:
@@ -176,6 +176,8 @@ def _tokenizer(job: Job) -> dict[str, Any]:
 def _remote(job: Job) -> dict[str, Any]:
     """``main`` by the repository's id, with its code; saved once more for the next task."""
     model = _load(job["repo_id"], trust_remote_code=True)
+    if job["base"] and job["base"]["is_stock"]:
+        _check_base(model, _load(job["base"]["name"], revision=job["base"]["revision"]), job)
     model.save_pretrained("again", create_model_card=False)
     return rank(model, job)
 
@@ -183,6 +185,24 @@ def _remote(job: Job) -> dict[str, Any]:
 def _again(job: Job) -> dict[str, Any]:
     """The model that was saved, and the Python of our own card."""
     return {**rank(_load("again", trust_remote_code=True), job), **_blocks(job)}
+
+
+def _package(job: Job) -> dict[str, Any]:
+    """``main`` by the package. A prompt adapter alone finds its base in the cache."""
+    from e2rank_st import E2Rank
+
+    model, base = E2Rank(job["repo_id"], device="cpu"), job["base"]
+    place = {"revision": base["revision"], "device": "cpu"}
+    _check_base(model, _load(base["name"], **place) if base["is_stock"] else E2Rank(base["name"], **place), job)
+    return rank(model, job)
+
+
+def _check_base(model: Any, base: Any, job: Job) -> None:
+    """Whoever has stored vectors of the base must be able to keep them."""
+    ours = _embed(model, job)
+    for part, vectors in _embed(base, job).items():
+        if vectors != ours[part]:
+            raise RuntimeError(f"{part} differs from that of the base {job['base']['name']}")
 
 
 def _blocks(job: Job) -> dict[str, Any]:
@@ -200,6 +220,7 @@ TASKS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "plain": _plain,
     "remote": _remote,
     "again": _again,
+    "package": _package,
     "blocks": _blocks,
     "tokenizer": _tokenizer,
 }

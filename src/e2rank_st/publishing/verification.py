@@ -7,6 +7,7 @@ the repository. The Python of a card is run only for the user who asked for it, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -24,14 +25,16 @@ from packaging.utils import canonicalize_name
 
 from e2rank_st import modeling_e2rank
 from e2rank_st.model import E2Rank
-from e2rank_st.publishing.build import Build
+from e2rank_st.publishing.build import Build, Form
 from e2rank_st.publishing.contents import check_contents
 from e2rank_st.publishing.probe import rank
 from e2rank_st.publishing.sandbox import MEMORY, probe, why_no_namespace
+from e2rank_st.storage import read_json
 
 __all__ = ["Check", "check_card", "verify"]
 
 OWN_PACKAGE = "e2rank_st"
+COMMIT = re.compile(r"[0-9a-f]{40}")
 QUERIES = ["how long do fleas live", "Was kostet ein Brötchen? \N{BREAD}"]
 DOCUMENTS = [
     "Fleas live about one hundred days; without a host they die within a few.",
@@ -45,11 +48,18 @@ DOCUMENTS = [
 TOLERANCE = 1e-6
 # Stock modules pool in the model's own precision, which has few digits below float32.
 ROUGH_TOLERANCE = 2e-2
-# The checks of each process, in order. The first one may not run code.
-PROCESSES: tuple[dict[str, str], ...] = (
-    {"embedding": "embedding revision, without a flag", "plain": "AutoTokenizer, AutoModel and pooling; the prompt"},
-    {"remote": "main revision, trust_remote_code=True", "again": "saved and loaded again; Python of our own card"},
-)
+# The checks of each process, in order, by the kind of a build. The first process of a model may not run code.
+STOCK = {
+    "embedding": "embedding revision, without a flag", "plain": "AutoTokenizer, AutoModel and pooling; the prompt",
+}  # fmt: skip
+REMOTE = {"remote": "main revision, trust_remote_code=True", "again": "saved and loaded again; Python of our own card"}
+PACKAGE = {"package": "E2Rank, without peft; its vectors are the base's, bit for bit"}
+PROCESSES: dict[Form, tuple[dict[str, str], ...]] = {
+    "model": (STOCK, REMOTE),
+    "adapter": (STOCK, REMOTE),
+    "prompt model": ({**REMOTE, "again": "saved and loaded again"}, PACKAGE),
+    "prompt adapter": (PACKAGE,),
+}
 CARD = "Python of the card"
 NOT_NAMED = "not run; --run-card runs it"
 SMALL = 2 * 2**30  # bytes of a model that fits into memory several times
@@ -100,14 +110,18 @@ def verify(build: Build, model: E2Rank, run_card: bool = False) -> list[Check]:
         "documents": DOCUMENTS,
         "prompt": prompt,
         "length": model.max_seq_length,
-        "blocks": build.cards["embedding"].blocks,  # ours, whatever card was given
+        "blocks": build.cards["embedding"].blocks
+        if "embedding" in build.cards
+        else [],  # ours, whatever card was given
         "card": "embedding",
+        "base": _base(build),
     }
+    processes = PROCESSES[build.form]
     with _cache(build) as folder, ThreadPoolExecutor(2 if _weight(build) < SMALL else 1) as pool:
-        jobs = [{**job, "tasks": list(process)} for process in PROCESSES]
-        answers = list(pool.map(lambda one: _probe(build, folder, one, TIMEOUT), jobs))
+        jobs = [{**job, "tasks": list(process)} for process in processes]
+        answers = list(pool.map(lambda one: _probe(build, folder, one, TIMEOUT, "package" in one["tasks"]), jobs))
     checks = []
-    for process, (results, problem) in zip(PROCESSES, answers, strict=True):
+    for process, (results, problem) in zip(processes, answers, strict=True):
         for task, name in process.items():
             if task in results:
                 checks.append(_compare(name, results[task], expected, rough if "plain" in process else TOLERANCE))
@@ -164,7 +178,8 @@ def _prompt(model: E2Rank) -> tuple[dict[str, Any], list[list[float]]]:
 def _check_files(build: Build) -> Check:
     """Every file is still the one that was built, and the code is the package's own."""
     name = "files, byte for byte"
-    for source in (Path(str(modeling_e2rank.__file__)).with_name(name) for name in modeling_e2rank.SOURCES):
+    names = () if build.form == "prompt adapter" else modeling_e2rank.SOURCES
+    for source in (Path(str(modeling_e2rank.__file__)).with_name(name) for name in names):
         if (build.folders["main"] / source.name).read_bytes() != source.read_bytes():
             return Check(name, problem=f"{source.name} is not the package's own. Build again.")
     for revision, folder in build.folders.items():
@@ -189,8 +204,18 @@ def _compare(name: str, got: Mapping[str, Any], expected: Mapping[str, Any], tol
     return Check(name, largest, problem)
 
 
+def _base(build: Build) -> dict[str, Any] | None:
+    """The base whose vectors a model with a prompt adapter must have, and whether it loads without this package."""
+    if build.base is None or not build.form.startswith("prompt"):
+        return None
+    path = build.base.folder / "modules.json"
+    is_stock = path.is_file() and not any("e2rank" in row["type"] for row in read_json(path))
+    return {"name": build.base.repo_id, "revision": build.base.revision, "is_stock": is_stock}
+
+
 def _weight(build: Build) -> int:
-    return sum(file.size for file in build.files["main"])
+    own = sum(file.size for file in build.files["main"])
+    return own + (sum(path.stat().st_size for path in build.base.folder.rglob("*.safetensors")) if build.base else 0)
 
 
 @contextmanager
@@ -198,8 +223,8 @@ def _cache(build: Build) -> Iterator[Path]:
     """A Hub cache that holds the build under its id, as after a download."""
     with TemporaryDirectory() as scratch:
         _put_in_cache(Path(scratch), build.repo_id, build.folders)
-        for base, path in build.bases.items():
-            _put_in_cache(Path(scratch), base, {"main": path})
+        if build.base:
+            _put_in_cache(Path(scratch), build.base.repo_id, {build.base.revision or "main": build.base.folder})
         yield Path(scratch)
 
 
@@ -207,9 +232,10 @@ def _probe(
     build: Build, cache: Path, job: Mapping[str, Any], seconds: float, has_package: bool = False
 ) -> tuple[dict[str, Any], str]:
     """Do the probe's tasks in a fresh process: their results, and why there are no more of them."""
-    visible = set() if has_package else _closure(["sentence-transformers", *(["peft"] if build.bases else [])])
+    needed = ["sentence-transformers", *(["peft"] if build.form == "adapter" else [])]
+    visible = set() if has_package else _closure(needed)
     more = {
-        "hidden": _hidden_modules(visible) if visible else [],
+        "hidden": _hidden_modules(visible) if visible else ["peft"] if build.form.startswith("prompt") else [],
         "visible": sorted(visible),
         "path": [str(Path(__file__).parents[2])] if has_package else [],
         "memory": MEMORY + COPIES * _weight(build),
@@ -223,7 +249,8 @@ def _put_in_cache(cache: Path, repo_id: str, folders: Mapping[str, Path]) -> Non
     for name in ("refs", "snapshots"):
         (repository / name).mkdir(parents=True)
     for revision, folder in folders.items():
-        commit = sha1(f"{repo_id}@{revision}".encode()).hexdigest()
+        commit = revision if COMMIT.fullmatch(revision) else sha1(f"{repo_id}@{revision}".encode()).hexdigest()
+        (repository / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)  # a name may have a slash
         (repository / "refs" / revision).write_text(commit, encoding="utf-8")
         (repository / "snapshots" / commit).symlink_to(folder.resolve())
         if not (folder / "config.json").exists():  # an adapter's; offline, the client takes a gap for a broken download

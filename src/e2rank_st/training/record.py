@@ -9,10 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from e2rank_st.modeling_e2rank import num_positions
 from e2rank_st.provenance import environment
 from e2rank_st.storage import read_json, replacing, write_json
 
-__all__ = ["TrainingRecord", "check_plotting", "read_earlier", "split_log", "stages"]
+__all__ = ["TrainingRecord", "check_plotting", "described", "read_earlier", "split_log", "stages"]
 
 PARTS = ("loss", "contrastive", "listwise", "localized", "guard")
 JSON_NAME, CURVES_NAME = "training.json", "curves.png"
@@ -40,6 +44,7 @@ class TrainingRecord:
         earlier: The record of the run whose result this one started from, such as stage I; None if it started from a
             checkpoint, a model of the Hub or one without a record.
         environment: Versions and hardware of the run.
+        model: The model, as :func:`described`.
     """
 
     settings: Mapping[str, Any]
@@ -56,6 +61,7 @@ class TrainingRecord:
     seconds: float
     earlier: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] = field(default_factory=environment)
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write ``training.json`` and ``curves.png``, each whole or not at all.
@@ -68,6 +74,22 @@ class TrainingRecord:
         write_json(folder / JSON_NAME, values)
         with replacing(folder / CURVES_NAME) as fresh:
             _draw(self, fresh)
+
+
+def described(model: SentenceTransformer) -> dict[str, Any]:
+    """The facts about a model that a card tells, and that the folder of a prompt adapter alone does not hold.
+
+    Returns:
+        ``dimension``, ``pooling``, ``max_tokens`` of a text, ``positions``, and the ``prompts`` of retrieval.
+    """
+    pooling = next((module.pooling_mode for module in model if isinstance(module, Pooling)), None)
+    return {
+        "dimension": model.get_embedding_dimension(),
+        "pooling": pooling,
+        "max_tokens": model.max_seq_length,
+        "positions": num_positions(model),
+        "prompts": dict(model.prompts),
+    }
 
 
 def read_earlier(folder: Path) -> dict[str, Any] | None:

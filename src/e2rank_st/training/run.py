@@ -37,7 +37,7 @@ from e2rank_st.storage import read_json, replacing, write_errors, write_text
 from e2rank_st.training.base import AdapterEvaluator, adapt, load_base, taught
 from e2rank_st.training.datasets import frozen_vectors, load_evaluator, load_training_data, with_prompt_orders
 from e2rank_st.training.plan import plan
-from e2rank_st.training.record import PARTS, TrainingRecord, check_plotting, read_earlier, split_log
+from e2rank_st.training.record import PARTS, TrainingRecord, check_plotting, described, read_earlier, split_log
 from e2rank_st.training.resuming import complete_checkpoints
 from e2rank_st.training.settings import Parsed, help_text, parse_settings
 from e2rank_st.training.trainer import E2RankTrainer, E2RankTrainingArguments
@@ -245,6 +245,7 @@ def train(run: Run) -> TrainingRecord:
         resumed_from=int(checkpoint.name.rpartition("-")[2]) if checkpoint else None,
         seconds=round(seconds, 1),
         earlier=run.earlier,
+        model=described(run.model),
     )
     _save(run, record)
     return record

@@ -90,6 +90,21 @@ def write_model(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def write_prompt_adapter(folder: Path, **changes: Any) -> Path:
+    """The folder of the same model with its adapter for prompts alone, as training writes it."""
+    whole = write_model(folder / "whole", **changes)
+    alone, home = folder / NAME, folder / NAME / "2_ListwiseRerank"
+    home.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "2_ListwiseRerank/config.json"):
+        (whole / name).rename(home / Path(name).name)
+    training = json.loads((whole / "training.json").read_text(encoding="utf-8"))
+    training["settings"]["prompt_adapter"] = True
+    prompts = {"query": "", "document": ""}
+    training["model"] = {"dimension": 384, "pooling": "mean", "max_tokens": 256, "positions": 512, "prompts": prompts}
+    (alone / "training.json").write_text(json.dumps(training), encoding="utf-8")
+    return alone
+
+
 def toy_results() -> list[Result]:
     """All that ``make eval`` measures, in small: listwise helps on BM25 and hurts on SPLADE."""
     levels = {"baseline_embedding": 0.55, "baseline_listwise": 0.52, "embedding": 0.55}

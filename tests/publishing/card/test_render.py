@@ -33,7 +33,7 @@ from tests.benchmarks.toy_results import (
     reranking,
     write_results,
 )
-from tests.publishing.card.data import toy_results, write_model
+from tests.publishing.card.data import toy_results, write_model, write_prompt_adapter
 
 GOLDEN = ROOT / "tests/golden/card.md"
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -225,9 +225,33 @@ def published(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     }
 
 
-def test_every_code_block_runs(published: dict[str, str]):
+def test_cards_of_a_prompt_adapter(toy_card: str, tmp_path: Path):
+    """Guards against a card that has people embed again, or load what a repository does not hold."""
+    model, results = write_prompt_adapter(tmp_path), [write_results(tmp_path / "results", *toy_results())]
+    whole, alone = (render.render(model, results, tmp_path, tmp_path / "README.md", one) for one in (False, True))
+    for text in (whole, alone):
+        assert "base_model_relation: adapter" in text
+        assert f"documents are those of {BASE}, bit for bit: keep the ones that you have stored" in text
+        assert "| trained | LoRA of rank 2, 1,536 parameters, for listwise prompts only |" in text
+        assert "only prompts trained, all other vectors stayed as they were" in text
+        assert "merged" not in text and 'revision="embedding"' not in text
+        assert "The base reads at most 512 tokens at a time" in text
+        assert 'E2Rank("{{repo_id}}")' in text
+        assert "`tokenizer(text, split_special_tokens=True)` makes the tokens of the prompt" in text
+    assert ("trust_remote_code" in whole, "trust_remote_code" in alone) == (True, False)
+    assert whole.partition("### Zero-shot")[2] == toy_card.partition("### Zero-shot")[2].replace(
+        "document vectors stayed", "only prompts trained, all other vectors stayed"
+    )
+    with pytest.raises(ValueError, match="holds no prompt adapter, so there is no card of one alone"):
+        render.render(write_model(tmp_path / "lora"), results, tmp_path, tmp_path / "README.md", alone=True)
+    (model / "training.json").write_text((tmp_path / "lora" / model.name / "training.json").read_text())
+    with pytest.raises(ValueError, match=r"does not describe the base \(model\)\. Train"):
+        render.render(model, results, tmp_path, tmp_path / "README.md")
+
+
+def test_every_code_block_runs(toy_card: str, published: dict[str, str]):
     """Guards against code on the card that does not run as it stands there, each block alone, but for the Hub id."""
-    blocks = BLOCK.findall(render.TEMPLATE.read_text(encoding="utf-8"))
+    blocks = BLOCK.findall(toy_card)
     assert len(blocks) == 3
     printed = []
     for code in blocks:

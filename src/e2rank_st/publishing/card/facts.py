@@ -10,9 +10,10 @@ from typing import Any
 
 from safetensors import safe_open
 
-from e2rank_st.adapters import WEIGHTS, adapter_name, read_adapter_config
+from e2rank_st.adapters import CONFIG, WEIGHTS, adapter_name, read_adapter_config
 from e2rank_st.benchmarks.training_data import TrainingData
 from e2rank_st.checkpoints import find_checkpoint
+from e2rank_st.folders.check import HOME
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from e2rank_st.storage import read_json
 from e2rank_st.training.record import JSON_NAME
@@ -34,6 +35,8 @@ class Facts:
         prompts: Texts before queries and documents.
         training: ``training.json``.
         data: The data that it was trained on and chosen by.
+        context: Most tokens that the base takes at a time.
+        keeps_vectors: Whether only prompts were trained, so that all other vectors are the base's.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Facts:
     listwise: ListwiseRerank
     training: Mapping[str, Any]
     data: TrainingData
+    context: int
+    keeps_vectors: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Facts:
@@ -53,12 +58,17 @@ class Facts:
 
         Raises:
             OSError: A file is missing.
-            ValueError: The folder holds no plain LoRA adapter of an E2Rank model, or data without a known licence.
+            ValueError: The folder holds no plain LoRA adapter of an E2Rank model, its base is unknown, or it was
+                trained on data without a known licence.
         """
+        if (folder / HOME / CONFIG).is_file() and not (folder / "modules.json").is_file():
+            return cls._of_prompts(folder)
+        adapter = read_adapter_config(folder)
+        known = find_checkpoint(repository=adapter["base_model_name_or_path"])
         pooling = _module_config(folder, E2RankPooling)
         return cls(
             name=adapter_name(folder),
-            adapter=read_adapter_config(folder),
+            adapter=adapter,
             trained_parameters=_numbers(folder / WEIGHTS),
             dimension=pooling["word_embedding_dimension"],
             pooling=next(mode for mode, key in E2RankPooling.STOCK_KEYS if pooling[key]),
@@ -67,21 +77,35 @@ class Facts:
             listwise=ListwiseRerank(**_module_config(folder, ListwiseRerank)),
             training=read_json(folder / JSON_NAME),
             data=TrainingData.read(folder),
+            context=known.positions,
+        )
+
+    @classmethod
+    def _of_prompts(cls, folder: Path) -> Facts:
+        """Read the folder of a prompt adapter alone: the record of its training tells the base's facts."""
+        home, training = folder / HOME, read_json(folder / JSON_NAME)
+        model = training.get("model")
+        if not model:
+            raise ValueError(f"{JSON_NAME} in {folder} does not describe the base (model). Train with this version.")
+        return cls(
+            name=adapter_name(folder),
+            adapter=read_adapter_config(home),
+            trained_parameters=_numbers(home / WEIGHTS),
+            dimension=model["dimension"],
+            pooling=model["pooling"],
+            max_tokens=model["max_tokens"],
+            prompts=model["prompts"],
+            listwise=ListwiseRerank(**read_json(home / "config.json")),
+            training=training,
+            data=TrainingData.read(folder),
+            context=model["positions"],
+            keeps_vectors=True,
         )
 
     @property
     def base(self) -> str:
         """Hub id of the model that it was trained from."""
         return str(self.adapter["base_model_name_or_path"])
-
-    @property
-    def context(self) -> int:
-        """Most tokens that the base takes at a time.
-
-        Raises:
-            ValueError: The base is not a known checkpoint.
-        """
-        return find_checkpoint(repository=self.base).positions
 
 
 def _module_config(folder: Path, cls: type) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def card_data(facts: Facts, own: Sequence[Entry]) -> ModelCardData:
         library_name="sentence-transformers",
         pipeline_tag="text-ranking",
         base_model=facts.base,
-        base_model_relation="finetune",
+        base_model_relation="adapter" if facts.keeps_vectors else "finetune",
         datasets=[row.hub for row in facts.data.sets if row.hub],
         tags=TAGS,
         model_name=facts.name,

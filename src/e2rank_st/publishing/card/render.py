@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 
 from e2rank_st.benchmarks.results import read_entries
-from e2rank_st.publishing.card import sections
+from e2rank_st.publishing.card import sections, usage
 from e2rank_st.publishing.card.facts import Facts
 from e2rank_st.publishing.card.metadata import LICENCE, card_data, own_entries
 from e2rank_st.training.losses import CITATION
@@ -22,7 +22,7 @@ __all__ = ["check", "render"]
 TEMPLATE = Path(__file__).with_name("template.md")
 
 
-def render(model: Path, results: Sequence[Path], report: Path, output: Path) -> str:
+def render(model: Path, results: Sequence[Path], report: Path, output: Path, alone: bool = False) -> str:
     """Make a card.
 
     Args:
@@ -30,6 +30,7 @@ def render(model: Path, results: Sequence[Path], report: Path, output: Path) -> 
         results: Result files, or folders of them.
         report: Folder with figures made of the results; those that are there are shown.
         output: Where the card is going to be, for links.
+        alone: Whether the repository is going to hold a prompt adapter without its base's weights.
 
     Raises:
         ValueError: Results are missing or partial, or of several states of a model; or data is of unknown licence.
@@ -37,6 +38,8 @@ def render(model: Path, results: Sequence[Path], report: Path, output: Path) -> 
     """
     facts, entries = Facts.read(model), read_entries(results)
     own = own_entries(facts.name, entries)
+    if alone and not facts.keeps_vectors:
+        raise ValueError(f"{model} holds no prompt adapter, so there is no card of one alone. Leave it out.")
     figures = sections.figures(entries, report, output)
     values = {
         "name": facts.name,
@@ -46,6 +49,9 @@ def render(model: Path, results: Sequence[Path], report: Path, output: Path) -> 
         "context": str(facts.context),
         "licence": LICENCE,
         "citation": CITATION.strip(),
+        "lineage": usage.lineage(facts),
+        "without_package": usage.without_package(alone),
+        "vectors": usage.vectors(facts),
         "overview": sections.overview(facts),
         "formats": sections.formats(facts),
         "results": "\n\n".join(filter(None, [sections.results(entries, own), figures])),

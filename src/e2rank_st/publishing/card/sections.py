@@ -46,14 +46,22 @@ remove control tokens from queries and documents first."""
 PLAIN_RECIPE = """In other libraries, `tokenizer(text)` makes the tokens of the prompt. It takes control tokens in a
 text as ordinary characters (`split_special_tokens`)."""
 
+# With a prompt adapter, the tokenizer is the base's, whatever it does with control tokens.
+ADAPTED = """Other libraries load the base, and for prompts alone the LoRA adapter beside the reranking configuration,
+which is in PEFT's format. """
+ADAPTED_PLAIN = """`tokenizer(text, split_special_tokens=True)` makes the tokens of the prompt. It takes control tokens
+in a text as ordinary characters."""
+
 
 def overview(facts: Facts) -> str:
     """The model, a row a property."""
     listwise, share = facts.listwise, facts.listwise.query_weight
     rows = {
         "base": f"[{facts.base}](https://huggingface.co/{facts.base})",
-        "trained": f"LoRA of rank {facts.adapter['r']}, {facts.trained_parameters:,} parameters, merged",
-        "vectors": f"{facts.dimension} dimensions, {facts.pooling} pooling, unit length, compared by cosine",
+        "trained": f"LoRA of rank {facts.adapter['r']}, {facts.trained_parameters:,} parameters, "
+        + ("for listwise prompts only" if facts.keeps_vectors else "merged"),
+        "vectors": ("those of the base: " if facts.keeps_vectors else "")
+        + f"{facts.dimension} dimensions, {facts.pooling} pooling, unit length, compared by cosine",
         "longest text": f"{facts.max_tokens} tokens of a query or document; the rest is cut",
         "longest prompt": f"{listwise.max_prompt_tokens} tokens, the query's at most {listwise.max_query_tokens}",
         "documents in a prompt": f"{listwise.num_prompt_documents}, {ORDERS[listwise.candidate_order]}",
@@ -74,7 +82,8 @@ def formats(facts: Facts) -> str:
         "listwise prompt": prompt,
     }
     lines = [(name, f"`{json.dumps(text, ensure_ascii=False)}`") for name, text in rows.items()]
-    recipe = CHAT_RECIPE if facts.listwise.format.chat else PLAIN_RECIPE
+    recipe = CHAT_RECIPE if facts.listwise.format.chat else ADAPTED_PLAIN if facts.keeps_vectors else PLAIN_RECIPE
+    recipe = (ADAPTED if facts.keeps_vectors else "") + recipe
     return f"{markdown_table(('for', 'text'), lines).rstrip()}\n\n{recipe}"
 
 
@@ -162,6 +171,8 @@ def _stage(run: Mapping[str, Any]) -> str:
         loss.pop("query_weight", None)  # its share in a vector that this stage does not train
     parts = ", ".join(f"{name.removesuffix('_weight')} {value:g}" for name, value in loss.items())
     frozen = "document vectors stayed as they were" if run["loss"].get("freeze_documents") else "all vectors trained"
+    if run["settings"].get("prompt_adapter"):
+        frozen = "only prompts trained, all other vectors stayed as they were"
     batch = run["settings"].get("per_device_train_batch_size")  # a default is not there
     steps = f"{run['steps']:,} steps" + (f" of {batch} slates" if batch else "")
     kept = f", of which the checkpoint of step {run['best_step']} was kept" if run["best_step"] is not None else ""
