@@ -30,6 +30,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_answer_holds_both_rankings(bundled: E2Rank, index: Index, facts: list[str]):
     """Guards against ranks and scores that are mixed up, and against a demo that embeds its candidates again."""
     passes = []
+    bundled = copy.deepcopy(bundled)
+    bundled.replace_listwise(query_weight=0.0)
     hook = bundled[0].register_forward_hook(lambda module, args, output: passes.append(len(args[0]["input_ids"])))
     hits, *seconds = answer(bundled, index, QUERY, top_k=4, num_candidates=6)
     hook.remove()

@@ -44,7 +44,7 @@ def test_documents_are_left_out_by_text_with_and_without_titles(
     train = write(tmp_path / "train", documents, queries, "train", "q e 1\nr e 0\ns e 1\ns d 2\nt c 1\nu d 1")
     held = HeldOut()
     held.add_split(dev, "dev")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="e2rank_st"):
         rest = held.unseen(train)
     assert dict(rest.corpus) == {"d": "Dogs bark.", "e": "Fleas They bite."}  # dev does not judge the dog
     assert rest.judgements == {"r": {"e": 1, "d": 2}, "u": {"d": 1}}  # equal queries are one, with all judgements
@@ -61,6 +61,6 @@ def test_lists_lose_documents_and_queries(caplog: pytest.LogCaptureFixture) -> N
         Slate("Asked", ("a",), (1.0,)),
         Slate("empty", ("b", "c"), (1.0, None)),
     ]
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="e2rank_st"):
         assert list(held.unseen_slates(slates, "s")) == [Slate("kept", ("a", "d"), (1.0, 3.0), (False, True), "s")]
     assert "s: left out 3 of 6 documents and 1 of 3 queries" in caplog.text

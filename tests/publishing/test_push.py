@@ -74,7 +74,7 @@ def test_an_adapter_and_checks_that_fail(adapter: Path, tmp_path: Path):
     pooling = built.folders["embedding"] / "1_Pooling" / "config.json"
     values = json.loads(pooling.read_text())
     pooling.unlink()  # linked to that of main
-    pooling.write_text(json.dumps(values | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}))
+    pooling.write_text(json.dumps(values | {"pooling_mode": "cls"}))
     files, embedding, plain, remote, again, stranger, blocks = verify(built, model, run_card=True)
     assert "files of embedding have changed" in files.problem
     assert "encode_query differs by" in embedding.problem

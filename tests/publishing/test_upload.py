@@ -42,7 +42,7 @@ def read(folder: Path) -> Build:
         revision: [describe(path, folder / revision) for path in sorted((folder / revision).rglob("*.*"))]
         for revision in ("main", "embedding")
     }
-    return Build(folder, "org/e2rank", {}, files, {})
+    return Build(folder, "org/e2rank", {}, files)
 
 
 def is_published(server: HubServer, folder: Path, *revisions: str) -> bool:

@@ -146,8 +146,9 @@ def test_stage_one_and_no_data_to_evaluate_on(tmp_path: Path, checkpoint: Path) 
 
 def test_frozen_documents_and_a_query_weight(adapter: Path) -> None:
     """Guards against vectors that are made anew or forgotten, and against training for another vector than ranks."""
-    (stored,) = (adapter / "documents").iterdir()
-    assert Index.load(stored).dimension == 32
+    stored = list((adapter.parent / "vectors").iterdir())
+    assert len(stored) == 2, "the documents of two sources"
+    assert {Index.load(folder).dimension for folder in stored} == {32}
     record = history(adapter)
     assert record["loss"]["freeze_documents"]
     assert record["loss"]["query_weight"] == 0.25

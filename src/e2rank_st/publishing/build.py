@@ -111,7 +111,7 @@ class Build:
     @property
     def folders(self) -> dict[str, Path]:
         """The folder of each revision."""
-        return {revision: self.folder / revision for revision in self.cards}
+        return {revision: self.folder / revision for revision in self.files}
 
 
 def build(source: Source, output: Path) -> tuple[Build, E2Rank]:

@@ -133,11 +133,13 @@ def _plain(job: Job) -> dict[str, Any]:
     folder, prompt = Path(job["main"]), job["prompt"]
     tokenizer, backbone = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+    mode = pooling.get("pooling_mode")  # of Sentence-Transformers 6; before, each mode had a key
+    places = {"cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}
     prompts = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))["prompts"]
 
     def embed(tokens: Any) -> list[float]:
         states = backbone(**tokens).last_hidden_state[0].float()  # (L, D)
-        first, last = pooling["pooling_mode_cls_token"], pooling["pooling_mode_lasttoken"]
+        first, last = (mode == name or pooling.get(key) for name, key in places.items())
         pooled = states[0] if first else states[-1] if last else states.mean(0)
         vector: list[float] = torch.nn.functional.normalize(pooled, dim=-1).tolist()
         return vector
