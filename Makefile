@@ -50,7 +50,7 @@ data:
 	@test -d "$(DATA)" || { echo "There is no folder $(DATA). Name the folder with the data: make $(MAKECMDGOALS) DATA=..." >&2; \
 		echo "recipes/e2rank-minilm-l6/data.md says where the data is public, and how it is laid out." >&2; exit 1; }
 
-train: data build/stage2/final  ## train the bundled model, from the data in DATA into build, which is kept; about 50 minutes on 2 cores
+train: data build/stage2/final  ## run both stages of the recipe on the data in DATA, into build, which is kept
 
 # A stage goes on from its last checkpoint if it was interrupted. To train anew, remove the folders in build.
 TRAIN = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train
