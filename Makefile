@@ -6,6 +6,10 @@ TORCH ?= torch==2.13.0
 QUERY ?=
 DATA ?= ../shared/data
 REPO_ID ?= e2rank-st/e2rank-minilm-l6
+# The bundled models: settings in recipes/bundled, folders of adapter, results and card, and names on the command line.
+RECIPES = minilm
+CARDS = e2rank-minilm-l6
+NAME_e2rank-minilm-l6 = bundled
 export QUERY
 
 # The first Python that is new enough and can make an environment.
@@ -48,70 +52,62 @@ format: $(VENV)/.dev  ## fix what check would say about imports and format
 # Both targets that read the data come here first.
 data:
 	@test -d "$(DATA)" || { echo "There is no folder $(DATA). Name the folder with the data: make $(MAKECMDGOALS) DATA=..." >&2; \
-		echo "recipes/e2rank-minilm-l6/data.md says where the data is public, and how it is laid out." >&2; exit 1; }
+		echo "recipes/bundled/data.md says where the data is public, and how it is laid out." >&2; exit 1; }
 
-train: data build/stage2/final  ## run both stages of the recipe on the data in DATA, into build, which is kept
+train: data $(RECIPES:%=build/%/final)  ## train the adapters of the bundled models on the data in DATA, into build, which is kept
 
-# A stage goes on from its last checkpoint if it was interrupted. To train anew, remove the folders in build.
-TRAIN = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train
 # The last of its files.
 SLATES = build/slates/squad_dev.jsonl
 
-build/stage2/final: build/stage1/final | $(SLATES)
-	$(TRAIN) recipes/e2rank-minilm-l6/stage2.yaml --output_dir build/stage2 --resume true
-
-build/stage1/final: | $(SLATES)
-	$(TRAIN) recipes/e2rank-minilm-l6/stage1.yaml --output_dir build/stage1 --resume true
+# A run goes on from its last checkpoint if it was interrupted. To train anew, remove the folders in build.
+build/%/final: | $(SLATES)
+	OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank train recipes/bundled/$*.yaml --output_dir build/$* --resume true
 
 $(SLATES): | $(VENV)/.dev
-	$(VENV)/bin/python recipes/e2rank-minilm-l6/make_slates.py --data "$(DATA)" --output build/slates
+	$(VENV)/bin/python recipes/bundled/make_slates.py --data "$(DATA)" --output build/slates
 
 # Results that are there are kept. One of MTEB is checked: it has to be of the same model and data. One of reranking is
 # not, but the card refuses results of several states of a model, and a test compares eval/prompt_size with the others.
-# Remove both folders to measure everything anew.
+# Remove a model's folders to measure everything anew.
 EVAL = OMP_WAIT_POLICY=passive $(VENV)/bin/e2rank eval
-RESULTS = eval/results
-GIVEN = $(RESULTS)/dl21-bm25.json $(RESULTS)/dl21-splade.json
-OWN = nfcorpus-dev nfc squad-dev mediqa-dev healthver-dev scifact
-OWN_FILES = $(OWN:%=$(RESULTS)/%-own.json)
-LAST = $(lastword $(OWN_FILES))
-SIZES = eval/prompt_size/dl21-bm25.json
+OWN = nfcorpus-dev,nfc,squad-dev,mediqa-dev,healthver-dev,scifact
 RELEVANCE = eval/relevance/relevance.json
-RERANK = $(EVAL) rerank --data-dir "$(DATA)" --model bundled --baseline bundled-base
-MTEB = $(EVAL) mteb --tasks NFCorpus,SciFact --data-dir "$(DATA)" --output-dir $(RESULTS)
-FIGURES = --figures model_card/report
-TABLE = $(EVAL) table $(RESULTS) --readme README.md --docs docs/evaluation.md
+TABLE = $(EVAL) table $(CARDS:%=eval/results/%) --readme README.md --docs docs/evaluation.md
 
-eval: data $(VENV)/.dev $(GIVEN) $(OWN_FILES) $(SIZES) $(RELEVANCE)  ## measure the bundled model and its base on the data in DATA; then report, card, table
-	$(MTEB) --model bundled-base
-	$(MTEB) --model bundled
-	$(EVAL) report $(RESULTS) $(FIGURES)
-	$(EVAL) report $(dir $(SIZES)) $(FIGURES) --only prompt-documents
-	$(VENV)/bin/python model_card/render.py $(RESULTS)
+eval: data $(CARDS:%=eval/prompt_size/%/dl21-bm25.json) $(RELEVANCE) $(CARDS:%=model_card/%/report)  ## measure the bundled models on the data in DATA; then report, cards, table
+	$(VENV)/bin/python model_card/render.py
 	$(TABLE)
 
 table: $(VENV)/.dev  ## print the results that are there, and put them into README.md and docs/evaluation.md
 	$(TABLE)
 
-$(GIVEN): $(RESULTS)/dl21-%.json: | $(VENV)/.dev
-	$(RERANK) --tasks dl21 --first-stage $* --output-dir $(RESULTS)
+# How to ask for the model of a folder of results. Where a first stage is strong, its order and its scores count.
+NAME = $(NAME_$(notdir $(@D)))
+RERANK = $(EVAL) rerank --data-dir "$(DATA)" --model $(NAME)
+FUSED = --systems embedding,rocchio,listwise,fused --candidate-order given --first-stage-weight 0.5
 
-# One command, because the splits of a corpus then share its vectors. The last file shows that the command has been run, so
-# it goes when a task failed. Times without stored vectors are of three queries: each embeds a hundred documents for each
-# of six systems.
-comma = ,
-empty =
-space = $(empty) $(empty)
-$(LAST): | $(VENV)/.dev
-	$(RERANK) --tasks $(subst $(space),$(comma),$(OWN)) --own-first-stage --embedding-queries 3 --output-dir $(RESULTS) || \
-		{ rm -f $@; exit 1; }
+eval/results/%/dl21-bm25.json: | $(VENV)/.dev
+	$(RERANK) --tasks dl21 --first-stage bm25 --output-dir $(@D)
 
-$(filter-out $(LAST),$(OWN_FILES)): | $(LAST)
-	@test -f $@ || { echo "$@ is missing; remove $(LAST), too, and both are measured." >&2; exit 1; }
+eval/results/%/dl21-splade.json: | $(VENV)/.dev
+	$(RERANK) --tasks dl21 --first-stage splade $(FUSED) --output-dir $(@D)
+
+# One command, because the splits of a corpus then share its vectors. The file of the last task shows that the command has
+# been run, so it goes when a task failed. Times without stored vectors are of three queries: each embeds a hundred
+# documents for each system.
+eval/results/%/scifact-own.json: | $(VENV)/.dev
+	$(RERANK) --tasks $(OWN) --own-first-stage --embedding-queries 3 --output-dir $(@D) || { rm -f $@; exit 1; }
 
 # Beside the other results, because it has systems that they do not have.
-$(SIZES): | $(VENV)/.dev
+eval/prompt_size/%/dl21-bm25.json: | $(VENV)/.dev
 	$(RERANK) --tasks dl21 --systems embedding,listwise --num-prompt-documents 1,2,3,4,5,6,8 --output-dir $(@D)
+
+model_card/%/report: NAME = $(NAME_$*)
+model_card/%/report: eval/results/%/dl21-bm25.json eval/results/%/dl21-splade.json eval/results/%/scifact-own.json
+	$(EVAL) mteb --tasks NFCorpus,SciFact --data-dir "$(DATA)" --model $(NAME) --output-dir eval/results/$*
+	$(EVAL) report eval/results/$* --figures $@
+	$(EVAL) report eval/prompt_size/$* --figures $@ --only prompt-documents
+	@touch $@
 
 $(RELEVANCE): | $(VENV)/.dev
 	$(EVAL) relevance --tasks nfcorpus-dev,squad-dev --data-dir "$(DATA)" --output-dir $(@D) --docs docs/reranking.md
@@ -120,7 +116,7 @@ benchmark: $(VENV)/.base  ## time reranking against the recipe of the public mod
 	$(VENV)/bin/python eval/benchmark_rerank.py
 
 publish-check: $(VENV)/.dev  ## build and verify the Hub repository of the bundled model, without the Hub
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python push_to_hub.py src/e2rank_st/bundled --repo-id $(REPO_ID) --dry-run
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python push_to_hub.py src/e2rank_st/bundled/e2rank-minilm-l6 --repo-id $(REPO_ID) --dry-run
 
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

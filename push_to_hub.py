@@ -16,7 +16,7 @@ from e2rank_st import __version__
 from e2rank_st.console import log_to_stderr, reported_errors
 
 ROOT = Path(__file__).resolve().parent
-CARD, LICENSE = ROOT / "model_card" / "README.md", ROOT / "LICENSE"  # of the bundled model
+CARDS, LICENSE = ROOT / "model_card", ROOT / "LICENSE"  # of the bundled models
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -52,25 +52,26 @@ def main(
 
     \b
     Examples:
-      python push_to_hub.py src/e2rank_st/bundled --repo-id org/e2rank-minilm-l6 --dry-run
-      python push_to_hub.py build/stage2/final --repo-id org/e2rank --card card.md --license LICENSE --private
+      python push_to_hub.py src/e2rank_st/bundled/e2rank-minilm-l6 --repo-id org/e2rank-minilm-l6 --dry-run
+      python push_to_hub.py runs/stage2/final --repo-id org/e2rank --card card.md --license LICENSE --private
       python push_to_hub.py runs/prompts/final --repo-id org/prompts --card card.md --license LICENSE --adapter
-      python push_to_hub.py build/stage2/final --repo-id org/e2rank --card card.md --exist-ok --overwrite
+      python push_to_hub.py runs/stage2/final --repo-id org/e2rank --card card.md --exist-ok --overwrite
     """  # noqa: D301  # \b keeps the lines of the examples apart
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported
     log_to_stderr(0)
     logging.getLogger("e2rank_st.publishing").setLevel(logging.INFO)
     with reported_errors("push_to_hub", RuntimeError):
         # Here, so that --help answers at once.
-        from e2rank_st.adapters import bundled_folder
+        from e2rank_st.bundled import BUNDLED
         from e2rank_st.publishing import Source, Target, publish_model
 
-        if Path(model).resolve() == bundled_folder().resolve():
-            card, license_file = card or (CARD if CARD.is_file() else None), license_file or LICENSE
+        cards = {one.folder.resolve(): CARDS / one.name / "README.md" for one in BUNDLED.values()}
+        if own := cards.get(Path(model).resolve()):
+            card, license_file = card or (own if own.is_file() else None), license_file or LICENSE
         source = Source(model, repo_id, card, license_file, adapter, base_model, preset)
         target = Target(repo_id, version, private, exist_ok, overwrite, create_pr)
-        # The card in this repository was rendered here; any other may come from anybody, whatever it says.
-        run_card = run_card or (card is not None and card.resolve() == CARD)
+        # The cards in this repository were rendered here; any other may come from anybody, whatever it says.
+        run_card = run_card or (card is not None and card.resolve() in cards.values())
         with TemporaryDirectory() as scratch:
             publish_model(source, target, output or Path(scratch, "build"), dry_run, run_card=run_card)
 

@@ -1,6 +1,6 @@
 """Make tables and figures of results: the command ``e2rank eval report``.
 
-    python eval/report.py eval/results --figures model_card/report
+    python eval/report.py eval/results/e2rank-minilm-l6 --figures report
 
 The options: ``--help``.
 """

@@ -1,6 +1,6 @@
 """Compare the trained model with its base, task by task: the command ``e2rank eval table``.
 
-    python eval/summary.py eval/results --readme README.md --docs docs/evaluation.md
+    python eval/summary.py eval/results/* --readme README.md --docs docs/evaluation.md
 
 The options: ``--help``.
 """

@@ -1,4 +1,4 @@
-"""Write the card of a trained model, or check that it is up to date.
+"""Write the cards of the bundled models or of a trained adapter, or check that they are up to date.
 
     python model_card/render.py
     python model_card/render.py --check
@@ -11,33 +11,46 @@ from typing import Annotated
 
 import typer
 
-from e2rank_st.adapters import bundled_folder
+from e2rank_st.bundled import BUNDLED
 from e2rank_st.cli.evaluate import run_script
 from e2rank_st.publishing.card import render
 from e2rank_st.storage import write_text
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def main(
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the trained adapter; by default the bundled one.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of a trained adapter; by default all bundled ones.")
     ] = None,
     results: Annotated[
-        list[Path] | None, typer.Argument(help="Result files, or folders; by default eval/results.")
+        list[Path] | None, typer.Argument(help="Result files, or folders; by default those in eval/results.")
     ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The report's figures; by default the card's folder report.")
     ] = None,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The card.")] = Path("model_card/README.md"),
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="The card; for bundled models it is in model_card.")
+    ] = Path("README.md"),
     adapter: Annotated[bool, typer.Option("--adapter", help="The repository will hold the adapter alone.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if the card is not up to date.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a card is not up to date.")] = False,
 ) -> None:
     """Make the card of a trained model from its folder and its results."""
-    figures = report or output.parent / "report"
-    text = render.render(model or bundled_folder(), results or [Path("eval/results")], figures, output, adapter)
-    if check:
-        render.check(text, output)
-    else:
-        write_text(output, text)
+    cards = [(model, results or [Path("results")], report or output.parent / "report", output)] if model else bundled()
+    for folder, found, figures, path in cards:
+        text = render.render(folder, found, figures, path, adapter)
+        if check:
+            render.check(text, path)
+        else:
+            write_text(path, text)
+
+
+def bundled() -> list[tuple[Path, list[Path], Path, Path]]:
+    """Folder, results, figures and card of each bundled model."""
+    cards = [(one, ROOT / "model_card" / one.name) for one in BUNDLED.values()]
+    return [
+        (one.folder, [ROOT / "eval" / "results" / one.name], card / "report", card / "README.md") for one, card in cards
+    ]
 
 
 if __name__ == "__main__":

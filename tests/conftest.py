@@ -112,7 +112,7 @@ def progress_bars() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def bundled() -> E2Rank:
     """The base of the bundled model: real weights that no training changes. Shared: a test that changes it copies."""
-    return E2Rank.from_bundled(trained=False, device="cpu")
+    return E2Rank.from_bundled("bundled-base", device="cpu")
 
 
 @pytest.fixture(scope="session")

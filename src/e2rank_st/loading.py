@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from e2rank_st.adapter_e2rank import ADAPTER_CONFIG
-from e2rank_st.model import BUNDLED_MODELS, E2Rank, check_name, name_of_model
+from e2rank_st.bundled import NAMES
+from e2rank_st.model import E2Rank, check_name, name_of_model
 from e2rank_st.wiring import check_device
 
 __all__ = ["load_model"]
@@ -18,7 +19,7 @@ def load_model(
     """Load a model by a name from a command line.
 
     Args:
-        name: ``bundled``, ``bundled-base``, a folder (also one with an adapter), or a Hub id.
+        name: A bundled model (:meth:`E2Rank.from_bundled`), a folder (also one with an adapter), or a Hub id.
         preset: As for :class:`E2Rank`.
         revision: Branch, tag or commit of a model on the Hub.
         merge: Whether to merge the adapter of a folder into its base. A separate adapter can be trained further.
@@ -34,11 +35,11 @@ def load_model(
     check_name(name)
     check_device(kwargs.get("device"))
     has_adapter = (Path(name) / ADAPTER_CONFIG).is_file()
-    if (name in BUNDLED_MODELS or has_adapter) and (preset or revision):
+    if (name in NAMES or has_adapter) and (preset or revision):
         got = f"preset={preset!r}" if preset else f"revision={revision!r}"
         raise ValueError(f"Got {got} for {name!r}, whose base and wiring are known; leave it out.")
-    if name in BUNDLED_MODELS:
-        return E2Rank.from_bundled(trained=BUNDLED_MODELS[name], **kwargs)
+    if name in NAMES:
+        return E2Rank.from_bundled(name, **kwargs)
     if has_adapter:
         return E2Rank.from_adapter(name, merge=merge, **kwargs)
     return E2Rank(name, preset=preset, revision=revision, **kwargs)

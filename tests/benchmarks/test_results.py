@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from e2rank_st.benchmarks.results import Entry, Result, column_with_marks, read_entries
+from e2rank_st.benchmarks.results import Result, column_with_marks, read_entries
+from e2rank_st.bundled import BUNDLED, Bundled
 from tests import ROOT
 from tests.benchmarks.toy_results import BASE, OWN, mteb, of_another, official, reranking, write_results
 
@@ -16,30 +17,27 @@ LEVELS = {"first_stage": 0.4, "embedding": 0.5, "listwise_k3": 0.55, "listwise_k
 TOY: Any = {"compare_with": "embedding"}
 
 
-@pytest.fixture(scope="module")
-def entries() -> list[Entry]:
-    return read_entries([RESULTS])
-
-
 @pytest.mark.parametrize(
     ("column", "model", "system", "published"),
     [
-        ("NFCorpus", BASE, "embedding", 31.59),
-        ("SciFact", BASE, "embedding", 64.51),
+        ("NFCorpus", "e2rank-st/e2rank-minilm-l6", "embedding", 31.59),
+        ("SciFact", "e2rank-st/e2rank-minilm-l6", "embedding", 64.51),
         ("DL21 bm25", "", "first_stage", 44.58),
         ("DL21 splade", "", "first_stage", 68.39),
     ],
 )
-def test_scores_that_others_published(entries: list[Entry], column: str, model: str, system: str, published: float):
-    """Guards against a harness that scores otherwise than the leaderboard's, and candidates that are lost or moved."""
+def test_scores_that_others_published(column: str, model: str, system: str, published: float):
+    """Guards against other vectors than the base's, a harness that scores otherwise, and candidates that are lost."""
+    entries = read_entries([RESULTS / BUNDLED["bundled"].name])
     found = {(entry.column, entry.model, entry.name): 100 * entry.main for entry in entries}
     assert found[column, model, system] == pytest.approx(published, abs=0.005)
 
 
-def test_the_curve_over_k_is_of_the_model_that_the_results_are_of(entries: list[Entry]):
+@pytest.mark.parametrize("bundled", BUNDLED.values(), ids=BUNDLED)
+def test_the_curve_over_k_is_of_the_model_that_the_results_are_of(bundled: Bundled):
     """Guards against a figure of a former model beside the results of a new one."""
-    others = read_entries([ROOT / "eval" / "prompt_size"])
-    revisions = [{(entry.model, entry.revision) for entry in part if entry.model} for part in (entries, others)]
+    parts = [read_entries([ROOT / "eval" / folder / bundled.name]) for folder in ("results", "prompt_size")]
+    revisions = [{(entry.model, entry.revision) for entry in part if entry.model} for part in parts]
     assert revisions[0] == revisions[1]
 
 

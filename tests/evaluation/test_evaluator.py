@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from e2rank_st import E2Rank
 from e2rank_st.data.slates import Slate
 from e2rank_st.evaluation.evaluator import SYSTEMS, RerankingEvaluator
 from e2rank_st.evaluation.metrics import ndcg
-from tests.toy import toy_rows
+from e2rank_st.search.index import Index
+from e2rank_st.search.vectors import distinct
+from tests.toy import toy_rows, train_a_step
 
 
 def evaluator(rows: list[dict[str, Any]], **options: Any) -> RerankingEvaluator:
@@ -45,6 +48,23 @@ def test_systems_are_those_of_encode_and_rerank(tiny: E2Rank, monkeypatch: pytes
         }
         for system, order in orders.items():
             assert scores[system][index] == pytest.approx(ndcg([row["labels"][place] for place in order]))
+
+
+def test_given_vectors_are_used_by_their_model_alone(tiny: E2Rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against texts that are embedded in every run, and against vectors of a model that has changed."""
+    rows = toy_rows(5, seed=4)
+    given, fresh = evaluator(rows), evaluator(rows)
+    texts = distinct(given.documents)
+    queries = distinct([given.queries])
+    given.use(tiny, Index(texts, tiny.encode_document(texts)), Index(queries, tiny.encode_query(queries)))
+    other = copy.deepcopy(tiny)
+    train_a_step(other, rate=1e-1)
+    expected = fresh.scores(tiny), evaluator(rows).scores(other)
+    embedded = Mock(wraps=tiny.encode_document)
+    monkeypatch.setattr(tiny, "encode_document", embedded, raising=False)
+    assert given.scores(tiny) == expected[0]
+    assert not embedded.called
+    assert given.scores(other) == expected[1]
 
 
 def test_metrics(tiny: E2Rank) -> None:

@@ -87,7 +87,7 @@ def test_without_the_base(
     E2Rank("org/adapter", device="cpu", cache_folder=cache)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert_whole(E2Rank("org/adapter", device="cpu", cache_folder=cache), adapted, facts)
-    words = r"Could not load org/base, the base of the prompt adapter \(.*\)\. .*: hf download org/base"
+    words = r"Could not load the base org/base \(.*\)\. .*: hf download org/base"
     with pytest.raises(OSError, match=words):
         E2Rank(str(alone), device="cpu", cache_folder=str(tmp_path / "empty"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from e2rank_st import E2Rank
 from e2rank_st.adapter_e2rank import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from e2rank_st.adapters import BUNDLED_REPOSITORY, bundled_base
+from e2rank_st.bundled import BUNDLED, base_here
 from e2rank_st.folders.check import HOME
 from e2rank_st.modeling_e2rank import SOURCES
 from e2rank_st.publishing import Source, build, verify
@@ -20,6 +20,7 @@ from tests.folders.hostile import edit, raw
 from tests.publishing.conftest import CARD
 from tests.toy import with_prompt_adapter
 
+BASE = BUNDLED["bundled"].base
 CONFIG = f"{HOME}/{ADAPTER_CONFIG}"
 ALONE = {f"{HOME}/{name}" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json")}
 
@@ -37,8 +38,8 @@ def made(bundled: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prompt adapter of the real base, as training leaves it. Shared: a test that changes it takes a copy."""
     folder = tmp_path_factory.mktemp("made") / "final"
     with_prompt_adapter(bundled).save_prompt_adapter(folder)
-    edit(CONFIG, base_model_name_or_path=BUNDLED_REPOSITORY, revision=None)(folder)
-    return with_card(folder, BUNDLED_REPOSITORY)
+    edit(CONFIG, base_model_name_or_path=BASE, revision=None)(folder)
+    return with_card(folder, BASE)
 
 
 @pytest.fixture
@@ -57,11 +58,11 @@ def test_alone(made: Path, source: str, bundled: E2Rank, facts: list[str], tmp_p
     if source == "whole":
         folder = tmp_path / "whole"
         E2Rank(str(made), device="cpu").save(str(folder), create_model_card=False)
-        with_card(folder, BUNDLED_REPOSITORY)
+        with_card(folder, BASE)
     built, model = build(Source(str(folder), "org/adapter", keeps_adapter=True), tmp_path / "build")
     assert {file.name for file in built.files["main"]} == {"README.md", "LICENSE", *ALONE}
     assert list(built.folders) == ["main"], "its vectors are the base's, so there is no branch for them"
-    assert read(built.folders["main"] / CONFIG)["base_model_name_or_path"] == BUNDLED_REPOSITORY
+    assert read(built.folders["main"] / CONFIG)["base_model_name_or_path"] == BASE
     again = E2Rank(str(built.folders["main"]), device="cpu")
     assert (again.encode(facts) == model.encode(facts)).all()
     assert again.rerank("fleas", facts) == model.rerank("fleas", facts)
@@ -78,7 +79,7 @@ def test_whole(made: Path, tmp_path: Path):
     assert ADAPTER_CONFIG not in names, "transformers would look for peft"
     assert len(homes) == 1
     assert "peft" not in (main / "config_sentence_transformers.json").read_text()
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (main, Path(bundled_base())))
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (main, Path(base_here(BASE))))
     assert all((theirs[name] == tensor).all() for name, tensor in ours.items())
     assert list(built.folders) == ["main"]
 

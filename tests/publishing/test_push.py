@@ -15,9 +15,12 @@ from typer.testing import CliRunner, Result
 import e2rank_st.publishing
 import push_to_hub
 from e2rank_st import E2Rank
+from e2rank_st.bundled import BUNDLED
 from e2rank_st.publishing import Check, Source, Target, build, publish_model, report, verify
 from tests import ROOT
 from tests.hub_server import HubServer
+
+CARD = push_to_hub.CARDS / BUNDLED["bundled"].name / "README.md"
 
 RELOAD = """
 import json, sys
@@ -100,7 +103,7 @@ def test_dry_run(saved: Path, card: Path, monkeypatch, problem):
         ([], False),
         (["--card", "CARD"], False),
         (["--card", "CARD", "--run-card"], True),
-        (["--card", str(push_to_hub.CARD)], True),
+        (["--card", str(CARD)], True),
     ],
 )
 def test_whose_card_is_run(saved: Path, card: Path, tmp_path: Path, monkeypatch, arguments, runs):
@@ -110,7 +113,7 @@ def test_whose_card_is_run(saved: Path, card: Path, tmp_path: Path, monkeypatch,
     copied = tmp_path / "model_card" / "README.md"
     copied.parent.mkdir()
     for path in (folder / "README.md", copied):
-        shutil.copyfile(push_to_hub.CARD, path)
+        shutil.copyfile(CARD, path)
     seen = []
     monkeypatch.setattr(e2rank_st.publishing, "publish_model", lambda *_, run_card, **__: seen.append(run_card))
     arguments = [str(copied) if argument == "CARD" else argument for argument in arguments]
@@ -122,7 +125,7 @@ def test_the_bundled_model_runs_its_card(monkeypatch):
     """Guards against a card of ours that fails for its first reader."""
     seen = []
     monkeypatch.setattr(e2rank_st.publishing, "publish_model", lambda *_, run_card, **__: seen.append(run_card))
-    assert push(str(ROOT / "src" / "e2rank_st" / "bundled"), "--dry-run").exit_code == 0
+    assert push(str(BUNDLED["bundled"].folder), "--dry-run").exit_code == 0
     assert seen == [True]
 
 

@@ -11,7 +11,7 @@ from e2rank_st.labelling.heldout import HeldOut
 from e2rank_st.labelling.mining import MiningSettings
 from tests import load_script
 
-SCRIPT = "recipes/e2rank-minilm-l6/make_slates.py"
+SCRIPT = "recipes/bundled/make_slates.py"
 make_slates = load_script(SCRIPT)
 
 
@@ -111,7 +111,7 @@ def test_everything_is_written_once(tmp_path: Path, bundled: E2Rank, monkeypatch
     monkeypatch.setattr(make_slates, "MINED", (make_slates.Mined("squad", 3, 1),))
     monkeypatch.setattr(make_slates, "DEALT", ())
     monkeypatch.setattr(make_slates, "DEV", {"healthver": None})
-    monkeypatch.setattr(E2Rank, "from_bundled", lambda trained: bundled)
+    monkeypatch.setattr(E2Rank, "from_bundled", lambda name: bundled)
     make_slates.main(data=tmp_path / "data", output=tmp_path / "out", seed=0)
     (slate,) = read_slates(tmp_path / "out" / "squad.parquet")
     assert slate.documents[0] == "a flea" and "a dog" not in slate.documents  # dev judges the dog

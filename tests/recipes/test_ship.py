@@ -1,69 +1,81 @@
-"""From a finished run to the folder of the bundled model."""
+"""From a finished run to the folder of a bundled model."""
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from e2rank_st.training.record import stages
+from e2rank_st.bundled import BUNDLED, Bundled
 from e2rank_st.training.settings import parse_settings
 from tests import ROOT, load_script
 
-SETTINGS = ROOT / "recipes" / "e2rank-minilm-l6"
-SHIPPED = ROOT / "src" / "e2rank_st" / "bundled"
-ship = load_script("recipes/e2rank-minilm-l6/ship.py")
+RECIPE = ROOT / "recipes" / "bundled"
+RECIPES = {"bundled": "minilm.yaml", "bundled-mpnet": "mpnet.yaml"}
+ship = load_script("recipes/bundled/ship.py")
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder like a run's ``final``, with files to ship and files to leave out."""
-    monkeypatch.setattr(ship, "CURVES", tmp_path / "recipe" / "curves.png")
+    """A folder like a run's ``final``, with files to ship and one to leave out."""
+    monkeypatch.setattr(ship, "RECIPE", tmp_path / "recipe")
+    shipped, final = BUNDLED["bundled"].folder, tmp_path / "final"
     for name in ship.KEPT:
-        (tmp_path / "final" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "final" / name).write_bytes((SHIPPED / name).read_bytes())
-    (tmp_path / "final" / "tokenizer.json").write_text("{}", encoding="utf-8")
-    (tmp_path / "final" / "curves.png").write_bytes(b"curves")
-    return tmp_path / "final"
+        (final / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shipped / name, final / name)
+    (final / "README.md").write_text("a run", encoding="utf-8")
+    (final / "curves.png").write_bytes(b"curves")
+    return final
 
 
-def test_what_is_shipped(run: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundled:
+    """A bundled model with an older folder."""
+    monkeypatch.setattr(Bundled, "folder", tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old.json").write_text("{}", encoding="utf-8")
+    return BUNDLED["bundled"]
+
+
+def test_what_is_shipped(run: Path, model: Bundled) -> None:
     """Guards against a manifest of other files, and against a lost change."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "old.json").write_text("{}", encoding="utf-8")
-    ship.ship(run, folder, {"query_weight": 0.5})
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    ship.ship(run, model, {"query_weight": 0.25})
+    found = {path.relative_to(model.folder).as_posix() for path in model.folder.rglob("*") if path.is_file()}
     assert found == {*ship.KEPT, ship.MANIFEST}
-    assert ship.CURVES.read_bytes() == b"curves"
-    hashes = json.loads((folder / ship.MANIFEST).read_text(encoding="utf-8"))["files"]
-    assert hashes == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ship.KEPT}
-    before, after = (json.loads((root / ship.LISTWISE / "config.json").read_text()) for root in (run, folder))
-    assert after == before | {"query_weight": 0.5}
+    assert (ship.RECIPE / "e2rank-minilm-l6.png").read_bytes() == b"curves"
+    hashes = json.loads((model.folder / ship.MANIFEST).read_text(encoding="utf-8"))["files"]
+    assert hashes == {name: hashlib.sha256((model.folder / name).read_bytes()).hexdigest() for name in ship.KEPT}
+    before, after = (json.loads((folder / ship.LISTWISE).read_text()) for folder in (run, model.folder))
+    assert after == before | {"query_weight": 0.25}
 
 
-def test_the_shipped_model_is_made_by_the_recipe() -> None:
-    """Guards against settings files that were changed after the run, and a record without its first stage."""
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_shipped_model_is_made_by_the_recipe(name: str) -> None:
+    """Guards against settings files that were changed after the run."""
     pytest.importorskip("accelerate")
-    runs = stages(json.loads((SHIPPED / "training.json").read_text(encoding="utf-8")))
-    for name, run in zip(("stage1", "stage2"), runs, strict=True):
-        told = json.loads(
-            json.dumps(parse_settings([str(SETTINGS / f"{name}.yaml"), "--output_dir", "run"]).told, default=str)
-        )
-        own = {"output_dir", "resume", "use_cpu"}  # of the run, and of the machine
-        assert {key: run["settings"][key] for key in run["settings"].keys() - own} == {
-            key: told[key] for key in told.keys() - own
-        }
+    record = json.loads((BUNDLED[name].folder / "training.json").read_text(encoding="utf-8"))
+    parsed = parse_settings([str(RECIPE / RECIPES[name]), "--output_dir", "run"])
+    told = json.loads(json.dumps(parsed.told, default=str))
+    own = {"output_dir", "resume", "use_cpu", "vectors"}  # of the run, and of the machine
+    assert record["earlier"] is None
+    assert {key: value for key, value in record["settings"].items() if key not in own} == {
+        key: value for key, value in told.items() if key not in own
+    }
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"query_weight": 2}, "0 to 1, got 2"), ({}, "No such file")])
-def test_nothing_is_lost_by_a_bad_call(run: Path, tmp_path: Path, changes: dict, message: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"query_weight": 2}, "0 to 1, got 2"), ({}, "No such file"), (None, "is one of org/other")],
+)
+def test_nothing_is_lost_by_a_bad_call(run: Path, model: Bundled, changes: dict | None, message: str) -> None:
     """Guards against a model folder that is gone after a mistake."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model").write_text("old", encoding="utf-8")
-    if not changes:
+    if changes == {}:
         (run / "curves.png").unlink()
+    if changes is None:
+        config = run / ship.HOME / ship.CONFIG
+        told = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps(told | {"base_model_name_or_path": "org/other"}), encoding="utf-8")
     with pytest.raises((ValueError, OSError), match=message):
-        ship.ship(run, folder, changes)
-    assert [path.name for path in folder.iterdir()] == ["model"]
+        ship.ship(run, model, changes or {})
+    assert [path.name for path in model.folder.iterdir()] == ["old.json"]

@@ -21,7 +21,7 @@ from e2rank_st import E2Rank
 from e2rank_st.modeling_e2rank import E2RankPooling
 from e2rank_st.search.folder import _signed
 from e2rank_st.search.index import Index
-from tests.toy import small_disk, with_adapter
+from tests.toy import small_disk, train_a_step, with_adapter
 
 AXES = Index(["x", "y", "xy"], np.array([[1, 0], [0, 1], [3, 3]], np.float32))
 STRANGE = [
@@ -281,12 +281,6 @@ def shorten(model: E2Rank) -> None:
     model.max_seq_length = 5
 
 
-def train_a_step(model: E2Rank, rate: float = 1e-4) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    model(model.preprocess(["fleas", "iron"]))["sentence_embedding"].std().backward()
-    optimizer.step()
-
-
 def pool_by_mean(model: E2Rank) -> None:
     model[1] = E2RankPooling(32, "mean")
 
@@ -340,14 +334,13 @@ def test_search_takes_a_model_that_gives_the_same_vectors(tiny: E2Rank, facts: l
 
 
 def test_search_refuses_vectors_of_no_model(tiny: E2Rank, bundled: E2Rank, shipped: E2Rank, facts: list[str]):
-    """Guards against random vectors, and against those of the base in the model that was trained from it."""
+    """Guards against random vectors, and against a bundled model that refuses those of its base, which are its own."""
     random_vectors = Index(facts, np.random.default_rng(0).normal(size=(len(facts), 32)))
     with pytest.raises(ValueError, match="nothing is known about the model"):
         tiny.search("fleas", random_vectors)
     for index in (Index.build(bundled, facts), Index(facts, bundled.encode_document(facts))):
         assert bundled.search("fleas", index)
-        with pytest.raises(ValueError, match="does not give the vectors"):
-            shipped.search("fleas", index)
+        assert shipped.search("fleas", index)
     assert not index.agrees_with(tiny)  # another dimension
 
 

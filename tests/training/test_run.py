@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from e2rank_st import E2Rank
-from e2rank_st.adapters import WEIGHTS, bundled_folder, read_adapter_config
+from e2rank_st.adapters import WEIGHTS, read_adapter_config
 from e2rank_st.cli.app import app
 from e2rank_st.search.index import Index
 from e2rank_st.training.datasets import frozen_vectors
@@ -224,12 +224,11 @@ def test_adapter_of_the_bundled_base_names_it(settings: Path, tmp_path: Path) ->
 
 
 def test_models_by_name(settings: Path, tmp_path: Path) -> None:
-    """Guards against an adapter that nobody can load, a misread name, and a bundled model without its record."""
+    """Guards against a prompt adapter on a base that is trained further, and a misread name."""
     output = ["--output_dir", str(tmp_path)]
-    run = prepare(parse_settings([str(settings), "--model", "bundled", *output]))
-    assert run.earlier == json.loads((bundled_folder() / "training.json").read_text(encoding="utf-8"))
-    with pytest.raises(ValueError, match="bundled-base"):
-        main([str(settings), "--model", "bundled", "--lora_rank", "2", *output])
+    for flags in ([], ["--lora_rank", "2"], ["--prompt_adapter", "true"]):
+        with pytest.raises(ValueError, match=r"bundled has a prompt adapter, .* Train on its base"):
+            main([str(settings), "--model", "bundled", *flags, *output])
     with pytest.raises(ValueError, match="the model 'runs/stage1/final', which is neither a folder here nor a Hub id"):
         main([str(settings), "--model", "runs/stage1/final", *output])
     with pytest.raises(OSError):  # a bare name is one of Sentence-Transformers' own

@@ -104,17 +104,27 @@ def test_wrong_files_are_refused(tmp_path: Path, content: str, message: str) -> 
         parse_settings([str(tmp_path / "none.yaml")])
 
 
-@pytest.mark.parametrize("folder", ["paper", "e2rank-minilm-l6"])
 @pytest.mark.parametrize("name", ["stage1.yaml", "stage2.yaml"])
-def test_files_that_come_along(folder: str, name: str, tmp_path: Path) -> None:
-    """Guards against a recipe with misspelt names, or misspelt fields of its data."""
-    flags = ["--train", "slates.parquet"] if folder == "paper" else []
-    parsed = parse_settings([str(ROOT / "recipes" / folder / name), *flags, "--output_dir", str(tmp_path)])
+def test_settings_of_the_paper(name: str, tmp_path: Path) -> None:
+    """Guards against a recipe with misspelt names."""
+    recipe = ROOT / "recipes" / "paper" / name
+    parsed = parse_settings([str(recipe), "--train", "slates.parquet", "--output_dir", str(tmp_path)])
     assert parsed.loss.listwise_weight == (0.0 if name == "stage1.yaml" else 2.0)
     assert parsed.arguments.bf16
-    names = {Path(DataEntry.parse(entry).path).name for entry in (*parsed.settings.train, *parsed.settings.dev)}
-    if folder != "paper":
-        assert {name.split(".")[0] for name in names} >= {"squad", "medquad", "dl22", "nfcorpus_dev"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "bundled").glob("*.yaml")), ids=lambda path: path.name)
+def test_settings_of_the_bundled_models(path: Path, tmp_path: Path) -> None:
+    """Guards against a recipe with misspelt fields of its data, and against one that trains on what it is chosen by."""
+    settings = parse_settings([str(path), "--output_dir", str(tmp_path)]).settings
+    assert settings.prompt_adapter
+    train, dev = (
+        {Path(DataEntry.parse(entry).path).name.split(".")[0] for entry in part}
+        for part in (settings.train, settings.dev)
+    )
+    assert {"squad", "medquad", "dl22", "evidence"} <= train
+    assert {"dl21_bm25_top100", "nfcorpus_dev", "healthver_dev"} <= dev
+    assert not train & dev
 
 
 def test_every_setting_has_a_help_text() -> None:

@@ -11,15 +11,13 @@ from typing import Any
 
 from sentence_transformers import CrossEncoder
 
-from e2rank_st.adapters import BUNDLED_NAME, BUNDLED_REPOSITORY
+from e2rank_st.bundled import BASE, BUNDLED
 from e2rank_st.loading import load_model
-from e2rank_st.model import BUNDLED_MODELS, E2Rank, check_name
+from e2rank_st.model import E2Rank, check_name
 from e2rank_st.provenance import model_digest
 from e2rank_st.search.index import Index
 
-__all__ = ["BASE", "BUNDLED", "Subject", "listwise_configuration", "load", "load_cross_encoder", "state"]
-
-BUNDLED, BASE = "bundled", "bundled-base"
+__all__ = ["Subject", "listwise_configuration", "load", "load_cross_encoder", "state"]
 
 
 @dataclass
@@ -63,7 +61,7 @@ def load(
     device: str | None = None,
     dtype: str = "auto",
 ) -> Subject:
-    """Load an E2Rank model from a folder or the Hub, ``bundled``, or ``bundled-base`` that it was trained from.
+    """Load an E2Rank model from a folder or the Hub, or a bundled one.
 
     Its name in results is by default the Hub id, or ``local/`` and the folder's name. The revision is the commit to
     load from the Hub; for other sources, the name of this state in results. The type of the weights is by default the
@@ -76,8 +74,10 @@ def load(
     """
     options: dict[str, Any] = {"device": device, "model_kwargs": {"dtype": dtype}}
     folder = Path(source)
-    if source in BUNDLED_MODELS:
-        default = f"e2rank-st/{BUNDLED_NAME}" if source == BUNDLED else BUNDLED_REPOSITORY
+    if source in BUNDLED:
+        default = f"e2rank-st/{BUNDLED[source].name}"
+    elif source == BASE:
+        default = BUNDLED["bundled"].base
     elif folder.is_dir():
         default = f"local/{folder.resolve().name}"
     else:

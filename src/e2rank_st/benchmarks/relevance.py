@@ -20,9 +20,10 @@ import numpy as np
 from e2rank_st.benchmarks.figures import separation
 from e2rank_st.benchmarks.first_stages import read_judged
 from e2rank_st.benchmarks.instructions import instructed
-from e2rank_st.benchmarks.models import BASE, Subject, load
+from e2rank_st.benchmarks.models import Subject, load
 from e2rank_st.benchmarks.report import Table
 from e2rank_st.benchmarks.tasks import Task, find_tasks
+from e2rank_st.bundled import BASE
 from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.model import check_name
 from e2rank_st.provenance import environment

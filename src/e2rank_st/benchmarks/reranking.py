@@ -31,7 +31,7 @@ from e2rank_st.benchmarks.first_stages import (
 )
 from e2rank_st.benchmarks.instructions import instructed
 from e2rank_st.benchmarks.measurement import Entrant, measure, results_of
-from e2rank_st.benchmarks.models import BUNDLED, Subject, load, load_cross_encoder
+from e2rank_st.benchmarks.models import Subject, load, load_cross_encoder
 from e2rank_st.benchmarks.results import Result
 from e2rank_st.benchmarks.systems import Embedding, FirstStage, Fused, Listwise, Pointwise, Rocchio, System
 from e2rank_st.benchmarks.tasks import Task, find_tasks
@@ -77,7 +77,7 @@ class Options:
     top_n: int = 100
     limit: int | None = None
     judged_only: bool = False
-    model: str = BUNDLED
+    model: str = "bundled"
     baseline: str | None = None
     cross_encoder: str | None = None
     device: str | None = None

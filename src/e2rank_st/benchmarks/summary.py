@@ -1,4 +1,4 @@
-"""Results → the tables of README and docs: a task a row, the untrained base beside the trained model.
+"""Results → the tables of README and docs: a task a row, and what listwise reranking gains there.
 
 The tables stand between two marks of a file, ``<!-- results -->`` and ``<!-- /results -->``, so that nobody types them.
 Differences are in points, with the p-value of the paired randomisation test over queries.
@@ -20,98 +20,128 @@ __all__ = ["put_into", "short_summary", "summary"]
 
 SYSTEMS: Mapping[str, str] = {
     "first_stage": "first stage",
-    "baseline_embedding": "base",
-    "baseline_rocchio": "base + Rocchio",
-    "baseline_listwise": "base, listwise",
-    "embedding": "trained embedding",
-    "listwise": "trained, listwise",
+    "embedding": "vectors alone",
+    "rocchio": "vectors + Rocchio",
+    "listwise": "listwise",
 }
-TESTED, RIVALS = "listwise", ("baseline_embedding", "baseline_rocchio")
-HEADER = ("task", "queries", *SYSTEMS.values(), *(f"over {SYSTEMS[rival]}, p" for rival in RIVALS))
+FUSED = "fused"  # only where a first stage's scores say enough to be mixed in
+TESTED, RIVALS = "listwise", ("embedding", "rocchio")
+HEADER = ("task", "queries", *SYSTEMS.values(), FUSED, *(f"listwise over {SYSTEMS[rival]}, p" for rival in RIVALS))
 MTEB_TESTED = "two-stage"
-MTEB_HEADER = ("MTEB task", "queries", "base", "trained embedding", "trained, two stages", "over base, p")
-SHORT_TASKS = {  # task and first stage → the README's name
-    ("dl21", "bm25"): "TREC DL 2021, from BM25",
-    ("dl21", "splade"): "TREC DL 2021, from SPLADE++",
-    ("nfc", "own"): "NFCorpus, test",
-    ("scifact", "own"): "SciFact, test",
+MTEB_HEADER = ("MTEB task", "queries", "vectors alone", "two stages", "gain, p")
+SHORT_TASKS = {  # task and first stage → the README's name, and the system to use there
+    ("dl21", "bm25"): ("TREC DL 2021, from BM25", TESTED),
+    ("dl21", "splade"): ("TREC DL 2021, from SPLADE++, fused", FUSED),
+    ("nfc", "own"): ("NFCorpus, test", TESTED),
+    ("scifact", "own"): ("SciFact, test", TESTED),
 }
-SHORT_SYSTEMS = ("first_stage", "baseline_embedding", "embedding", "listwise")
-SHORT_HEADER = (
-    "nDCG@10", "queries", "first stage", "base, embedding", "bundled, embedding", "bundled, listwise",
-    "listwise over base, p",
-)  # fmt: skip
+SHORT_RIVALS = ("first_stage", "embedding")
+SHORT_HEADER = ("nDCG@10", "model", "queries", "first stage", "vectors alone", "reranked", "gain, p")
 
 
-def summary(entries: Sequence[Entry]) -> str:
-    """Make the full tables, in Markdown: one of reranking, and one of MTEB if both models were run there.
+def summary(models: Iterable[Sequence[Entry]]) -> str:
+    """Make the full tables, in Markdown: for each model one of reranking, and one of MTEB if it was run there.
+
+    Args:
+        models: The results of each model.
 
     Raises:
         ValueError: A system is missing, on all tasks or on one, or is one of several models; or so is a mode of MTEB.
     """
+    return "\n".join(map(_of_model, models))
+
+
+def _of_model(entries: Sequence[Entry]) -> str:
     part = [entry for entry in entries if entry.result.benchmark == "reranking"]
-    models = {name: _only_model(name, part) for name in SYSTEMS}
+    name = _only_model(part)
     tables = [
-        (HEADER, [_line(of, SYSTEMS, RIVALS) for of in _by_task(part).values()]),
-        (MTEB_HEADER, _mteb_lines(entries, models[TESTED], models[RIVALS[0]])),
+        (HEADER, [_line(of) for of in _by_task(part).values()]),
+        (MTEB_HEADER, _mteb_lines([entry for entry in entries if entry.model == name])),
     ]
-    return "\n".join(Table("summary", "", header, tuple(lines)).markdown for header, lines in tables if lines)
+    made = [Table("summary", "", header, tuple(lines)).markdown for header, lines in tables if lines]
+    return "\n".join([f"### {_short(name)}\n", *made])
 
 
-def short_summary(entries: Sequence[Entry]) -> str:
-    """Make the README's table, in Markdown: four tasks, the base's embedding beside the trained model.
+def short_summary(models: Iterable[Sequence[Entry]]) -> str:
+    """Make the README's table, in Markdown: four tasks, each model on them.
+
+    A gain is over the better of the first stage and the vectors alone, so over what one would use otherwise.
+
+    Args:
+        models: The results of each model.
 
     Raises:
         ValueError: A task or a system is missing, or a system is one of several models.
     """
-    part = [entry for entry in entries if (entry.result.task, entry.result.first_stage) in SHORT_TASKS]
-    for name in SHORT_SYSTEMS:
-        _only_model(name, part)
-    lines, tasks = [], _by_task(part)
-    for task, title in SHORT_TASKS.items():
-        name, *cells = _line(tasks.get(task, {}), SHORT_SYSTEMS, RIVALS[:1], " ".join(task))
-        marks = name.removeprefix(tasks[task][TESTED].column)
-        lines.append((title + marks, *cells))
-    return Table("summary", "", SHORT_HEADER, tuple(lines)).markdown
+    lines = []
+    found = [(_short(_only_model(entries)), _by_task(entries)) for entries in models]
+    for task, (title, tested) in SHORT_TASKS.items():
+        for name, tasks in found:
+            of = tasks.get(task, {})
+            shown = _systems(of, [*SHORT_RIVALS, tested], " ".join(task))
+            rival = max(shown[:-1], key=lambda entry: entry.main)
+            marks = column_with_marks(*shown).removeprefix(shown[-1].column)
+            lines.append((title + marks, name, *_scores(shown), _gain(shown[-1], rival)))
+    return Table("summary", "", SHORT_HEADER, tuple(lines), labels=2).markdown
 
 
-def _only_model(name: str, entries: Sequence[Entry]) -> str:
-    models = {entry.model for entry in entries if entry.name == name}
+def _only_model(entries: Sequence[Entry]) -> str:
+    models = {entry.model for entry in entries if entry.name == TESTED}
     if len(models) != 1:
         found = f"results of several models ({', '.join(sorted(models))})" if models else "no results"
-        raise ValueError(
-            f"There are {found} for the system {name}; run e2rank eval rerank with one --model and one --baseline."
-        )
+        raise ValueError(f"There are {found} for the system {TESTED}; run e2rank eval rerank with one --model.")
     return models.pop()
 
 
-def _by_task(entries: Iterable[Entry], form: str = "{0.name}") -> dict[tuple[str, str], dict[str, Entry]]:
-    """For each task and first stage, its entries by a name."""
+def _short(model: str) -> str:
+    return model.rpartition("/")[2]
+
+
+def _by_task(entries: Iterable[Entry]) -> dict[tuple[str, str], dict[str, Entry]]:
+    """For each task and first stage, its entries by system."""
     found: dict[tuple[str, str], dict[str, Entry]] = {}
     for entry in entries:
-        found.setdefault((entry.result.task, entry.result.first_stage), {})[form.format(entry)] = entry
+        if entry.result.benchmark == "reranking":
+            found.setdefault((entry.result.task, entry.result.first_stage), {})[entry.name] = entry
     return found
 
 
-def _mteb_lines(entries: Sequence[Entry], model: str, baseline: str) -> list[tuple[str, ...]]:
-    """The cells of each of MTEB's tasks that has scores by query, of both models."""
-    part = [entry for entry in entries if entry.result.benchmark == "mteb" and entry.system.per_query]
-    tasks = _by_task((entry for entry in part if entry.model in (model, baseline)), "{0.name} of {0.model}")
-    shown = [f"{MTEB_REFERENCE} of {baseline}", f"{MTEB_REFERENCE} of {model}", f"{MTEB_TESTED} of {model}"]
-    both = [of for of in tasks.values() if len({entry.model for entry in of.values()}) == 2]
-    return [_line(of, shown, shown[:1]) for of in both]
+def _mteb_lines(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """The cells of each of MTEB's tasks that has scores by query."""
+    tasks: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        if entry.result.benchmark == "mteb" and entry.system.per_query:
+            tasks.setdefault(entry.result.task, {})[entry.name] = entry
+    lines = []
+    for of in tasks.values():
+        shown = _systems(of, [MTEB_REFERENCE, MTEB_TESTED])
+        lines.append((column_with_marks(*shown), *_scores(shown), _gain(shown[1], shown[0])))
+    return lines
 
 
-def _line(of: Mapping[str, Entry], names: Iterable[str], rivals: Iterable[str], task: str = "") -> tuple[str, ...]:
-    """Task, number of queries, scores, and the gain of the last system over each rival."""
+def _line(of: Mapping[str, Entry]) -> tuple[str, ...]:
+    """Task, number of queries, scores, and the gain of listwise reranking over each rival."""
+    shown = _systems(of, SYSTEMS)
+    mixed = _scores([of[FUSED]])[1] if FUSED in of else ""
+    return (column_with_marks(*shown), *_scores(shown), mixed, *(_gain(of[TESTED], of[rival]) for rival in RIVALS))
+
+
+def _systems(of: Mapping[str, Entry], names: Iterable[str], task: str = "") -> list[Entry]:
     if missing := [name for name in names if name not in of]:
         task = task or next(iter(of.values())).column
         raise ValueError(f"No results for {', '.join(missing)} on {task}; run e2rank eval on it.")
-    shown = [of[name] for name in names]
-    scores = [f"{100 * mean(entry.system.per_query):.2f}" for entry in shown]
-    found = [compare(name, shown[-1].system.per_query, of[name].system.per_query) for name in rivals]
-    gains = [f"{100 * test.difference:+.2f}, {p_value(test.p)}" for test in found]
-    return (column_with_marks(*shown), str(shown[0].result.queries), *scores, *gains)
+    return [of[name] for name in names]
+
+
+def _scores(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Number of queries, and each score in points."""
+    scores = [f"{100 * mean(entry.system.per_query):.2f}" for entry in entries]
+    return (str(entries[0].result.queries), *scores)
+
+
+def _gain(entry: Entry, rival: Entry) -> str:
+    test = compare(rival.name, entry.system.per_query, rival.system.per_query)
+    return f"{100 * test.difference:+.2f}, {p_value(test.p)}"
 
 
 def put_into(path: Path, text: str, name: str = "results") -> None:

@@ -71,7 +71,7 @@ def _deep_learning(year: int) -> Task:
     """A passage ranking task of TREC Deep Learning; NIST calls a passage relevant from grade 2."""
     on_hub = {"hub_name": f"dl{year}", "hub_qrels": f"dl{year}-passage"}
     elsewhere = {
-        "note": "The Hub holds no first-stage results with text: recipes/e2rank-minilm-l6/data.md says what is "
+        "note": "The Hub holds no first-stage results with text: recipes/bundled/data.md says what is "
         f"public, and where. Judgements: qrels.dl{year}-passage.txt of github.com/castorini/anserini-tools."
     }
     files: dict[str, Any] = on_hub if year < 21 else elsewhere

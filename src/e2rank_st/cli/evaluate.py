@@ -325,7 +325,9 @@ def report(
         typer.echo("\n".join(map(str, written)) or "no data for these figures", err=True)
 
 
-@app.command(epilog=_examples("table eval/results", "table eval/results --readme README.md --docs docs/evaluation.md"))
+@app.command(
+    epilog=_examples("table results", "table results/mine results/other --readme README.md --docs docs/evaluation.md")
+)
 def table(
     results: Results,
     readme: Annotated[
@@ -335,12 +337,12 @@ def table(
         Path | None, Option(metavar="FILE", help="Put the full tables between the marks of this file.")
     ] = None,
 ) -> None:
-    """Print the tables that compare a model with its baseline, and put them into README and docs."""
+    """Print what listwise reranking gains, for the model of each folder, and put the tables into README and docs."""
     library = _library("summary")
-    entries = _library("results").read_entries(results)
-    full = library.summary(entries)
+    models = [_library("results").read_entries([path]) for path in results]
+    full = library.summary(models)
     if readme is not None:
-        library.put_into(readme, library.short_summary(entries))
+        library.put_into(readme, library.short_summary(models))
     if docs is not None:
         library.put_into(docs, full)
     typer.echo(full, nl=False)

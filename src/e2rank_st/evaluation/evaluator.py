@@ -172,14 +172,23 @@ class RerankingEvaluator(BaseEvaluator):
                 scores[system] += [self._ndcg(query, order) for query, order in zip(chunk, orders, strict=True)]
         return scores
 
+    def use(self, model: Any, documents: Index, queries: Index) -> None:
+        """Take vectors that a model gave, instead of embedding with it, for as long as it gives the same.
+
+        Args:
+            model: The model.
+            documents: All candidates with their vectors.
+            queries: The queries with theirs.
+        """
+        self._kept = _maker(model), documents, torch.from_numpy(queries.vectors(self.queries))
+
     def _embedded(self, model: Any) -> tuple[Index, Tensor]:
         """Embed documents and queries; once, as long as the model gives the same vectors (with a prompt adapter)."""
-        made_by = {**describe(model), "prompts": dict(model.prompts)}
-        if self._kept is None or self._kept[0] != made_by:
+        if self._kept is None or self._kept[0] != _maker(model):
             index = Index.build(model, distinct(self.documents), self.batch_size, show_progress_bar=False)
             options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False}
             vectors = torch.from_numpy(embed_distinct(model.encode_query, self.queries, **options))
-            self._kept = made_by, index, vectors
+            self._kept = _maker(model), index, vectors
         return self._kept[1:]
 
     def _by_similarity(self, query: int, matrix: Tensor, vector: Tensor) -> list[int]:
@@ -209,3 +218,7 @@ class RerankingEvaluator(BaseEvaluator):
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
         return {"own_first_stage": self.own_first_stage}
+
+
+def _maker(model: Any) -> Maker:
+    return {**describe(model), "prompts": dict(model.prompts)}

@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from e2rank_st import adapters
 from e2rank_st.adapter_e2rank import LoraAdapter
-from e2rank_st.adapters import BUNDLED_REPOSITORY, bundled_base
+from e2rank_st.bundled import base_here
 from e2rank_st.checkpoints import CHECKPOINTS, HUB_ID
 from e2rank_st.folders.check import Kind, check_size
 from e2rank_st.folders.hub import fetch
@@ -229,10 +229,8 @@ def _base(folder: Path, source: Source, card: Card, form: Form) -> Base:
         inspect(Path(named))
         check_effort(Path(named))
         return Base(base, revision, Path(named))
-    wheel = Path(bundled_base())
-    return Base(
-        base, revision, wheel if base == BUNDLED_REPOSITORY and wheel.is_dir() else fetch(base, revision=revision)
-    )
+    found = base_here(base)
+    return Base(base, revision, Path(found) if found != base else fetch(base, revision=revision))
 
 
 def _check_complete(folder: Path, main: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from sentence_transformers.base.evaluation import SequentialEvaluator
@@ -12,6 +13,8 @@ from e2rank_st.adapter_e2rank import LoraAdapter
 from e2rank_st.adapters import trained_adapter
 from e2rank_st.loading import load_model
 from e2rank_st.model import E2Rank
+from e2rank_st.search.vectors import distinct
+from e2rank_st.training.datasets import kept_vectors
 from e2rank_st.training.settings import ListwiseSettings, Settings
 
 __all__ = ["AdapterEvaluator", "adapt", "load_base", "taught"]
@@ -32,6 +35,8 @@ def load_base(settings: Settings, listwise: ListwiseSettings, device: str) -> E2
         device=device,
         model_kwargs={"dtype": settings.dtype},
     )
+    if model.listwise.adapter is not None:
+        raise ValueError(f"{settings.model} has a prompt adapter, which fits its base as it is. Train on its base.")
     model.untrained = False  # it is about to be trained
     if settings.max_seq_length is not None:
         model.max_seq_length = settings.max_seq_length
@@ -80,8 +85,6 @@ def adapt(model: E2Rank, settings: Settings) -> E2Rank:
 
 
 def _prompt_tower(model: E2Rank) -> E2Rank:
-    if model.listwise.adapter is not None:
-        raise ValueError("The model has a prompt adapter already. Train a new one on its base.")
     shared = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
@@ -101,13 +104,18 @@ class AdapterEvaluator(SequentialEvaluator):
     """Evaluates the model that users get: the base, with the prompt adapter as it is now.
 
     Args:
-        evaluator: The evaluator.
+        evaluator: The evaluator, whose parts are :class:`RerankingEvaluator`.
         base: The base.
+        vectors: Folder for the base's vectors, which do not change, as in :func:`frozen_vectors`.
     """
 
-    def __init__(self, evaluator: SequentialEvaluator, base: E2Rank) -> None:
+    def __init__(self, evaluator: SequentialEvaluator, base: E2Rank, vectors: Path) -> None:
         super().__init__(evaluator.evaluators, evaluator.main_score_function)
         self.base = base
+        parts: list[Any] = list(evaluator.evaluators)
+        for part in parts:
+            documents = kept_vectors(base, part.name, "documents", distinct(part.documents), vectors)
+            part.use(base, documents, kept_vectors(base, part.name, "query", distinct([part.queries]), vectors))
 
     def __call__(self, model: E2Rank, *args: Any, **kwargs: Any) -> dict[str, float]:  # type: ignore[override]
         """Evaluate; ``model`` is the one that is trained."""

@@ -33,7 +33,15 @@ from e2rank_st.training.losses import LossOptions
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-__all__ = ["DataEntry", "fingerprint", "frozen_vectors", "load_evaluator", "load_training_data", "with_prompt_orders"]
+__all__ = [
+    "DataEntry",
+    "fingerprint",
+    "frozen_vectors",
+    "kept_vectors",
+    "load_evaluator",
+    "load_training_data",
+    "with_prompt_orders",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -272,18 +280,42 @@ def frozen_vectors(
         precision: Name of the precision of the forward passes, if it is not that of the weights.
         show_progress_bar: Whether to show a progress bar; by default if the package's log level is INFO or lower.
     """
-    encode = model.encode_document if column == "documents" else model.encode_query
+    options: Any = {"precision": precision, "show_progress_bar": show_progress_bar}
     parts = []
     for name, part in data.items():
         texts = distinct(part["documents"] if column == "documents" else [part["query"]])
-        digest = model_digest(model)
-        digest.update(json.dumps([precision, column, texts]).encode())
-        kept = folder / digest.hexdigest()[:16]
-        if not kept.exists():
-            logger.info("%s: embedding %s, %d texts; kept in %s", name, column, len(texts), kept)
-            Index(texts, embed_distinct(encode, texts, show_progress_bar=show_progress_bar)).save(kept)
-        parts.append(Index.load(kept))
+        parts.append(kept_vectors(model, name, column, texts, folder, **options))
     return Index([text for part in parts for text in part.texts], np.concatenate([part.embeddings for part in parts]))
+
+
+def kept_vectors(
+    model: E2Rank,
+    name: str,
+    column: Literal["documents", "query"],
+    texts: list[str],
+    folder: Path,
+    precision: str = "",
+    show_progress_bar: bool | None = None,
+) -> Index:
+    """Embed texts, or take the vectors that an earlier call with the same model and texts kept on disk.
+
+    Args:
+        model: The model before training.
+        name: Name of the texts' source, for the log.
+        column: What they are.
+        texts: Distinct texts.
+        folder: As for :func:`frozen_vectors`; so are the rest.
+        precision: See there.
+        show_progress_bar: See there.
+    """
+    encode = model.encode_document if column == "documents" else model.encode_query
+    digest = model_digest(model)
+    digest.update(json.dumps([precision, column, texts]).encode())
+    kept = folder / digest.hexdigest()[:16]
+    if not kept.exists():
+        logger.info("%s: embedding %s, %d texts; kept in %s", name, column, len(texts), kept)
+        Index(texts, embed_distinct(encode, texts, show_progress_bar=show_progress_bar)).save(kept)
+    return Index.load(kept)
 
 
 def with_prompt_orders(

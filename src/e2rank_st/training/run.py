@@ -26,11 +26,10 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from e2rank_st.adapters import bundled_folder
 from e2rank_st.console import Column, show
 from e2rank_st.evaluation.evaluator import SYSTEMS
 from e2rank_st.evaluation.significance import randomisation_test
-from e2rank_st.model import BUNDLED_MODELS, E2Rank
+from e2rank_st.model import E2Rank
 from e2rank_st.search.index import Index
 from e2rank_st.search.vectors import distinct
 from e2rank_st.storage import read_json, replacing, write_errors, write_text
@@ -160,16 +159,16 @@ def prepare(parsed: Parsed) -> Run:
     output = Path(str(arguments.output_dir))
     if not (settings.dry_run or settings.resume) and (any(output.glob("checkpoint-*")) or (output / FINAL).exists()):
         raise ValueError(f"{output} holds a run already; resume it (--resume), or name a different output_dir.")
-    bundled = BUNDLED_MODELS.get(settings.model, False)
-    earlier = read_earlier(bundled_folder() if bundled else Path(settings.model))
+    earlier = read_earlier(Path(settings.model))
     set_seed(arguments.seed)
     model = load_base(settings, parsed.listwise, str(arguments.device))
     data, train_records = load_training_data(settings.train, arguments.seed, settings.skip_bad_rows, parsed.loss)
     evaluator, dev_records = load_evaluator(settings.dev, arguments.seed)
     documents, queries = _embed(model, data, parsed)
     trained = adapt(model, settings)
-    if settings.prompt_adapter and evaluator is not None:
-        evaluator = AdapterEvaluator(evaluator, model)
+    if settings.prompt_adapter and evaluator is not None and not settings.dry_run:
+        with arguments.main_process_first(local=False):
+            evaluator = AdapterEvaluator(evaluator, model, _vector_folder(parsed))
     trainer = E2RankTrainer(
         trained, arguments, train_dataset=data, evaluator=evaluator, loss_options=parsed.loss, frozen=documents,
         frozen_queries=queries,
@@ -187,7 +186,7 @@ def _embed(model: E2Rank, data: DatasetDict, parsed: Parsed) -> tuple[Index | No
     if settings.dry_run:  # a plan counts tokens, and needs no vectors for it
         return (_zeros(model, data) if loss.freeze_documents else None), None
     output, documents, queries = Path(str(arguments.output_dir)), None, None
-    folder = Path(settings.vectors) if settings.vectors else output.absolute().parent / VECTOR_FOLDER
+    folder = _vector_folder(parsed)
     bar = {"show_progress_bar": sys.stderr.isatty()}
     # The vectors beside a prompt adapter are those that users have, whatever a training step computes with.
     mixed = nullcontext() if settings.prompt_adapter else _mixed_precision(arguments)
@@ -200,6 +199,11 @@ def _embed(model: E2Rank, data: DatasetDict, parsed: Parsed) -> tuple[Index | No
         if loss.trains_prompts:
             with_prompt_orders(model, data, output / ORDER_FILE, documents, queries, **bar)
     return documents, queries
+
+
+def _vector_folder(parsed: Parsed) -> Path:
+    folder = parsed.settings.vectors
+    return Path(folder) if folder else Path(str(parsed.arguments.output_dir)).absolute().parent / VECTOR_FOLDER
 
 
 def train(run: Run) -> TrainingRecord:

@@ -61,8 +61,8 @@ class Settings:
     """
 
     model: str = setting(
-        "bundled",
-        "Folder or Hub id of the model to train; 'bundled' is the model in this package, 'bundled-base' its base.",
+        "bundled-base",
+        "Folder or Hub id of the model to train; 'bundled-base' is the base of the small model in this package.",
     )
     preset: str | None = setting(None, "How to wire a plain transformers checkpoint, such as e2rank or minilm.")
     revision: str | None = setting(None, "Branch, tag or commit of a model on the Hub.")
@@ -119,11 +119,6 @@ class Settings:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must be at least 0, got {self.lora_rank}.")
-        if self.lora_rank and self.model == "bundled" and not self.prompt_adapter:
-            raise ValueError(
-                "Got an adapter to train on the bundled model. Its merged weights have no name by which anybody could "
-                "load them; train on 'bundled-base', or train all weights (lora_rank 0)."
-            )
 
 
 @dataclass(frozen=True)

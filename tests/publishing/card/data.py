@@ -38,6 +38,13 @@ CONFIGURATION: dict[str, Any] = {
     "tokenizer_config.json": {"model_max_length": 256},
     "config_sentence_transformers.json": {"prompts": {"query": "", "document": ""}},
     "training.json": {
+        "model": {
+            "dimension": 384,
+            "pooling": "mean",
+            "max_tokens": 256,
+            "positions": 512,
+            "prompts": {"query": "", "document": ""},
+        },
         "settings": {"per_device_train_batch_size": 16},
         "loss": {"contrastive_weight": 0.0, "listwise_weight": 2.0, "guard_weight": 20.0, "freeze_documents": True},
         "data": {
@@ -99,8 +106,6 @@ def write_prompt_adapter(folder: Path, **changes: Any) -> Path:
         (whole / name).rename(home / Path(name).name)
     training = json.loads((whole / "training.json").read_text(encoding="utf-8"))
     training["settings"]["prompt_adapter"] = True
-    prompts = {"query": "", "document": ""}
-    training["model"] = {"dimension": 384, "pooling": "mean", "max_tokens": 256, "positions": 512, "prompts": prompts}
     (alone / "training.json").write_text(json.dumps(training), encoding="utf-8")
     return alone
 

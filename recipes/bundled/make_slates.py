@@ -1,6 +1,6 @@
 """The data folder → slates to train the bundled models and to choose them.
 
-    python recipes/e2rank-minilm-l6/make_slates.py --data ../shared/data --output build/slates
+    python recipes/bundled/make_slates.py --data ../shared/data --output build/slates
 
 Questions and claims get the passages that the untrained MiniLM finds nearest, so a slate's prompt looks like a first
 stage's prompt. Known answers are gold, and the rest is unjudged. All models train on the same slates. About a third of
@@ -142,7 +142,7 @@ def main(
 
 
 def _write_all(data: Path, output: Path, seed: int) -> None:
-    base = E2Rank.from_bundled(trained=False)
+    base = E2Rank.from_bundled("bundled-base")
     held = held_out(data)
     for source in MINED:
         path = output / f"{source.name}.parquet"
