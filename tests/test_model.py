@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import e2rank_st.bundled
 from e2rank_st import E2Rank, modeling_e2rank
-from e2rank_st.bundled import BUNDLED
+from e2rank_st.bundled import BUNDLED, base_here
 from e2rank_st.checkpoints import find_checkpoint
 from e2rank_st.loading import load_model
 from e2rank_st.modeling_e2rank import ListwiseRerank
@@ -300,10 +300,11 @@ def test_other_ends():
         seal_tokenizer(tokenizer, "</s>")
 
 
-@pytest.mark.parametrize("name", ["tiny", "shipped"])
-def test_control_tokens_in_embedded_texts(request, name):
+@pytest.mark.parametrize("wired", ["as a checkpoint", "as an encoder"])
+def test_control_tokens_in_embedded_texts(tiny: E2Rank, wired: str):
     """Guards against a document that ends its own sequence: in an embedding too, they are ordinary characters."""
-    model = request.getfixturevalue(name)
+    base = base_here(BUNDLED["bundled"].base)
+    model = tiny if wired == "as a checkpoint" else E2Rank(base, preset="minilm", device="cpu")
     control = sorted(model.tokenizer.get_added_vocab())
     assert control
     plain = set(model.preprocess(["x"])["input_ids"][0].tolist())

