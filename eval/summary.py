@@ -1,4 +1,4 @@
-"""Compare the trained model with its base, task by task: the command ``e2rank eval table``.
+"""Tell what listwise reranking gains, for each model and task: the command ``e2rank eval table``.
 
     python eval/summary.py eval/results/* --readme README.md --docs docs/evaluation.md
 

@@ -24,19 +24,22 @@ def main(
         Path | None, typer.Option(metavar="DIR", help="Folder of a trained adapter; by default all bundled ones.")
     ] = None,
     results: Annotated[
-        list[Path] | None, typer.Argument(help="Result files, or folders; by default those in eval/results.")
+        list[Path] | None, typer.Argument(help="With --model: result files, or folders; by default the folder results.")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The report's figures; by default the card's folder report.")
+        Path | None, typer.Option(metavar="DIR", help="With --model: its figures; by default report, beside the card.")
     ] = None,
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="The card; for bundled models it is in model_card.")
-    ] = Path("README.md"),
+        Path | None, typer.Option(metavar="FILE", help="With --model: the card; by default README.md.")
+    ] = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="The repository will hold the adapter alone.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a card is not up to date.")] = False,
 ) -> None:
     """Make the card of a trained model from its folder and its results."""
-    cards = [(model, results or [Path("results")], report or output.parent / "report", output)] if model else bundled()
+    if model is None and (results or report or output or adapter):
+        raise ValueError("Got results, --report, --output or --adapter without --model; name the folder of the model.")
+    path = output or Path("README.md")
+    cards = [(model, results or [Path("results")], report or path.parent / "report", path)] if model else bundled()
     for folder, found, figures, path in cards:
         text = render.render(folder, found, figures, path, adapter)
         if check:

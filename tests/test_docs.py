@@ -16,6 +16,7 @@ import pytest
 from e2rank_st.benchmarks.relevance import read_separations, tables
 from e2rank_st.benchmarks.results import read_entries
 from e2rank_st.benchmarks.summary import short_summary, summary
+from e2rank_st.bundled import BUNDLED
 from e2rank_st.data.slates import read_slates
 from tests import ROOT
 
@@ -98,6 +99,15 @@ def test_make_targets_exist():
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in set(re.findall(r"(?:^|`)make ([a-z][\w-]*)(?=`| |$)", text, re.MULTILINE)):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), (page, target)
+
+
+def test_make_knows_the_bundled_models():
+    """Guards against a model that ships, and that make neither trains nor measures."""
+    told = dict(re.findall(r"^([\w-]+) = (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert told["CARDS"].split() == [one.name for one in BUNDLED.values()]
+    assert [told[f"NAME_{card}"] for card in told["CARDS"].split()] == list(BUNDLED)
+    recipes = [ROOT / "recipes" / "bundled" / f"{recipe}.yaml" for recipe in told["RECIPES"].split()]
+    assert len(recipes) == len(BUNDLED) and all(recipe.is_file() for recipe in recipes)
 
 
 def test_each_promise_names_a_test_that_exists():

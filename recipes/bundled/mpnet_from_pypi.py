@@ -59,11 +59,9 @@ def put(archive: ZipFile, folder: Path) -> None:
     """
     with replacing(folder) as fresh:
         for entry in archive.infolist():
-            name = entry.filename.partition("/")[2]
-            if not entry.is_dir() and name not in LEFT_OUT:
-                path = fresh / "snapshots" / STATE / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(archive.read(entry))
+            entry.filename = entry.filename.partition("/")[2]
+            if not entry.is_dir() and entry.filename not in ("", *LEFT_OUT):
+                archive.extract(entry, fresh / "snapshots" / STATE)  # which never leaves the folder
         if file_sha256(fresh / "snapshots" / STATE / "model.safetensors") != SHA256:
             raise ValueError(f"The weights in the packages are not those of {MODEL} on the Hub.")
         (fresh / "refs").mkdir()

@@ -8,6 +8,7 @@ every file. The curves go beside this script.
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,9 @@ from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.storage import file_sha256, read_json, replacing, write_json
 
 LISTWISE = f"{HOME}/config.json"
-KEPT = (f"{HOME}/{WEIGHTS}", f"{HOME}/{CONFIG}", LISTWISE, "training.json")
+ADAPTER = f"{HOME}/{CONFIG}"
+KEPT = (f"{HOME}/{WEIGHTS}", ADAPTER, LISTWISE, "training.json")
+COMMIT = re.compile("[0-9a-f]{40}")
 CURVES = "curves.png"
 MANIFEST = "manifest.json"
 RECIPE = Path(__file__).parent
@@ -67,6 +70,9 @@ def ship(run: Path, bundled: Bundled, changes: dict[str, Any]) -> None:
         for name in KEPT:
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / name, fresh / name)
+        config = read_json(fresh / ADAPTER)
+        if not COMMIT.fullmatch(str(config["revision"])):  # a state of a cache that no one else has
+            write_json(fresh / ADAPTER, config | {"revision": None})
         told = read_json(fresh / LISTWISE) | changes
         reranker = ListwiseRerank(**told)  # the same check as in the model
         write_json(fresh / LISTWISE, {name: getattr(reranker, name) for name in told})

@@ -112,7 +112,7 @@ class E2Rank(SentenceTransformer):
     def from_bundled(cls, name: str = "bundled", **kwargs: Any) -> E2Rank:
         """Loads a model that this package ships: the vectors are its base's, and a small adapter embeds the prompts.
 
-        The base's weights come from the Hub, or from a package where there is one: the extra ``bundled``.
+        The base's weights come from the extra ``bundled`` if it is installed, and else from the Hub.
 
         Args:
             name: A name of :data:`~e2rank_st.bundled.BUNDLED`, or ``bundled-base``: the base of ``bundled`` as it is.
@@ -124,16 +124,20 @@ class E2Rank(SentenceTransformer):
         """
         if name not in NAMES:
             raise ValueError(f"Got the bundled model {name!r}; give one of {', '.join(map(repr, NAMES))}.")
-        base = BUNDLED["bundled" if name == BASE else name].base
         try:
-            return cls._from_base(base, **kwargs) if name == BASE else cls(str(BUNDLED[name].folder), **kwargs)
+            if name == BASE:
+                return cls._from_base(BUNDLED["bundled"].base, **kwargs)
+            return cls(str(BUNDLED[name].folder), **kwargs)
         except OSError as error:
-            raise ImportError(missing_base(base, error) if name == BASE else str(error)) from error
+            raise ImportError(str(error)) from error
 
     @classmethod
     def _from_base(cls, base: str, **kwargs: Any) -> E2Rank:
         found = base_here(base)
-        model = cls(found, **kwargs)
+        try:
+            model = cls(found, **kwargs)
+        except OSError as error:
+            raise OSError(missing_base(base, error)) from error
         if found != base:  # a model trained from it names its base by the Hub id: the wheel's folder is here only
             assert model.transformers_model is not None
             model.transformers_model.name_or_path = base

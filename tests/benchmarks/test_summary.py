@@ -104,9 +104,7 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str):
 def test_several_models_are_refused(tmp_path: Path, make):
     """Guards against rows of two models in one table, and against a table of nothing."""
     mixed = [reranking(LEVELS, model="org/other", compare_with="embedding"), *four()[1:]]
-    with pytest.raises(
-        ValueError, match=r"There are results of several models \(.*org/other.*\) for the system listwise"
-    ):
+    with pytest.raises(ValueError, match=r"There are results of several models \(.*org/other.*\)"):
         make([entries(tmp_path / "mixed", *mixed)])
-    with pytest.raises(ValueError, match="There are no results for the system listwise; run"):
+    with pytest.raises(ValueError, match="There are no results of reranking; run"):
         make([entries(tmp_path / "none", mteb("NFCorpus", "embedding", 0.3))])

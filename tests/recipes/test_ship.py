@@ -12,7 +12,7 @@ from e2rank_st.training.settings import parse_settings
 from tests import ROOT, load_script
 
 RECIPE = ROOT / "recipes" / "bundled"
-RECIPES = {"bundled": "minilm.yaml", "bundled-mpnet": "mpnet.yaml"}
+RECIPES = {"bundled": "minilm.yaml"}
 ship = load_script("recipes/bundled/ship.py")
 
 
@@ -48,6 +48,22 @@ def test_what_is_shipped(run: Path, model: Bundled) -> None:
     assert hashes == {name: hashlib.sha256((model.folder / name).read_bytes()).hexdigest() for name in ship.KEPT}
     before, after = (json.loads((folder / ship.LISTWISE).read_text()) for folder in (run, model.folder))
     assert after == before | {"query_weight": 0.25}
+
+
+@pytest.mark.parametrize(("revision", "shipped"), [("from-pypi", None), (None, None), ("0a" * 20, "0a" * 20)])
+def test_a_revision_that_everybody_has(run: Path, model: Bundled, revision: str | None, shipped: str | None) -> None:
+    """Guards against an adapter that asks the Hub for the state of somebody's cache."""
+    told = json.loads((run / ship.ADAPTER).read_text(encoding="utf-8"))
+    (run / ship.ADAPTER).write_text(json.dumps(told | {"revision": revision}), encoding="utf-8")
+    ship.ship(run, model, {})
+    assert json.loads((model.folder / ship.ADAPTER).read_text(encoding="utf-8")) == told | {"revision": shipped}
+
+
+def test_an_unknown_name(run: Path, capsys: pytest.CaptureFixture) -> None:
+    """Guards against a traceback instead of the names that there are."""
+    with pytest.raises(SystemExit):
+        ship.main(run, "other")
+    assert "Got the bundled model 'other'; give one of 'bundled'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", BUNDLED)

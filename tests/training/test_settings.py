@@ -122,8 +122,8 @@ def test_settings_of_the_bundled_models(path: Path, tmp_path: Path) -> None:
         {Path(DataEntry.parse(entry).path).name.split(".")[0] for entry in part}
         for part in (settings.train, settings.dev)
     )
-    assert {"squad", "medquad", "dl22", "evidence"} <= train
-    assert {"dl21_bm25_top100", "nfcorpus_dev", "healthver_dev"} <= dev
+    assert {"squad", "dl22", "evidence"} <= train
+    assert {"dl21_bm25_top100", "squad_dev", "healthver_dev"} <= dev
     assert not train & dev
 
 

@@ -52,10 +52,9 @@ def summary(models: Iterable[Sequence[Entry]]) -> str:
 
 
 def _of_model(entries: Sequence[Entry]) -> str:
-    part = [entry for entry in entries if entry.result.benchmark == "reranking"]
-    name = _only_model(part)
+    name = _only_model(entries)
     tables = [
-        (HEADER, [_line(of) for of in _by_task(part).values()]),
+        (HEADER, [_line(of) for of in _by_task(entries).values()]),
         (MTEB_HEADER, _mteb_lines([entry for entry in entries if entry.model == name])),
     ]
     made = [Table("summary", "", header, tuple(lines)).markdown for header, lines in tables if lines]
@@ -86,10 +85,11 @@ def short_summary(models: Iterable[Sequence[Entry]]) -> str:
 
 
 def _only_model(entries: Sequence[Entry]) -> str:
-    models = {entry.model for entry in entries if entry.name == TESTED}
+    shown = {TESTED, FUSED, *RIVALS}
+    models = {entry.model for entry in entries if entry.result.benchmark == "reranking" and entry.name in shown}
     if len(models) != 1:
-        found = f"results of several models ({', '.join(sorted(models))})" if models else "no results"
-        raise ValueError(f"There are {found} for the system {TESTED}; run e2rank eval rerank with one --model.")
+        found = f"results of several models ({', '.join(sorted(models))})" if models else "no results of reranking"
+        raise ValueError(f"There are {found}; run e2rank eval rerank with one --model.")
     return models.pop()
 
 
@@ -97,23 +97,19 @@ def _short(model: str) -> str:
     return model.rpartition("/")[2]
 
 
-def _by_task(entries: Iterable[Entry]) -> dict[tuple[str, str], dict[str, Entry]]:
-    """For each task and first stage, its entries by system."""
+def _by_task(entries: Iterable[Entry], benchmark: str = "reranking") -> dict[tuple[str, str], dict[str, Entry]]:
+    """For each task and first stage, its entries by system; without those that have no scores by query."""
     found: dict[tuple[str, str], dict[str, Entry]] = {}
     for entry in entries:
-        if entry.result.benchmark == "reranking":
+        if entry.result.benchmark == benchmark and entry.system.per_query:
             found.setdefault((entry.result.task, entry.result.first_stage), {})[entry.name] = entry
     return found
 
 
 def _mteb_lines(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     """The cells of each of MTEB's tasks that has scores by query."""
-    tasks: dict[str, dict[str, Entry]] = {}
-    for entry in entries:
-        if entry.result.benchmark == "mteb" and entry.system.per_query:
-            tasks.setdefault(entry.result.task, {})[entry.name] = entry
     lines = []
-    for of in tasks.values():
+    for of in _by_task(entries, "mteb").values():
         shown = _systems(of, [MTEB_REFERENCE, MTEB_TESTED])
         lines.append((column_with_marks(*shown), *_scores(shown), _gain(shown[1], shown[0])))
     return lines

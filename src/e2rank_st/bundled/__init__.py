@@ -33,7 +33,7 @@ class Bundled:
 BUNDLED = {  # by the name on a command line
     "bundled": Bundled("e2rank-minilm-l6", "sentence-transformers/all-MiniLM-L6-v2"),
 }
-NAMES = (*BUNDLED, BASE)  # of all models on a command line that are no folder and no Hub id
+NAMES = (*BUNDLED, BASE)  # of all models on a command line that are not a folder or a Hub id
 
 
 def base_here(base: str) -> str:

@@ -21,6 +21,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from e2rank_st import __version__
+from e2rank_st.bundled import NAMES
 from e2rank_st.cli import evaluate
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 BUNDLED = "bundled"
-INSTALLED = (BUNDLED, "bundled-base")  # load_model does not ask the Hub for them
 HIT_COLUMNS = (
     Column("rank", "d", style="bold"),
     Column("score", ".4f", style="green"),
@@ -111,7 +111,7 @@ def _step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]
 
 def _load_model(name: str, device: str | None, dtype: str, *, tell: bool = False) -> E2Rank:
     """Load the model. A model from the Hub shows the bars of its download instead of a spinner."""
-    is_local = name in INSTALLED or Path(name).is_dir()
+    is_local = name in NAMES or Path(name).is_dir()
     # torch reads it at its first import. Threads that spin while they wait made a busy 2-core machine 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with _step("loading the model", spin=is_local, tell=tell):

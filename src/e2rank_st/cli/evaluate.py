@@ -329,7 +329,7 @@ def report(
     epilog=_examples("table results", "table results/mine results/other --readme README.md --docs docs/evaluation.md")
 )
 def table(
-    results: Results,
+    results: Annotated[list[Path], Argument(metavar="RESULTS...", help="A folder of results for each model.")],
     readme: Annotated[
         Path | None, Option(metavar="FILE", help="Put the short table between the marks of this file.")
     ] = None,

@@ -36,7 +36,7 @@ def load_base(settings: Settings, listwise: ListwiseSettings, device: str) -> E2
         model_kwargs={"dtype": settings.dtype},
     )
     if model.listwise.adapter is not None:
-        raise ValueError(f"{settings.model} has a prompt adapter, which fits its base as it is. Train on its base.")
+        raise ValueError(f"{settings.model} has a prompt adapter, which cannot be trained further. Give its base.")
     model.untrained = False  # it is about to be trained
     if settings.max_seq_length is not None:
         model.max_seq_length = settings.max_seq_length

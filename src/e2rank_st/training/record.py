@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from e2rank_st.storage import read_json, replacing, write_json
 __all__ = ["TrainingRecord", "check_plotting", "described", "read_earlier", "split_log", "stages"]
 
 PARTS = ("loss", "contrastive", "listwise", "localized", "guard")
+STYLES = {"listwise": "-", "embedding": "--", "first_stage": ":"}
+CURVE = re.compile(rf"(.*?)_?({'|'.join(STYLES)})_ndcg@")
 JSON_NAME, CURVES_NAME = "training.json", "curves.png"
 
 
@@ -129,11 +132,14 @@ def _draw(record: TrainingRecord, path: Path) -> None:
         points = [(row["step"], row[name]) for row in record.log if name in row]
         if points:
             left.plot(*zip(*points, strict=True), label=name)
-    names = sorted({name for row in record.dev for name in row if "_ndcg@" in name})
-    for name in names:
+    names = sorted({name for row in record.dev for name in row})
+    curves = {name: found.groups() for name in names if (found := CURVE.match(name))}
+    data_sets = sorted({data for data, _ in curves.values()})
+    for name, (data, system) in curves.items():  # a colour a data set, a style a system
         points = [(row["step"], row[name]) for row in record.dev if name in row]
-        right.plot(*zip(*points, strict=True), marker=".", label=name, linestyle="-" if "listwise" in name else "--")
-    if record.best_step is not None and names:
+        look = {"color": f"C{data_sets.index(data)}", "linestyle": STYLES[system]}
+        right.plot(*zip(*points, strict=True), marker=".", label=name, **look)
+    if record.best_step is not None and curves:
         right.axvline(record.best_step, color="grey", linewidth=0.8, linestyle=":", label="kept")
     for axes, title in ((left, "training loss"), (right, "nDCG@10 on dev data")):
         axes.set_title(title)

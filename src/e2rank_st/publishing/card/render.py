@@ -54,6 +54,7 @@ def render(model: Path, results: Sequence[Path], report: Path, output: Path, alo
         "vectors": usage.vectors(facts),
         "overview": sections.overview(facts),
         "formats": sections.formats(facts),
+        "systems": sections.systems(entries),
         "results": "\n\n".join(filter(None, [sections.results(entries, own), figures])),
         "zero_shot": sections.zero_shot(facts, own),
         "where_it_hurts": sections.where_it_hurts(entries, own),

@@ -47,8 +47,16 @@ PLAIN_RECIPE = """In other libraries, `tokenizer(text)` makes the tokens of the 
 text as ordinary characters (`split_special_tokens`)."""
 
 # With a prompt adapter, the tokenizer is the base's, whatever it does with control tokens.
-ADAPTED = """Other libraries load the base, and for prompts alone the LoRA adapter beside the reranking configuration,
-which is in PEFT's format. """
+ADAPTED = """Other libraries load the base. The LoRA adapter beside the reranking configuration is for prompts only; its
+files are PEFT's. """
+NAMED = {  # the start of a system's name → what it is
+    "embedding": "`embedding` is the plain cosine.",
+    "rocchio": "`rocchio` moves the query's vector towards its nearest documents.",
+    "listwise": "`listwise` reranks the candidates of a first stage.",
+    "fused": "`fused` mixes in the scores of the first stage.",
+    "two-stage": "`two-stage` reranks the model's own best.",
+    "baseline": "`baseline` is the model before training, with its own settings of the listwise prompt.",
+}
 ADAPTED_PLAIN = """`tokenizer(text, split_special_tokens=True)` makes the tokens of the prompt. It takes control tokens
 in a text as ordinary characters."""
 
@@ -85,6 +93,12 @@ def formats(facts: Facts) -> str:
     recipe = CHAT_RECIPE if facts.listwise.format.chat else ADAPTED_PLAIN if facts.keeps_vectors else PLAIN_RECIPE
     recipe = (ADAPTED if facts.keeps_vectors else "") + recipe
     return f"{markdown_table(('for', 'text'), lines).rstrip()}\n\n{recipe}"
+
+
+def systems(entries: Sequence[Entry]) -> str:
+    """What the names of the systems in the results mean."""
+    names = {entry.name for entry in entries}
+    return "\n".join(text for part, text in NAMED.items() if any(name.startswith(part) for name in names))
 
 
 def results(entries: Sequence[Entry], own: Sequence[Entry]) -> str:
