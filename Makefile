@@ -87,7 +87,7 @@ table: $(VENV)/.dev  ## print the results that are there, and put them into READ
 
 # How to ask for the model of a folder of results. Where a first stage is strong, its scores count.
 NAME = $(NAME_$*)
-RERANK = $(EVAL) rerank --data-dir "$(DATA)" --model $(NAME)
+RERANK = $(EVAL) rerank --data-dir "$(DATA)" --model $(NAME) --vectors build/vectors
 FUSED = --systems embedding,rocchio,listwise,fused --first-stage-weight 0.7
 
 eval/results/%/dl21-bm25.json: | $(VENV)/.dev
@@ -112,7 +112,7 @@ eval/prompt_size/%/dl21-bm25.json: | $(VENV)/.dev
 report-%: $(RESULTS)
 	@for task in $(OWN); do test -f eval/results/$*/$$task-own.json || \
 		{ echo "$$task-own.json is missing; remove eval/results/$*/scifact-own.json, and all are measured." >&2; exit 1; }; done
-	$(EVAL) mteb --tasks NFCorpus,SciFact --data-dir "$(DATA)" --model $(NAME) --output-dir eval/results/$*
+	$(EVAL) mteb --tasks NFCorpus,SciFact --data-dir "$(DATA)" --model $(NAME) --vectors build/vectors --output-dir eval/results/$*
 	$(EVAL) report eval/results/$* --figures model_card/$*/report
 	$(EVAL) report eval/prompt_size/$* --figures model_card/$*/report --only prompt-documents
 

@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -91,3 +92,13 @@ def test_one_rule_for_the_type_of_the_weights(tiny: E2Rank, tmp_path: Path, dtyp
         assert (
             E2Rank(folder, **OPTIONS, **options).dtype == load(folder, **OPTIONS, dtype=wanted).model.dtype == expected
         )
+
+
+def test_kept_vectors_are_those_of_the_texts(tiny: E2Rank, facts: list[str], tmp_path: Path):
+    """Guards against rows of another text: what is kept has an order of its own."""
+    fresh, texts = Subject(tiny, "org/model", "1"), [*facts, facts[0]]
+    for _ in range(2):
+        keeping = Subject(tiny, "org/model", "1", vectors=tmp_path)
+        found, right = keeping.embed(texts), fresh.embed(texts)
+        assert found.texts == texts and found.maker == right.maker
+        np.testing.assert_allclose(found.embeddings, right.embeddings, atol=1e-6, rtol=0)

@@ -258,3 +258,13 @@ def test_refuses_what_it_cannot_do(tiny: E2Rank):
         encoder(tiny).index([], encode_kwargs={"precision": "int8"}, num_proc=None, **place)
     with pytest.raises(RuntimeError, match="call index first"):
         encoder(tiny).search([], top_k=1, encode_kwargs=QUIET, num_proc=None, **place)
+
+
+def test_kept_vectors(tiny: E2Rank, facts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Guards against a corpus whose kept vectors are those of other rows, and against one that is embedded again."""
+    documents, queries = numbered([*facts, facts[0]]), {"q": facts[1]}
+    right = search(encoder(tiny, mode="embedding"), documents, queries)["q"]
+    for _ in range(2):
+        found = search(encoder(tiny, mode="embedding", vectors=tmp_path), documents, queries)["q"]
+        assert found == pytest.approx(right, abs=1e-5)
+        monkeypatch.setattr(E2Rank, "encode_document", lambda *_, **__: pytest.fail("embedded again"))

@@ -16,6 +16,8 @@ from e2rank_st.loading import load_model
 from e2rank_st.model import E2Rank, check_name
 from e2rank_st.provenance import model_digest
 from e2rank_st.search.index import Index
+from e2rank_st.search.kept import kept_vectors
+from e2rank_st.search.maker import describe
 
 __all__ = ["Subject", "listwise_configuration", "load", "load_cross_encoder", "state"]
 
@@ -29,12 +31,14 @@ class Subject:
         name: ``organisation/name``.
         revision: The commit of a Hub repository, or else a hash of the model.
         index: The texts that :meth:`embed` was given last, with their vectors.
+        vectors: Where vectors are kept, see :func:`~e2rank_st.search.kept.kept_vectors`; None keeps none.
     """
 
     model: Any
     name: str
     revision: str
     index: Index | None = None
+    vectors: Path | None = None
 
     def describe(self) -> dict[str, Any]:
         """The model's part of a result: never a path."""
@@ -49,7 +53,12 @@ class Subject:
     def embed(self, texts: Sequence[str], batch_size: int = 32, show_progress_bar: bool = False) -> Index:
         """Embed documents; the same ones as before are not embedded again, as the splits of a corpus have the same."""
         if self.index is None or self.index.texts != list(texts):
-            self.index = Index.build(self.model, texts, batch_size, show_progress_bar)
+            options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+            if self.vectors is None:
+                self.index = Index.build(self.model, texts, **options)
+            else:
+                kept = kept_vectors(self.model, texts, self.vectors, name=self.name, **options)
+                self.index = Index(list(texts), kept.vectors(texts), describe(self.model))
         return self.index
 
 
@@ -60,6 +69,7 @@ def load(
     revision: str | None = None,
     device: str | None = None,
     dtype: str = "auto",
+    vectors: Path | None = None,
 ) -> Subject:
     """Load an E2Rank model from a folder or the Hub, or a bundled one.
 
@@ -86,7 +96,7 @@ def load(
     model = load_model(source, **options)
     # Not for a folder: it may have been trained further since it came from there.
     commit = None if folder.is_dir() else getattr(model.config, "_commit_hash", None)
-    return Subject(model, name or default, commit or revision or state(model))
+    return Subject(model, name or default, commit or revision or state(model), vectors=vectors)
 
 
 def load_cross_encoder(source: str, device: str | None = None) -> Subject:

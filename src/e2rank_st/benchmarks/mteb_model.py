@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate, islice, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -30,6 +31,7 @@ from e2rank_st.benchmarks.instructions import listwise_instruction
 from e2rank_st.checkpoints import instruction_template
 from e2rank_st.model import E2Rank
 from e2rank_st.search.exact import Neighbours, Rules, nearest
+from e2rank_st.search.kept import kept_vectors
 from e2rank_st.search.reranking import rerank_rows
 from e2rank_st.search.vectors import Matrix, unit_rows
 
@@ -76,6 +78,7 @@ class E2RankMTEB(AbsEncoder):
         first_stage_weight: Share of stage 1's cosine in the score of stage 2, instead of the configured one.
         keep_vectors: Whether to take the vectors of the last corpus if the same one comes again, as it does for the
             second mode. This is right only as long as the weights do not change.
+        vectors: Where vectors of documents are kept, see :func:`~e2rank_st.search.kept.kept_vectors`; None keeps none.
 
     Raises:
         ValueError: A value is not allowed.
@@ -92,6 +95,7 @@ class E2RankMTEB(AbsEncoder):
         num_prompt_documents: int | None = None,
         first_stage_weight: float | None = None,
         keep_vectors: bool = False,
+        vectors: Path | None = None,
     ) -> None:
         if "/" not in name:
             raise ValueError(f"Got the name {name!r}; MTEB wants organisation/name.")
@@ -106,7 +110,7 @@ class E2RankMTEB(AbsEncoder):
         if not 0 <= share <= 1:
             raise ValueError(f"Got first_stage_weight={share}; give a number from 0 to 1.")
         self.first_stage_weight = share
-        self.keep_vectors = keep_vectors
+        self.keep_vectors, self.vectors = keep_vectors, vectors
         self.instruction_template = instruction_template(model.prompts.get("query"))
         self._embedded: tuple[Corpus, Matrix] | None = None
         self.set_mode(mode)
@@ -196,7 +200,10 @@ class E2RankMTEB(AbsEncoder):
         if self.keep_vectors and self._embedded and self._embedded[0].fingerprint == documents.fingerprint:
             return
         self._embedded = None  # before another one's vectors take memory
-        encode = partial(self._embed, task_metadata=task_metadata, prompt_type=DOCUMENT, **encode_kwargs)
+        encode: Any = partial(self._embed, task_metadata=task_metadata, prompt_type=DOCUMENT, **encode_kwargs)
+        if self.vectors is not None:
+            texts = documents.read(np.arange(len(documents.ids)))
+            encode = kept_vectors(self.model, texts, self.vectors, name=task_metadata.name, **encode_kwargs).vectors
         self._embedded = documents, documents.embed(encode, self.model.get_embedding_dimension() or 0)
 
     def search(

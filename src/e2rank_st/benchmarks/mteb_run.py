@@ -71,6 +71,7 @@ class Options:
     batch_size: int = 32
     device: str | None = None
     dtype: str = "auto"
+    vectors: Path | None = None
     overwrite: bool = False
     show_progress_bar: bool = False
 
@@ -134,6 +135,7 @@ def run(options: Options) -> Iterator[Outcome]:
         num_prompt_documents=options.prompt_documents,
         first_stage_weight=options.first_stage_weight,
         keep_vectors=True,
+        vectors=options.vectors,
     )
     with private_cache() if options.data_dir else nullcontext():
         for task, modes in todo:

@@ -91,6 +91,7 @@ class Options:
     instructions: str | None = None
     published: bool = False
     embedding_queries: int = 10
+    vectors: Path | None = None
     output_dir: Path = Path("results")
     runs_dir: Path | None = None
     show_progress_bar: bool = False
@@ -193,7 +194,8 @@ def result_path(options: Options, result: Result) -> Path:
 def _load(options: Options) -> dict[str, Subject]:
     """Load the models by role: ``model`` and, where asked for, ``baseline`` and ``cross_encoder``."""
     names = {"model": options.model, "baseline": options.baseline}
-    found = {role: load(name, device=options.device, dtype=options.dtype) for role, name in names.items() if name}
+    how: dict[str, Any] = {"device": options.device, "dtype": options.dtype, "vectors": options.vectors}
+    found = {role: load(name, **how) for role, name in names.items() if name}
     for subject in found.values() if options.published else ():
         _lift_limits(subject.model)
     if options.cross_encoder:

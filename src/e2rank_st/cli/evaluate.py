@@ -84,6 +84,9 @@ Published = Annotated[
         "given, no limit of tokens, judged queries only.",
     ),
 ]
+Vectors = Annotated[
+    Path | None, Option(metavar="DIR", help="Keep vectors of documents here, and take those that are here.")
+]
 Results = Annotated[list[Path], Argument(metavar="RESULTS...", help="Result files, or folders of them.")]
 
 
@@ -163,6 +166,7 @@ def mteb(
     batch_size: BatchSize = 32,
     device: Device = None,
     dtype: Dtype = "auto",
+    vectors: Vectors = None,
     output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go and are kept.")] = Path("results"),
     overwrite: Annotated[bool, Option("--overwrite", help="Replace results, whatever they are of.")] = False,
     verbose: Verbose = 0,
@@ -233,6 +237,7 @@ def rerank(
     ] = None,
     published: Published = False,
     embedding_queries: Annotated[int, Option(min=0, metavar="N", help="Queries timed without stored vectors.")] = 10,
+    vectors: Vectors = None,
     output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go.")] = Path("results"),
     runs: Annotated[Path | None, Option(metavar="DIR", help="Write a TREC run of each system there.")] = None,
     verbose: Verbose = 0,

@@ -13,8 +13,8 @@ from e2rank_st.adapter_e2rank import LoraAdapter
 from e2rank_st.adapters import trained_adapter
 from e2rank_st.loading import load_model
 from e2rank_st.model import E2Rank
+from e2rank_st.search.kept import kept_vectors
 from e2rank_st.search.vectors import distinct
-from e2rank_st.training.datasets import kept_vectors
 from e2rank_st.training.settings import ListwiseSettings, Settings
 
 __all__ = ["AdapterEvaluator", "adapt", "load_base", "taught"]
@@ -114,8 +114,8 @@ class AdapterEvaluator(SequentialEvaluator):
         self.base = base
         parts: list[Any] = list(evaluator.evaluators)
         for part in parts:
-            documents = kept_vectors(base, part.name, "documents", distinct(part.documents), vectors)
-            part.use(base, documents, kept_vectors(base, part.name, "query", distinct([part.queries]), vectors))
+            documents = kept_vectors(base, distinct(part.documents), vectors, name=part.name)
+            part.use(base, documents, kept_vectors(base, part.queries, vectors, "query", name=part.name))
 
     def __call__(self, model: E2Rank, *args: Any, **kwargs: Any) -> dict[str, float]:  # type: ignore[override]
         """Evaluate; ``model`` is the one that is trained."""

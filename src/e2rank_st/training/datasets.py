@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sentence_transformers.base.evaluation import SequentialEvaluator
@@ -24,7 +24,8 @@ from e2rank_st.evaluation.evaluator import RerankingEvaluator
 from e2rank_st.model import E2Rank
 from e2rank_st.provenance import model_digest
 from e2rank_st.search.index import Index
-from e2rank_st.search.vectors import distinct, embed_distinct
+from e2rank_st.search.kept import Kind, kept_vectors
+from e2rank_st.search.vectors import distinct
 from e2rank_st.storage import file_sha256, folder_sha256, read_json, write_json
 from e2rank_st.training.collator import prompt_orders
 from e2rank_st.training.labels import Lessons
@@ -33,15 +34,7 @@ from e2rank_st.training.losses import LossOptions
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-__all__ = [
-    "DataEntry",
-    "fingerprint",
-    "frozen_vectors",
-    "kept_vectors",
-    "load_evaluator",
-    "load_training_data",
-    "with_prompt_orders",
-]
+__all__ = ["DataEntry", "fingerprint", "frozen_vectors", "load_evaluator", "load_training_data", "with_prompt_orders"]
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +255,7 @@ def _evaluator(source: DataEntry, slates: list[Slate], places: list[int], name: 
 def frozen_vectors(
     model: E2Rank,
     data: DatasetDict,
-    column: Literal["documents", "query"],
+    column: Kind,
     folder: Path,
     precision: str = "",
     show_progress_bar: bool | None = None,
@@ -284,38 +277,8 @@ def frozen_vectors(
     parts = []
     for name, part in data.items():
         texts = distinct(part["documents"] if column == "documents" else [part["query"]])
-        parts.append(kept_vectors(model, name, column, texts, folder, **options))
+        parts.append(kept_vectors(model, texts, folder, column, name=name, **options))
     return Index([text for part in parts for text in part.texts], np.concatenate([part.embeddings for part in parts]))
-
-
-def kept_vectors(
-    model: E2Rank,
-    name: str,
-    column: Literal["documents", "query"],
-    texts: list[str],
-    folder: Path,
-    precision: str = "",
-    show_progress_bar: bool | None = None,
-) -> Index:
-    """Embed texts, or take the vectors that an earlier call with the same model and texts kept on disk.
-
-    Args:
-        model: The model before training.
-        name: Name of the texts' source, for the log.
-        column: What they are.
-        texts: Distinct texts.
-        folder: As for :func:`frozen_vectors`; so are the rest.
-        precision: See there.
-        show_progress_bar: See there.
-    """
-    encode = model.encode_document if column == "documents" else model.encode_query
-    digest = model_digest(model)
-    digest.update(json.dumps([precision, column, texts]).encode())
-    kept = folder / digest.hexdigest()[:16]
-    if not kept.exists():
-        logger.info("%s: embedding %s, %d texts; kept in %s", name, column, len(texts), kept)
-        Index(texts, embed_distinct(encode, texts, show_progress_bar=show_progress_bar)).save(kept)
-    return Index.load(kept)
 
 
 def with_prompt_orders(
