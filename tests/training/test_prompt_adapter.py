@@ -153,5 +153,5 @@ def test_what_does_not_go_with_it(flags: list[str], tmp_path: Path, extra: list[
 
 def test_a_second_adapter_is_refused(run: Path, flags: list[str], tmp_path: Path) -> None:
     """Guards against an adapter on top of another, which no file could describe."""
-    with pytest.raises(ValueError, match=r"has a prompt adapter, .* Train on its base"):
+    with pytest.raises(ValueError, match=r"has a prompt adapter, which cannot be trained further. Give its base"):
         main([*flags, "--model", str(run / "final"), "--output_dir", str(tmp_path)])
