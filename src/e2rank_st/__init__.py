@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from e2rank_st.loading import load_model
     from e2rank_st.model import E2Rank
-    from e2rank_st.search.index import Index
+    from e2rank_st.search.index import SearchIndex
 
-__all__ = ["E2Rank", "Index", "load_model"]
+__all__ = ["E2Rank", "SearchIndex", "load_model"]
 __version__ = "0.1.0"
 
-MODULES = {"E2Rank": "model", "load_model": "loading", "Index": "search.index"}
+MODULES = {"E2Rank": "model", "load_model": "loading", "SearchIndex": "search.index"}
 
 
 def __getattr__(name: str) -> Any:

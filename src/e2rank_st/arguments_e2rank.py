@@ -20,9 +20,8 @@ from torch import Tensor
 from .documents_e2rank import Document, join_fields
 
 __all__ = [
-    "candidate_lists", "document_text", "flag", "matrix", "natural", "one_of", "one_text", "score_lists", "share",
-    "stored_vectors",
-    "strings",
+    "candidate_lists", "document_text", "flag", "matrix", "natural", "one_of", "one_text", "query_vectors",
+    "score_lists", "share", "stored_vectors", "strings",
 ]  # fmt: skip
 
 
@@ -201,6 +200,23 @@ def _finite(name: str, value: Any) -> float:
 def _documents(name: str, values: Any, template: str) -> tuple[list[Document], list[str]]:
     given = list(_entries(name, values, "strings"))
     return given, [document_text(f"{name}[{index}]", value, template) for index, value in enumerate(given)]
+
+
+def query_vectors(given: Any, num_queries: int, single: bool, dimension: int | None) -> Tensor | None:
+    """Returns the checked vectors of B queries (B, D), or ``None`` if queries must be embedded.
+
+    One query may have its vector alone, (D,).
+    """
+    if given is None:
+        return None
+    name, given = "query_embeddings", _plain("query_embeddings", given)
+    if single and _depth(name, given) == 1:
+        given = [given]
+    vectors = matrix(name, given)
+    if tuple(vectors.shape) != (num_queries, dimension) and (num_queries or len(vectors)):
+        shape = (num_queries, dimension)
+        raise ValueError(f"{name} must have the shape {shape}, a vector for each query, got {tuple(vectors.shape)}.")
+    return vectors
 
 
 def stored_vectors(

@@ -28,7 +28,6 @@ from e2rank_st.adapters import (
     prompt_base,
     read_adapter_config,
 )
-from e2rank_st.arguments_e2rank import natural, strings
 from e2rank_st.bundled import BASE, BUNDLED, NAMES, base_here
 from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
 from e2rank_st.documents_e2rank import Document
@@ -37,7 +36,6 @@ from e2rank_st.folders.hub import fetch
 from e2rank_st.folders.saved import E2RankModelCardData, listwise_config, make_portable
 from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.prompts_e2rank import LONG_TOKEN
-from e2rank_st.search.index import Index
 from e2rank_st.storage import read_json, write_errors
 from e2rank_st.wiring import (
     UNTRAINED_WARNING,
@@ -56,27 +54,23 @@ logger = logging.getLogger(__name__)
 SAFE = {"use_safetensors": True, "weights_only": True}  # arguments of transformers: no pickle is run
 
 
-class ListwiseOptions(TypedDict, total=False):
-    """Keyword arguments that ``rerank`` and ``search`` share."""
+class RerankOptions(TypedDict, total=False):
+    """Keyword arguments of ``rerank``."""
 
+    top_k: int | None
     return_documents: bool
+    query_embeddings: Any
+    document_embeddings: Any
+    first_stage_scores: Any
     instruction: str | None
     num_prompt_documents: int | None
     candidate_order: str | None
     query_weight: float | None
     first_stage_weight: float | None
     min_similarity: float | None
+    long_documents: str | None
     batch_size: int
     show_progress_bar: bool | None
-
-
-class RerankOptions(ListwiseOptions, total=False):
-    """Keyword arguments of ``rerank``."""
-
-    top_k: int | None
-    document_embeddings: Any
-    first_stage_scores: Any
-    long_documents: str | None
 
 
 class E2Rank(SentenceTransformer):
@@ -92,6 +86,7 @@ class E2Rank(SentenceTransformer):
             ``model_kwargs={"dtype": "bfloat16"}``.
 
     Attributes:
+        name: What the model was asked for by: a Hub id, a folder, or the name of a bundled model.
         untrained: Whether the model was trained to embed only; then it warns before its first ranking.
 
     Raises:
@@ -106,7 +101,8 @@ class E2Rank(SentenceTransformer):
         self.commit: str | None = None  # of the weights, if they are from the Hub
         self.untrained = False
         self._has_warned = False
-        super().__init__(name_of_model(model_name_or_path), **kwargs)
+        self.name = name_of_model(model_name_or_path)
+        super().__init__(self.name, **kwargs)
 
     @classmethod
     def from_bundled(cls, name: str = "bundled", **kwargs: Any) -> E2Rank:
@@ -126,10 +122,13 @@ class E2Rank(SentenceTransformer):
             raise ValueError(f"Got the bundled model {name!r}; give one of {', '.join(map(repr, NAMES))}.")
         try:
             if name == BASE:
-                return cls._from_base(BUNDLED["bundled"].base, **kwargs)
-            return cls(str(BUNDLED[name].folder), **kwargs)
+                model = cls._from_base(BUNDLED["bundled"].base, **kwargs)
+            else:
+                model = cls(str(BUNDLED[name].folder), **kwargs)
         except OSError as error:
             raise ImportError(str(error)) from error
+        model.name = name
+        return model
 
     @classmethod
     def _from_base(cls, base: str, **kwargs: Any) -> E2Rank:
@@ -343,44 +342,6 @@ class E2Rank(SentenceTransformer):
         by_task = [getattr(self[0], f"{task}_length", None) for task in ("query", "document")]
         limits = [self.max_seq_length, text.get("max_length"), max_length, *by_task]
         return max((limit for limit in limits if limit), default=None) if self.max_seq_length else None
-
-    def search(
-        self,
-        queries: str | Sequence[str],
-        index: Index,
-        *,
-        top_k: int = 10,
-        num_candidates: int = 100,
-        **options: Unpack[ListwiseOptions],
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-        """Retrieves candidates from an index, then reranks them with its stored vectors.
-
-        A query costs two forward passes, for any number of candidates.
-
-        Args:
-            queries: One query, or B queries.
-            index: Texts and vectors, embedded by this model.
-            top_k: Number of results for each query.
-            num_candidates: Number of candidates to rerank for each query.
-            **options: As for :meth:`rerank`. The index gives ``document_embeddings`` and ``first_stage_scores``.
-
-        Returns:
-            The hits of :meth:`~e2rank_st.search.index.Index.rerank`. A ``corpus_id`` is a row of the index.
-
-        Raises:
-            ValueError: If a different model made the index, the message says in what it differs
-                (:meth:`~e2rank_st.search.index.Index.check`); if a number is negative.
-        """
-        if not isinstance(index, Index):
-            raise ValueError(f"index must be an Index, got {type(index).__name__}. Make one with Index.build.")
-        single = isinstance(queries, str)
-        texts = strings("queries", [queries] if single else queries)
-        top_k, num_candidates = natural("top_k", top_k), natural("num_candidates", num_candidates)
-        if not texts:
-            return []
-        scores, rows = index.retrieve(self.encode_query(texts, show_progress_bar=False), num_candidates)  # (B, N)
-        rankings = index.rerank(self, texts, scores, rows, top_k=top_k, **options)
-        return rankings[0] if single else rankings
 
     def save_prompt_adapter(self, folder: str | os.PathLike[str]) -> None:
         """Saves the prompt adapter alone, with the reranking configuration: some MB that name their base.

@@ -34,6 +34,7 @@ from .arguments_e2rank import (
     natural,
     one_of,
     one_text,
+    query_vectors,
     score_lists,
     share,
     stored_vectors,
@@ -314,6 +315,7 @@ class ListwiseRerank(Module):
         *,
         top_k: int | None = None,
         return_documents: bool = False,
+        query_embeddings: Any = None,
         document_embeddings: Any = None,
         first_stage_scores: Any = None,
         min_similarity: float | None = None,
@@ -333,6 +335,7 @@ class ListwiseRerank(Module):
                 string, or a mapping with ``text`` and perhaps ``title``, which the document template joins.
             top_k: Number of results for each query; by default all.
             return_documents: Whether each result also holds its ``text``, or the given mapping as its ``document``.
+            query_embeddings: Vectors of the B queries, (B, D), so that they are not embedded again.
             document_embeddings: Stored vectors of the candidates, (N, D), of any kind that :func:`matrix` reads; for B
                 lists, B such matrices. With passages also N matrices (P, D): a vector for each of :meth:`passages`.
             first_stage_scores: N finite scores of the candidates, greater is better; for B queries always B rows, also
@@ -346,8 +349,9 @@ class ListwiseRerank(Module):
 
         Returns:
             A list of ``{"corpus_id": int, "score": float}``, best first, ties in the given order; for B queries, a list
-            of B such lists. Where the query is embedded (``"similarity"`` order, a query weight, ``min_similarity``),
-            a result also holds ``similarity``, its cosine to the query, which is comparable between queries.
+            of B such lists. Where the query's vector is known (given, or needed for ``"similarity"`` order, a query
+            weight or ``min_similarity``), a result also holds ``similarity``, its cosine to the query, which is
+            comparable between queries.
 
         Raises:
             ValueError: If an argument does not have the form above; the message names the place and the value.
@@ -356,11 +360,12 @@ class ListwiseRerank(Module):
         queries = [one_text("query", query)] if isinstance(query, str) else strings("query", query)
         given, texts = candidate_lists(documents, len(queries), single, self.document_template)
         passages, dimension = chosen.long_documents == "passages", self._parent.get_embedding_dimension()
+        asked = query_vectors(query_embeddings, len(queries), single, dimension)
         stored = stored_vectors(document_embeddings, texts, single, dimension, passages)
         first_stage = score_lists("first_stage_scores", first_stage_scores, texts, single)
         results = Results.of(top_k, return_documents, min_similarity)
         embedder = self.embedder(batch_size, show_progress_bar)
-        scores, similar = listwise_scores(embedder, queries, texts, stored, chosen, min_similarity is not None)
+        scores, similar = listwise_scores(embedder, queries, asked, texts, stored, chosen, min_similarity is not None)
         if first_stage is not None:
             scores = [fuse(*both, chosen.first_stage_weight) for both in zip(scores, first_stage, strict=True)]
         rankings = [results.ranking(*row) for row in zip(scores, similar, given, texts, strict=True)]

@@ -88,6 +88,7 @@ class Results(NamedTuple):
 def listwise_scores(
     embedder: Embedder,
     queries: Sequence[str],
+    given: Tensor | None,
     documents: Sequence[Sequence[str]],
     stored: Sequence[Tensor] | Sequence[Sequence[Tensor]] | None,
     options: Options,
@@ -98,6 +99,7 @@ def listwise_scores(
     Args:
         embedder: Embeds texts and prompts.
         queries: B queries.
+        given: Their vectors (B, D), if they are known.
         documents: B lists of N texts.
         stored: Their vectors, see :class:`Candidates`; by default, they are embedded.
         options: How to rank.
@@ -110,8 +112,11 @@ def listwise_scores(
     candidates = Candidates(embedder, documents, stored, options.long_documents == "passages")
     query_vectors, similar = torch.empty(len(asked), 0), dict[int, Tensor]()
     by_similarity = options.candidate_order == "similarity"
-    if by_similarity or options.query_weight or with_similarity or candidates.have_passages:
+    if given is not None:
+        query_vectors = given[asked].to(embedder.model.device)
+    elif by_similarity or options.query_weight or with_similarity or candidates.have_passages:
         query_vectors = embedder.embed_texts("query", (queries[row] for row in asked))  # (B, D)
+    if query_vectors.shape[1]:
         similar = {row: candidates.scores(row, vector) for row, vector in zip(asked, query_vectors, strict=True)}
     chosen = [_best_first(similar[row]) if by_similarity else list(range(len(documents[row]))) for row in asked]
     selected = [

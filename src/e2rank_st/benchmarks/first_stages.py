@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 from huggingface_hub import hf_hub_download
 
 from e2rank_st.benchmarks.candidates import Candidates, Case, some
@@ -23,8 +24,9 @@ from e2rank_st.data.files import DataError, Row, id_field, number_field, parse_r
 from e2rank_st.data.formats import read_results
 from e2rank_st.data.slates import list_field
 from e2rank_st.data.trec import read_qrels, read_run
-from e2rank_st.model import E2Rank
-from e2rank_st.search.index import Index
+from e2rank_st.search.index import SearchIndex
+from e2rank_st.search.texts import TextVectors
+from e2rank_st.search.vectors import Matrix
 from e2rank_st.storage import file_sha256, folder_sha256, text_id
 
 __all__ = [
@@ -195,42 +197,42 @@ def _cases(
     return tuple(cases)
 
 
-def read_index(model: E2Rank, index: Index, queries: Path, qrels: Path, corpus: Path | None, top_n: int) -> Candidates:
-    """Let a model retrieve the candidates of each judged query from an index.
+def read_index(index: SearchIndex, queries: Path, qrels: Path, top_n: int) -> tuple[Candidates, TextVectors]:
+    """Retrieve the candidates of each judged query from an index.
 
     Args:
-        model: The model that made the index.
-        index: Documents with vectors.
+        index: Documents with vectors, and their model.
         queries: A file with ``_id`` and ``text``.
-        qrels: Judgements in TREC's form.
-        corpus: The documents of the index in the same order, with ``_id``. Without it, the judgements name a document
-            by its row in the index, from 0, as the results of ``search`` do.
+        qrels: Judgements in TREC's form, of documents by their ids in the index.
         top_n: Number of candidates.
 
+    Returns:
+        The candidates, and their vectors.
+
     Raises:
-        ValueError: A judged query has no text, the index holds other documents than the corpus, or a different model
-            made it.
+        ValueError: A judged query has no text, or documents of the index have several vectors.
         DataError: A row of a file is bad.
         OSError: A file cannot be read.
     """
+    if index.settings["long_documents"] != "cut":
+        raise ValueError("An index of passages cannot be tuned on. Make one with long_documents='cut'.")
     texts, judgements = TextStore.load(queries), _whole_grades(read_qrels(qrels))
-    ids = list(map(str, range(len(index))))
-    if corpus is not None:
-        documents = TextStore.load(corpus)
-        ids = list(documents)
-        if list(documents.values()) != index.texts:
-            raise ValueError(f"{corpus.name} does not hold the documents of the index in their order; build it again.")
     if missing := judgements.keys() - texts.keys():
         raise ValueError(f"{len(missing)} judged queries have no text in {queries.name}: {some(missing)}.")
-    index.check(model)
-    asked = {query: texts[query] for query in judgements}
-    vectors = model.encode_query(list(asked.values()), show_progress_bar=False)
-    cases = tuple(_retrieved(index, ids, asked, vectors, top_n))
-    return Candidates(cases, judgements, "own", sources=_hashes(queries, qrels))
+    retrieved = index.retrieve([texts[query] for query in judgements], top_n)
+    vectors: dict[str, Matrix] = {}
+    cases = []
+    for query_id, found in zip(judgements, retrieved, strict=True):
+        documents = tuple(index.text(part.entry.record) for part in found)
+        vectors |= {text: part.entry.vectors[0] for text, part in zip(documents, found, strict=True)}
+        ids, scores = tuple(part.entry.record.id for part in found), tuple(part.score for part in found)
+        cases.append(Case(query_id, texts[query_id], ids, documents, scores))
+    stored = TextVectors(list(vectors), np.stack(list(vectors.values())))
+    return Candidates(tuple(cases), judgements, "own", sources=_hashes(queries, qrels)), stored
 
 
 def _retrieved(
-    index: Index, ids: Sequence[str], queries: Mapping[str, str], vectors: Any, top_n: int
+    index: TextVectors, ids: Sequence[str], queries: Mapping[str, str], vectors: Any, top_n: int
 ) -> Iterator[Case]:
     """The queries with their nearest documents; ``ids`` are those of the rows of the index."""
     for (query_id, query), scores, rows in zip(queries.items(), *index.retrieve(vectors, top_n), strict=True):
@@ -256,7 +258,7 @@ def own_first_stage(
     *,
     batch_size: int = 32,
     show_progress_bar: bool = False,
-) -> tuple[Candidates, Index]:
+) -> tuple[Candidates, TextVectors]:
     """Retrieve the candidates of each judged query from a folder in BEIR's layout by the model itself.
 
     The task says which split, how many of its queries, and which part of the corpus. Equally near documents come in

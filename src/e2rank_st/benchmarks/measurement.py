@@ -18,7 +18,7 @@ from e2rank_st.benchmarks.systems import Pointwise, System, best_first, paramete
 from e2rank_st.evaluation.metrics import DIGITS, MAIN, Judgements, evaluate, mean, separated
 from e2rank_st.evaluation.significance import bootstrap_interval, compare
 from e2rank_st.provenance import Cost, counted
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 
 __all__ = ["Entrant", "Measured", "measure", "results_of"]
 
@@ -39,7 +39,7 @@ class Entrant:
     model: Any
     systems: Mapping[str, System]
     cases: Sequence[Case]
-    index: Index | None = None
+    index: TextVectors | None = None
 
 
 @dataclass

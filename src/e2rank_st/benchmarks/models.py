@@ -15,9 +15,8 @@ from e2rank_st.bundled import BASE, BUNDLED
 from e2rank_st.loading import load_model
 from e2rank_st.model import E2Rank, check_name
 from e2rank_st.provenance import model_digest
-from e2rank_st.search.index import Index
 from e2rank_st.search.kept import kept_vectors
-from e2rank_st.search.maker import describe
+from e2rank_st.search.texts import TextVectors
 
 __all__ = ["Subject", "listwise_configuration", "load", "load_cross_encoder", "state"]
 
@@ -37,7 +36,7 @@ class Subject:
     model: Any
     name: str
     revision: str
-    index: Index | None = None
+    index: TextVectors | None = None
     vectors: Path | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -50,15 +49,15 @@ class Subject:
             "prompts": dict(getattr(self.model, "prompts", {})),
         }
 
-    def embed(self, texts: Sequence[str], batch_size: int = 32, show_progress_bar: bool = False) -> Index:
+    def embed(self, texts: Sequence[str], batch_size: int = 32, show_progress_bar: bool = False) -> TextVectors:
         """Embed documents; the same ones as before are not embedded again, as the splits of a corpus have the same."""
         if self.index is None or self.index.texts != list(texts):
             options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
             if self.vectors is None:
-                self.index = Index.build(self.model, texts, **options)
+                self.index = TextVectors.build(self.model, texts, **options)
             else:
                 kept = kept_vectors(self.model, texts, self.vectors, name=self.name, **options)
-                self.index = Index(list(texts), kept.vectors(texts), describe(self.model))
+                self.index = TextVectors(list(texts), kept.vectors(texts))
         return self.index
 
 

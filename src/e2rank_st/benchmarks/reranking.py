@@ -40,7 +40,7 @@ from e2rank_st.evaluation.metrics import MAIN
 from e2rank_st.model import E2Rank, check_name
 from e2rank_st.modeling_e2rank import num_positions
 from e2rank_st.provenance import environment
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.search.vectors import distinct
 
 __all__ = ["VECTOR_SYSTEMS", "Failure", "Options", "chosen_tasks", "result_path", "run"]
@@ -294,7 +294,7 @@ def _enter(
     return candidates, entrants
 
 
-def _candidates(options: Options, task: Task, subject: Subject) -> tuple[Candidates, Index | None]:
+def _candidates(options: Options, task: Task, subject: Subject) -> tuple[Candidates, TextVectors | None]:
     """Candidates and judgements of a task; vectors where the model had to make them for it."""
     index, top_n = None, options.top_n
     excluded = read_excluded(task, options.data_dir)

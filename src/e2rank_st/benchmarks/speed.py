@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from e2rank_st import E2Rank
 from e2rank_st.data.docstrings import QUERIES, collect
 from e2rank_st.provenance import environment
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 
 __all__ = ["time_reranking"]
 
@@ -59,7 +59,7 @@ def variants(model: E2Rank) -> dict[str, Callable[[str, list[str], np.ndarray], 
 
 def candidates(model: E2Rank) -> list[tuple[str, list[str], np.ndarray]]:
     """Each of the demo's queries with its nearest documents, nearest first, and their vectors."""
-    index = Index.build(model, [docstring.document for docstring in collect()], show_progress_bar=False)
+    index = TextVectors.build(model, [docstring.document for docstring in collect()], show_progress_bar=False)
     _, rows = index.retrieve(model.encode_query(list(QUERIES)), NUM_CANDIDATES)
     return [
         (query, [index.texts[row] for row in found], index.embeddings[found])

@@ -10,31 +10,24 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from e2rank_st import __version__
-from e2rank_st.bundled import NAMES
-from e2rank_st.cli import evaluate
+from e2rank_st.cli import evaluate, search
+from e2rank_st.cli.models import BUNDLED, ModelName, load_encoder, step
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.console import Column, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, read_documents
 from e2rank_st.data.files import DataError, number_field, text_field
 from e2rank_st.storage import replacing
 
-if TYPE_CHECKING:
-    from e2rank_st.model import E2Rank
-
 __all__ = ["app"]
 
-BUNDLED = "bundled"
+NUM_CANDIDATES = 100
 HIT_COLUMNS = (
     Column("rank", "d", style="bold"),
     Column("score", ".4f", style="green"),
@@ -73,17 +66,17 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help and usage errors: a line stays a line
     epilog=examples(
         "demo",
+        "index notes/ --to notes.lance",
+        'search notes.lance "how long do fleas live"',
         'rerank "how long do fleas live" passages.txt',
         "embed passages.txt --output vectors.npy",
     ),
 )
 
 app.add_typer(evaluate.app, name="eval")
+app.command(epilog=search.INDEX_EXAMPLES)(search.index)
+app.command(epilog=search.SEARCH_EXAMPLES)(search.search)
 
-ModelName = Annotated[
-    str,
-    typer.Option("--model", metavar="NAME", help="Hub id or folder; 'bundled' is the small model in the package."),
-]
 Source = Annotated[
     str, typer.Argument(metavar="FILE", help="One document a line, or JSON lines or CSV with 'text'; - is stdin.")
 ]
@@ -99,41 +92,13 @@ def main(
     """Retrieve and rerank with one embedding model (E2Rank)."""
 
 
-@contextmanager
-def _step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]:
-    """Show a spinner during a step, if stderr is a terminal, and report its seconds."""
-    start = time.perf_counter()
-    with Console(stderr=True).status(doing) if spin else nullcontext():
-        yield
-    if tell:
-        typer.echo(f"{doing}: {time.perf_counter() - start:.1f} s", err=True)
-
-
-def _load_model(name: str, device: str | None, dtype: str, *, tell: bool = False) -> E2Rank:
-    """Load the model. A model from the Hub shows the bars of its download instead of a spinner."""
-    is_local = name in NAMES or Path(name).is_dir()
-    # torch reads it at its first import. Threads that spin while they wait made a busy 2-core machine 5 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    with _step("loading the model", spin=is_local, tell=tell):
-        from transformers.utils.logging import disable_progress_bar, enable_progress_bar
-
-        from e2rank_st.loading import load_model
-
-        if is_local or not sys.stderr.isatty():
-            disable_progress_bar()
-        try:
-            return load_model(name, device=device, model_kwargs={"dtype": dtype})
-        finally:
-            enable_progress_bar()  # the bars of reranking use the same switch
-
-
 @app.command(epilog=examples("demo", 'demo "compress a file with gzip" --top-k 3'))
 def demo(
     queries: Annotated[
         list[str] | None, typer.Argument(metavar="QUERY", help="Default: three built-in queries.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Results for each query.")] = 10,
-    cache: Annotated[bool, typer.Option(help="Keep the vectors in the user's cache folder.")] = True,
+    cache: Annotated[bool, typer.Option(help="Keep the index in the user's cache folder.")] = True,
     model: ModelName = BUNDLED,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -141,26 +106,24 @@ def demo(
     verbose: Verbose = 0,
 ) -> None:
     """Search the docstrings of Python's standard library: retrieve 100, and rerank them with their stored vectors."""
-    from e2rank_st.cli.demo import answer, stored_index
+    from e2rank_st.cli.demo import docstring_index
     from e2rank_st.data.docstrings import QUERIES, collect
 
     for query in queries or ():
         text_field({"QUERY": query}, "QUERY")
-    encoder = _load_model(model, device, dtype, tell=True)
-    with _step("collecting the standard library's docstrings"):
+    encoder = load_encoder(model, device, dtype, tell=True)
+    with step("collecting the standard library's docstrings"):
         docstrings = collect()
-    texts = [docstring.document for docstring in docstrings]
-    with _step(f"vectors of {len(texts)} texts", spin=False):
-        index = stored_index(encoder, texts, model if cache else None, batch_size)
+    with step(f"index of {len(docstrings)} texts", spin=False):
+        found = docstring_index(encoder, docstrings, keep=cache, batch_size=batch_size)
     for query in queries or QUERIES:
-        hits, retrieval, reranking = answer(encoder, index, query, top_k)
+        with step(f"retrieving {NUM_CANDIDATES} texts, and reranking them", spin=False):
+            hits = found.search(query, top_k, NUM_CANDIDATES)
         rows = (
-            (rank, hit["score"], hit["retrieval_rank"], hit["retrieval_score"], docstring.name, docstring.summary)
+            (rank, hit["score"], hit["retrieval_rank"], hit["retrieval_score"], hit["id"], hit["text"].splitlines()[0])
             for rank, hit in enumerate(hits, 1)
-            for docstring in [docstrings[hit["corpus_id"]]]
         )
         show(HIT_COLUMNS, rows, title=query)
-        typer.echo(f"retrieved in {retrieval * 1000:.0f} ms, reranked in {reranking * 1000:.0f} ms\n", err=True)
 
 
 @app.command(
@@ -203,7 +166,7 @@ def rerank(
     text_field({"QUERY": query}, "QUERY")
     records = _read(source, file_format)
     vectors = _read_vectors(embeddings) if embeddings else None
-    encoder = _load_model(model, device, dtype)
+    encoder = load_encoder(model, device, dtype)
     configured = encoder.listwise.first_stage_weight and all("score" in record for record in records)
     ranking = encoder.rerank(
         query,
@@ -250,7 +213,7 @@ def embed(
     import numpy as np
 
     records = _read(source, file_format)
-    encoder = _load_model(model, device, dtype)
+    encoder = load_encoder(model, device, dtype)
     encode = encoder.encode_query if task == "query" else encoder.encode_document
     texts = [record["text"] for record in records]
     vectors = np.asarray(encode(texts, batch_size=batch_size, show_progress_bar=sys.stderr.isatty()), dtype=np.float32)
@@ -279,8 +242,7 @@ def tune(
     index: Annotated[Path | None, typer.Option(metavar="DIR", help="Index that the model itself searches.")] = None,
     queries: Annotated[Path | None, typer.Option(metavar="FILE", help="Queries with '_id' and 'text'.")] = None,
     corpus: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Documents with '_id' and 'text'; without it, rows of --index are the ids."),
+        Path | None, typer.Option(metavar="FILE", help="Documents of --run, with '_id' and 'text'.")
     ] = None,
     top_n: Annotated[int, typer.Option(min=2, metavar="N", help="Candidates a query.")] = 100,
     model: ModelName = BUNDLED,
@@ -306,8 +268,8 @@ def tune(
         raise typer.BadParameter(str(error)) from error
     if write and not Path(model).is_dir():
         raise typer.BadParameter(f"got --write with the model {model!r}; it needs a folder of your own in --model")
-    encoder = _load_model(model, device, dtype)
-    with _step("trying settings", spin=False):
+    encoder = load_encoder(model, device, dtype)
+    with step("trying settings", spin=False):
         tuning = work.decide(
             encoder, inputs, top_n=top_n, seed=seed, batch_size=batch_size, show_progress_bar=sys.stderr.isatty()
         )

@@ -14,7 +14,8 @@ from e2rank_st.benchmarks.first_stages import Files, read_files, read_index, rea
 from e2rank_st.console import Column, show
 from e2rank_st.evaluation.tuning import Tuning, tune, write_setting
 from e2rank_st.folders.saved import listwise_config
-from e2rank_st.search.index import Index
+from e2rank_st.search.index import SearchIndex
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.storage import replacing, write_json
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Inputs:
         run: TREC run.
         index: Folder of an index.
         queries: Texts of the queries of a run, or for an index.
-        corpus: Texts of the documents of a run; for an index, their ids.
+        corpus: Texts of the documents of a run.
     """
 
     qrels: Path
@@ -53,14 +54,14 @@ class Inputs:
             ValueError: Files are missing, or belong to different first stages.
         """
         given = {name for name, value in vars(self).items() if value is not None} - {"qrels"}
-        forms = ({"results"}, {"run", "corpus", "queries"}, {"index", "queries"}, {"index", "queries", "corpus"})
+        forms = ({"results"}, {"run", "corpus", "queries"}, {"index", "queries"})
         if given not in forms:
             got = " ".join(f"--{name}" for name in vars(self) if name in given) or "none of them"
             raise ValueError(
                 f"got {got}; give --results, or --run with --corpus and --queries, or --index with --queries"
             )
 
-    def read(self, model: E2Rank, top_n: int) -> tuple[Candidates, Index | None]:
+    def read(self, model: E2Rank, top_n: int) -> tuple[Candidates, TextVectors | None]:
         """Read or retrieve the candidates of the judged queries; judgements of further queries are left out.
 
         Raises:
@@ -75,8 +76,7 @@ class Inputs:
             found = read_over_texts(self.run, self.corpus, self.queries, self.qrels, top_n)
         else:
             assert self.index is not None and self.queries is not None
-            index = Index.load(self.index)
-            found = read_index(model, index, self.queries, self.qrels, self.corpus, top_n)
+            found, index = read_index(SearchIndex.open(self.index, model), self.queries, self.qrels, top_n)
         ids = {case.query_id for case in found.cases}
         both = {query: grades for query, grades in found.judgements.items() if query in ids}
         unused = len(found.cases) - len(both), len(found.judgements) - len(both)

@@ -1,12 +1,14 @@
-"""A file of text, JSON lines, CSV or TSV → documents; an error names file and line.
+"""A file of text, JSON lines, CSV, TSV or parquet, or a folder of text files → documents, one at a time.
 
-Blank lines are left out, so every reader counts the documents of a file in the same way. The row of a vector is
-therefore the ``corpus_id`` of its document.
+An error names file and line. Blank lines are left out, so every reader counts the documents of a file in the same way.
+The row of a vector is therefore the ``corpus_id`` of its document.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,15 +17,28 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from e2rank_st.data.files import DataError, decoded, distinct_names, json_row, numbered_lines, text_field
+from e2rank_st.data.files import (
+    BYTE_ORDER_MARK,
+    DataError,
+    Row,
+    decoded,
+    distinct_names,
+    json_row,
+    numbered_lines,
+    parse_rows,
+    text_field,
+)
 
-__all__ = ["Format", "read_documents"]
+__all__ = ["Format", "iter_documents", "read_documents"]
+
+logger = logging.getLogger(__name__)
 
 # "text" is one document a line. "jsonl" is one JSON object a line. "csv" is a table with a header; commas, semicolons,
 # tabs or bars separate its columns. The last two have the document in "text". "auto" looks at name and first line.
 Format: TypeAlias = Literal["auto", "text", "jsonl", "csv"]
 
 ENDINGS: dict[str, Format] = {".csv": "csv", ".tsv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+TEXT_FILES = (".txt", ".text", ".md", ".markdown", ".rst", ".org", ".adoc", ".tex")  # what counts in a folder
 SEPARATORS = ",;\t|"
 NAME = re.compile(r"[A-Za-z_][\w-]*")  # a column's, in a line that may be a header
 LONGEST_FIELD = 2**31 - 1  # Python's own limit, 131,072 characters, is shorter than some documents
@@ -31,32 +46,75 @@ Line: TypeAlias = tuple[str, bytes]  # place and content
 
 
 def read_documents(source: str, form: Format = "auto") -> list[dict[str, Any]]:
-    """Read the documents of a file, or of standard input if ``source`` is ``-``.
+    """Read all documents of a file, folder or standard input: see :func:`iter_documents`.
 
-    Returns:
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: There are no documents, or one is not valid.
+    """
+    documents = list(iter_documents(source, form))
+    if not documents:
+        name = "<stdin>" if source == "-" else source
+        raise ValueError(
+            f"{name} holds no documents; give one document a line, or a field 'text' in JSON lines or CSV."
+        )
+    return documents
+
+
+def iter_documents(source: str, form: Format = "auto") -> Iterator[dict[str, Any]]:
+    """Read the documents of a file or folder, or of standard input if ``source`` is ``-``.
+
+    A folder is searched with all its folders for files of text. Each is a document: its ``id`` is the path below the
+    folder. Hidden files, and those in hidden folders, are left out.
+
+    Yields:
         One record for each document: ``text`` and the further fields of its JSON object or its row.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: The file holds no document, nothing shows its form, or a line is not valid. The message names file
-            and line.
+        OSError: A file cannot be read.
+        ValueError: Nothing shows the form of the file, or a line is not valid. The message names file and line.
+        ImportError: The file is parquet and pyarrow is missing.
     """
     name = "<stdin>" if source == "-" else source
     if source == "-" and sys.stdin is None:
         raise ValueError("Standard input is closed; name a FILE, or pipe documents into the command.")
-    documents: list[dict[str, Any]] = []
+    if source != "-" and Path(source).is_dir():
+        yield from _folder(Path(source))
+        return
+    if Path(name).suffix.lower() == ".parquet":
+        yield from parse_rows(source, _row)
+        return
     with nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb") as file:
         lines = numbered_lines(file, name, blank=True)
         first = next((line for line in lines if line[1].strip()), None)
         if first:
             form = ENDINGS.get(Path(name).suffix.lower()) or _form(*first) if form == "auto" else form
-            rows = _table(lines, first) if form == "csv" else _each_line(chain([first], lines), form)
-            documents.extend(rows)
-    if not documents:
-        raise ValueError(
-            f"{name} holds no documents; give one document a line, or a field 'text' in JSON lines or CSV."
-        )
-    return documents
+            yield from _table(lines, first) if form == "csv" else _each_line(chain([first], lines), form)
+
+
+def _row(row: Row) -> dict[str, Any]:
+    found = dict(row)
+    _check_text(found)
+    return found
+
+
+def _folder(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the text files below a folder, in the order of their names."""
+    others = 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(place, name) for name in sorted(files) if not name.startswith(".")):
+            if path.suffix.lower() not in TEXT_FILES:
+                others += 1
+                continue
+            try:
+                text = decoded(path.read_bytes().removeprefix(BYTE_ORDER_MARK))
+            except DataError as error:
+                raise DataError("file", error.problem, error.detail, str(path)) from error.__cause__
+            if text.strip():
+                yield {"id": path.relative_to(folder).as_posix(), "text": text}
+    if others:
+        logger.warning("%s: left out %d files that do not end in %s.", folder, others, ", ".join(TEXT_FILES))
 
 
 def _form(place: str, first: bytes) -> Format:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar, cast
 
 __all__ = [
+    "BYTE_ORDER_MARK",
     "ROW_FILES",
     "DataError",
     "Row",

@@ -24,9 +24,9 @@ from e2rank_st.data.slates import Slate
 from e2rank_st.data.trec import read_qrels
 from e2rank_st.embedding_e2rank import cosine
 from e2rank_st.evaluation.metrics import Grade, ndcg
-from e2rank_st.search.index import Index
 from e2rank_st.search.maker import Maker, describe
 from e2rank_st.search.reranking import rerank_rows
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.search.vectors import distinct, embed_distinct
 from e2rank_st.storage import text_id
 
@@ -83,7 +83,7 @@ class RerankingEvaluator(BaseEvaluator):
         self.metrics = tuple(f"{system}_ndcg@10" for system in SYSTEMS)
         self.primary_metric = f"{name}_{self.metrics[-1]}" if name else self.metrics[-1]
         self.per_query: dict[str, list[float]] = {}
-        self._kept: tuple[Maker, Index, Tensor] | None = None
+        self._kept: tuple[Maker, TextVectors, Tensor] | None = None
 
     @classmethod
     def from_slates(cls, slates: Iterable[Slate], **options: Any) -> RerankingEvaluator:
@@ -172,7 +172,7 @@ class RerankingEvaluator(BaseEvaluator):
                 scores[system] += [self._ndcg(query, order) for query, order in zip(chunk, orders, strict=True)]
         return scores
 
-    def use(self, model: Any, documents: Index, queries: Index) -> None:
+    def use(self, model: Any, documents: TextVectors, queries: TextVectors) -> None:
         """Take vectors that a model gave, instead of embedding with it, for as long as it gives the same.
 
         Args:
@@ -182,10 +182,10 @@ class RerankingEvaluator(BaseEvaluator):
         """
         self._kept = _maker(model), documents, torch.from_numpy(queries.vectors(self.queries))
 
-    def _embedded(self, model: Any) -> tuple[Index, Tensor]:
+    def _embedded(self, model: Any) -> tuple[TextVectors, Tensor]:
         """Embed documents and queries; once, as long as the model gives the same vectors (with a prompt adapter)."""
         if self._kept is None or self._kept[0] != _maker(model):
-            index = Index.build(model, distinct(self.documents), self.batch_size, show_progress_bar=False)
+            index = TextVectors.build(model, distinct(self.documents), self.batch_size, show_progress_bar=False)
             options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False}
             vectors = torch.from_numpy(embed_distinct(model.encode_query, self.queries, **options))
             self._kept = _maker(model), index, vectors

@@ -22,8 +22,8 @@ from transformers.utils.logging import tqdm
 from e2rank_st.embedding_e2rank import cosine, fuse
 from e2rank_st.evaluation.metrics import Grade, ndcg
 from e2rank_st.modeling_e2rank import ListwiseRerank
-from e2rank_st.search.index import Index
 from e2rank_st.search.reranking import rerank_rows
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.search.vectors import embed_distinct
 
 __all__ = ["FIRST_STAGE", "JudgedLists", "Scores", "Setting", "Trials", "mixed", "run_trials", "settings_of"]
@@ -145,7 +145,7 @@ class JudgedLists:
 
 
 def run_trials(
-    model: Any, lists: JudgedLists, index: Index, *, batch_size: int = 32, show_progress_bar: bool = False
+    model: Any, lists: JudgedLists, index: TextVectors, *, batch_size: int = 32, show_progress_bar: bool = False
 ) -> Trials:
     """Score every setting on every query.
 
@@ -197,7 +197,7 @@ def run_trials(
 def _listwise(
     model: Any,
     lists: JudgedLists,
-    index: Index,
+    index: TextVectors,
     rows: Sequence[int],
     orders: Sequence[Sequence[int]],
     count: int,

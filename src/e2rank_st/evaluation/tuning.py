@@ -27,7 +27,7 @@ from e2rank_st.evaluation.significance import Comparison, compare
 from e2rank_st.evaluation.trials import FIRST_STAGE, JudgedLists, Scores, Setting, Trials, run_trials
 from e2rank_st.folders.saved import listwise_config
 from e2rank_st.modeling_e2rank import ListwiseRerank
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.search.vectors import distinct
 from e2rank_st.storage import read_json, write_json
 
@@ -139,7 +139,7 @@ def tune(
     *,
     first_stage_scores: Sequence[Sequence[float]] | None = None,
     ideal: Sequence[Iterable[Grade]] | None = None,
-    index: Index | None = None,
+    index: TextVectors | None = None,
     seed: int = 0,
     batch_size: int = 32,
     show_progress_bar: bool | None = None,
@@ -163,7 +163,7 @@ def tune(
 
     Raises:
         ValueError: There are fewer than two queries, lists differ in length, or a score is not finite; no candidate has
-            a grade above 0; or the model did not make the vectors of the index.
+            a grade above 0.
         KeyError: A candidate is not in the index.
     """
     lists = JudgedLists(queries, documents, grades, grades if ideal is None else ideal, first_stage_scores)
@@ -176,9 +176,7 @@ def tune(
         raise ValueError("No candidate of any query has a grade above 0, so all rankings are equal. Check the grades.")
     shown = progress_wanted(show_progress_bar, logger)
     if index is None:
-        index = Index.build(model, distinct(lists.documents), batch_size, shown)
-    else:
-        index.check(model)
+        index = TextVectors.build(model, distinct(lists.documents), batch_size, shown)
     trials = run_trials(model, lists, index, batch_size=batch_size, show_progress_bar=shown)
     return judge(trials, seed=seed)
 

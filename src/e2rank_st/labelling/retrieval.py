@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from e2rank_st.data.beir import JudgedCorpus
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.storage import replacing
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def write_first_stage(path: Path, model: SentenceTransformer, collection: Judged
     Raises:
         OSError: A file cannot be written.
     """
-    index = Index.build(model, list(collection.corpus.values()), show_progress_bar=True)
+    index = TextVectors.build(model, list(collection.corpus.values()), show_progress_bar=True)
     ids, queries = list(collection.corpus), list(collection.judgements)
     vectors = model.encode_query([collection.queries[query] for query in queries])
     scores, rows = index.retrieve(vectors, depth)

@@ -1,4 +1,4 @@
-"""An index ↔ its folder: a manifest, the vectors, and the texts as JSON lines.
+"""Texts with vectors ↔ their folder: a manifest, the vectors, and the texts as JSON lines.
 
 The manifest holds a hash of each file, and of itself. A single wrong bit is therefore found, and so is a folder that is
 replaced while it is read.
@@ -16,24 +16,22 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from e2rank_st.search.maker import Maker
 from e2rank_st.search.vectors import Matrix
 from e2rank_st.storage import file_sha256, replacing, write_errors
 
-__all__ = ["read_index", "write_index"]
+__all__ = ["read_vectors", "write_vectors"]
 
 FORMAT = 2
 MANIFEST, VECTORS, TEXTS = "index.json", "embeddings.safetensors", "texts.jsonl"
 
 
-def write_index(folder: str | os.PathLike[str], texts: Sequence[str], embeddings: Matrix, maker: Maker | None) -> None:
+def write_vectors(folder: str | os.PathLike[str], texts: Sequence[str], embeddings: Matrix) -> None:
     """Write the parts of an index, whole or not at all.
 
     Args:
         folder: A new or empty folder, or the folder of an index, which is replaced.
         texts: The N documents.
         embeddings: Their vectors, (N, D).
-        maker: Description of the model that made them.
 
     Raises:
         ValueError: The folder holds other files.
@@ -50,16 +48,15 @@ def write_index(folder: str | os.PathLike[str], texts: Sequence[str], embeddings
         with (fresh / TEXTS).open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(json.dumps(text) + "\n" for text in texts)
         hashes = {name: file_sha256(fresh / name) for name in (VECTORS, TEXTS)}
-        manifest = {"format": FORMAT, "documents": len(texts), "dimension": embeddings.shape[1]}
-        manifest |= {"maker": maker, "sha256": hashes}
+        manifest = {"format": FORMAT, "documents": len(texts), "dimension": embeddings.shape[1], "sha256": hashes}
         (fresh / MANIFEST).write_bytes(_signed(manifest))
 
 
-def read_index(folder: str | os.PathLike[str]) -> tuple[list[str], Matrix, Maker | None]:
+def read_vectors(folder: str | os.PathLike[str]) -> tuple[list[str], Matrix]:
     """Read the parts of an index, all of one version, also while the folder is being replaced.
 
     Returns:
-        Texts, vectors and the description of the model.
+        Texts and vectors.
 
     Raises:
         FileNotFoundError: A file of the index is missing.
@@ -78,14 +75,14 @@ def read_index(folder: str | os.PathLike[str]) -> tuple[list[str], Matrix, Maker
                 return found
 
 
-def _read(folder: Path) -> tuple[list[str], Matrix, Maker | None]:
+def _read(folder: Path) -> tuple[list[str], Matrix]:
     manifest = _manifest(folder)
     for name, expected in manifest["sha256"].items():
         if file_sha256(folder / name) != expected:
             raise ValueError(f"The index in {folder} is damaged ({name} has changed); build and save it again.")
     with (folder / TEXTS).open(encoding="utf-8", newline="\n") as file:
         texts = [json.loads(line) for line in file]
-    return texts, load_file(folder / VECTORS)["embeddings"], manifest["maker"]
+    return texts, load_file(folder / VECTORS)["embeddings"]
 
 
 def _identity(folder: Path) -> tuple[int, ...] | None:
@@ -98,7 +95,7 @@ def _identity(folder: Path) -> tuple[int, ...] | None:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest, if it is exactly what :func:`write_index` wrote."""
+    """Read the manifest, if it is exactly what :func:`write_vectors` wrote."""
     written = (folder / MANIFEST).read_bytes()
     try:
         manifest: Any = json.loads(written)
@@ -112,8 +109,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if version is None or manifest.pop("manifest_sha256", None) is None or _signed(manifest) != written:
         raise ValueError(f"The index in {folder} is damaged ({MANIFEST} has changed); build and save it again.")
     assert isinstance(manifest, dict)
-    hashes, maker = manifest.get("sha256"), manifest.get("maker")
-    if not isinstance(hashes, dict) or hashes.keys() != {VECTORS, TEXTS} or not isinstance(maker, (dict, type(None))):
+    hashes = manifest.get("sha256")
+    if not isinstance(hashes, dict) or hashes.keys() != {VECTORS, TEXTS}:
         raise ValueError(f"The index in {folder} has a {MANIFEST} of an unknown form; build and save it again.")
     return manifest
 

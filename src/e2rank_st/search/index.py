@@ -1,246 +1,505 @@
-"""Texts → stored vectors → the nearest texts of a query.
+"""A collection that lasts: documents are embedded once, found again, and reranked with their stored vectors.
 
-With stored document vectors, reranking costs one forward pass for each query. The index therefore keeps vectors beside
-their texts. Search is exact: a matrix product over all vectors, without approximation or a further dependency. If a
-corpus does not fit in memory, use a vector database and pass its vectors to ``rerank(document_embeddings=...)``.
+Adding is safe to repeat: a document that the index has already is neither embedded nor written again. So a call that
+was interrupted goes on where it was, when it is made again.
 
-Axes: B queries, N documents, D dimensions.
+Axes: B queries, P passages of one document, D dimensions.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import numpy as np
+from transformers.utils.logging import tqdm
+from typing_extensions import Self, Unpack
 
-from e2rank_st.arguments_e2rank import natural
-from e2rank_st.search.exact import nearest
-from e2rank_st.search.folder import read_index, write_index
-from e2rank_st.search.maker import Maker, describe, differences
-from e2rank_st.search.reranking import rerank_rows
-from e2rank_st.search.vectors import Matrix, Rows, embed_distinct, read_texts, unit_rows
+from e2rank_st.arguments_e2rank import flag, natural, one_of, share, strings
+from e2rank_st.console import progress_wanted
+from e2rank_st.documents_e2rank import join_fields
+from e2rank_st.passages_e2rank import LONG_DOCUMENTS
+from e2rank_st.search.maker import Fingerprint, Maker, describe
+from e2rank_st.search.memory import MemoryStore
+from e2rank_st.search.records import Record, records
+from e2rank_st.search.store import FIRST_STAGES, Entry, FirstStage, Found, Store, Where
+from e2rank_st.search.vectors import Matrix, embed_distinct, unit_rows
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from e2rank_st.modeling_e2rank import ListwiseRerank
 
-__all__ = ["Index"]
+__all__ = ["Changes", "SearchIndex", "SearchOptions"]
 
-# Largest 1 − cosine of a text's vectors by one model: with different batches in float32, and else.
-ROUNDING = {"torch.float32": 1e-5}
-COARSE_ROUNDING = 1e-3
-PROBES = 4  # texts to embed again, besides the longest
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+DTYPES = ("float16", "float32")
+PART_DOCUMENTS = 256  # that are embedded and written at a time: an interruption costs no more
+PART_CHARACTERS = 2**22
 
 
-@dataclass(frozen=True, eq=False)
-class Index:
-    """Texts and their vectors, row by row, in the order of the texts.
+class SearchOptions(TypedDict, total=False):
+    """Options of reranking; each stands for the configured one, see :meth:`ListwiseRerank.rerank`."""
+
+    instruction: str | None
+    num_prompt_documents: int | None
+    candidate_order: str | None
+    query_weight: float | None
+    first_stage_weight: float | None
+    batch_size: int
+
+
+class Changes(NamedTuple):
+    """What a call did to an index.
 
     Attributes:
-        texts: The N documents.
-        embeddings: ``(N, D)`` float32; each row is normalised to unit length.
-        maker: Description of the model that made the vectors; None if they were given without it.
-
-    Raises:
-        ValueError: The texts are not strings, or the embeddings are not a finite ``(N, D)`` matrix.
+        embedded: Documents that are new, or have a new text.
+        rewritten: Documents that kept their vectors and have new fields.
+        unchanged: Documents that the index had already.
     """
 
-    texts: list[str]
-    embeddings: Matrix
-    maker: Maker | None = None
+    embedded: int = 0
+    rewritten: int = 0
+    unchanged: int = 0
 
-    def __post_init__(self) -> None:
-        """Check both parts, and normalise the vectors."""
-        object.__setattr__(self, "texts", read_texts(self.texts))
-        object.__setattr__(self, "embeddings", unit_rows(self.embeddings))
-        if not isinstance(self.maker, (Mapping, type(None))):
-            raise ValueError(f"maker must describe a model, got {self.maker!r:.80}. Leave it out, or use Index.build.")
-        if len(self.texts) != len(self.embeddings):
-            raise ValueError(
-                f"Got {len(self.texts)} texts and {len(self.embeddings)} embeddings; give one row for each text."
-            )
 
-    def __len__(self) -> int:
-        """Number of documents, N."""
-        return len(self.texts)
+class SearchIndex:
+    """Documents with ids, fields and vectors, and the model that made the vectors.
 
-    @property
-    def dimension(self) -> int:
-        """Length of a vector, D."""
-        return int(self.embeddings.shape[1])
+    Use :meth:`create` or :meth:`open`.
+
+    Args:
+        store: Keeps the documents.
+        settings: What all documents of the index share: see :meth:`create`.
+        model: The model; None for an index that is only looked at.
+    """
+
+    def __init__(self, store: Store, settings: Mapping[str, Any], model: Any = None) -> None:
+        self.store = store
+        self.settings = settings
+        self.model = model
+        self._checked: Maker | None = None if model is None else describe(model)
 
     @classmethod
-    def build(
+    def create(
         cls,
-        model: SentenceTransformer,
-        texts: Iterable[str],
+        path: str | os.PathLike[str] | None,
+        model: Any,
+        documents: Any = (),
+        *,
+        long_documents: Literal["cut", "passages"] = "cut",
+        dtype: Literal["float16", "float32"] = "float16",
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
-    ) -> Index:
-        """Embed each distinct text once, as a document.
+    ) -> Self:
+        """Make an index of documents. If the path has one already, add the documents to it: see :meth:`add`.
 
         Args:
-            model: Any Sentence Transformers model; its ``encode_document`` is called.
-            texts: The N documents, at least one: a list, an array, a column of a table, or a generator.
+            path: A folder, or the address of an object store as LanceDB reads it (``s3://...``). None keeps the index
+                in memory, with exact search of vectors only.
+            model: A model with ``rerank``: an E2Rank, or a Sentence-Transformers model that was saved by one.
+            documents: As for :meth:`add`.
+            long_documents: What becomes of a document that has more tokens than the model embeds: ``"cut"`` keeps its
+                start, ``"passages"`` a vector for each passage.
+            dtype: Type of the stored vectors.
             batch_size: Texts in a forward pass.
-            show_progress_bar: Whether to show a bar on stderr; by default, the level of the library's logger decides.
+            show_progress_bar: Whether to show a bar on stderr; by default, the level of this logger decides.
 
         Raises:
-            ValueError: ``texts`` is empty, or an entry is not a string.
-        """
-        if not hasattr(model, "encode_document"):
-            raise ValueError(f"model must be a Sentence Transformers model, got {type(model).__name__}.")
-        texts, batch_size = read_texts(texts), natural("batch_size", batch_size, least=1)
-        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-        return cls(texts, embed_distinct(model.encode_document, texts, **options), describe(model))
-
-    def vectors(self, texts: Iterable[str]) -> Matrix:
-        """Return the stored vectors of n texts, in their order, (n, D).
-
-        Raises:
-            KeyError: A text is not in the index.
-        """
-        return self.embeddings[[self._row_of[text] for text in texts]]
-
-    @cached_property
-    def _row_of(self) -> dict[str, int]:
-        return {text: row for row, text in enumerate(self.texts)}
-
-    def retrieve(self, query_embeddings: Any, top_k: int) -> tuple[Matrix, Rows]:
-        """Find the documents nearest to each query by cosine, with an exact search.
-
-        A score does not depend on the rest of the call. Equal documents tie and keep the order of the index.
-
-        Args:
-            query_embeddings: ``(B, D)`` matrix, NumPy or torch, of any float type and length.
-            top_k: Documents for each query; a larger number than N gives all documents.
-
-        Returns:
-            Scores, float32, and row numbers, int64, both ``(B, min(top_k, N))`` and best first.
-
-        Raises:
-            ValueError: The embeddings do not fit the index, or ``top_k`` is negative.
-        """
-        queries, top_k = unit_rows(query_embeddings, "query_embeddings"), natural("top_k", top_k)
-        if queries.shape[1] != self.dimension:
-            raise ValueError(
-                f"Got query embeddings of dimension {queries.shape[1]} for an index of dimension {self.dimension}; "
-                "embed both with the same model."
-            )
-        found = nearest(queries, self.embeddings, top_k)
-        shape = (len(queries), min(top_k, len(self)))
-        scores = np.array([part.scores for part in found], np.float32).reshape(shape)
-        return scores, np.array([part.rows for part in found], np.int64).reshape(shape)
-
-    def rerank(
-        self, model: Any, queries: Sequence[str], scores: Matrix, rows: Rows, **options: Any
-    ) -> list[list[dict[str, Any]]]:
-        """Rerank the documents that :meth:`retrieve` found, with the stored vectors.
-
-        Args:
-            model: The model that made the vectors.
-            queries: B queries.
-            scores: Scores of retrieval, (B, N).
-            rows: The retrieved rows, (B, N), best first.
-            **options: As for ``rerank``, except ``document_embeddings`` and ``first_stage_scores``.
-
-        Returns:
-            For each query the hits of ``rerank``. ``corpus_id`` is a row of the index. ``retrieval_rank`` (from 1) and
-            ``retrieval_score`` are the document's rank and score in retrieval, and the first stage's score for
-            ``first_stage_weight``. It is the cosine to the query, so it is the ``similarity`` if ``rerank`` gave none.
-
-        Raises:
-            ValueError: The model did not make the vectors: see :meth:`check`.
-        """
-        self.check(model)
-        texts = [[self.texts[row] for row in part] for part in rows]
-        # The rows are sorted by similarity already. "given" keeps their order without embedding the query again.
-        options = {"candidate_order": "given", **options, "first_stage_scores": scores}
-        rankings = rerank_rows(model, queries, list(rows), texts, [self.embeddings[part] for part in rows], **options)
-        for ranking, part, similar in zip(rankings, rows.tolist(), scores.tolist(), strict=True):
-            places = {row: place for place, row in enumerate(part)}
-            for hit in ranking:
-                place = places[hit["corpus_id"]]
-                hit.setdefault("similarity", similar[place])
-                hit |= {"retrieval_rank": place + 1, "retrieval_score": similar[place]}
-        return rankings
-
-    def check(self, model: SentenceTransformer) -> None:
-        """Refuse a model that would give different document vectors.
-
-        A model of the same description as the maker passes. Any other model embeds a few texts again: it passes if they
-        get the stored vectors, as with a merged adapter, or in bfloat16. This is done once for each model, and again
-        after a change of the model's description.
-
-        Raises:
-            ValueError: The vectors are different; the message names the parts of the description that differ.
-        """
-        if self.agrees_with(model):
-            return
-        reason = "nothing is known about the model that made them"
-        if self.maker is not None:
-            reason = f"it differs in {differences(self.maker, describe(model))}"
-        raise ValueError(
-            f"The model does not give the vectors of this index: {reason}. Build the index again with this model, or "
-            "use the model that made it."
-        )
-
-    def agrees_with(self, model: SentenceTransformer) -> bool:
-        """Test whether ``model`` gives the stored vectors, as :meth:`check` does."""
-        found = describe(model)
-        if found == self.maker:
-            return True
-        with _CHECKING:
-            known = _FOUND.setdefault(self, WeakKeyDictionary())
-            if model not in known or known[model][0] != found:
-                known[model] = found, self._gives_vectors(model, found)
-            return known[model][1]
-
-    def _gives_vectors(self, model: SentenceTransformer, found: Maker) -> bool:
-        # The longest texts show a different length limit. Characters and bytes differ by language.
-        longest = {max(range(len(self)), key=lambda row: size(self.texts[row])) for size in (len, _num_bytes)}
-        rows = sorted({*longest, *np.linspace(0, len(self) - 1, PROBES).astype(int).tolist()})
-        vectors = embed_distinct(model.encode_document, [self.texts[row] for row in rows], show_progress_bar=False)
-        if vectors.shape[1] != self.dimension:
-            return False
-        same_type = self.maker is not None and self.maker.get("dtype") == found["dtype"]
-        allowed = ROUNDING.get(found["dtype"], COARSE_ROUNDING) if same_type else COARSE_ROUNDING
-        apart = vectors.astype(np.float64) - self.embeddings[rows]
-        # Half the square is 1 − cosine for unit vectors, and 0 for two vectors of zeros.
-        return bool(((apart**2).sum(axis=1) / 2 < allowed).all())
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the index to a folder, whole or not at all: a manifest, the vectors, and the texts as JSON lines.
-
-        Args:
-            folder: A new or empty folder, or the folder of an index, which is replaced.
-
-        Raises:
-            ValueError: The folder holds other files.
+            ValueError: An argument is not allowed, or the index in the path has a different model or other settings.
+            DataError: A document is bad. Those before it are in the index.
             OSError: The folder cannot be written.
+            ImportError: A path is given and LanceDB is missing.
         """
-        write_index(folder, self.texts, self.embeddings, self.maker)
+        one_of("long_documents", long_documents, LONG_DOCUMENTS)
+        one_of("dtype", dtype, DTYPES)
+        template = _listwise(model).document_template
+        settings = {"long_documents": long_documents, "dtype": dtype, "document_template": template}
+        if path is None:
+            index = cls(MemoryStore(), settings, model)
+        elif (found := cls._found(path)) is not None:
+            if changed := {
+                name: (found.settings[name], value) for name, value in settings.items() if found.settings[name] != value
+            }:
+                name, (old, new) = changed.popitem()
+                raise ValueError(f"{path} has an index with {name}={old!r}, and got {new!r}. Give another path.")
+            index = cls.open(path, model)
+        else:
+            from e2rank_st.search.lance import LanceStore
+
+            about = {
+                "format": FORMAT,
+                "model": getattr(model, "name", None),
+                **settings,
+                **Fingerprint.of(model).as_dict(),
+            }
+            dimension = model.get_embedding_dimension()
+            passages = long_documents == "passages"
+            index = cls(LanceStore.create(_place(path), about, dimension, dtype=dtype, passages=passages), about, model)
+        index.add(documents, batch_size=batch_size, show_progress_bar=show_progress_bar)
+        return index
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Index:
-        """Read an index that ``save`` wrote; each bit of its files is checked.
+    def _found(cls, path: str | os.PathLike[str]) -> Self | None:
+        try:
+            return cls.open(path)
+        except FileNotFoundError:
+            return None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        model: Any = None,
+        *,
+        force: bool = False,
+        version: int | None = None,
+    ) -> Self:
+        """Open the index of a folder or an address.
+
+        Args:
+            path: As for :meth:`create`.
+            model: The model that made it; without one, the index can be looked at, but not searched.
+            force: Whether to take a model that gives other vectors.
+            version: Number of an earlier version, to read it; by default, the last one.
 
         Raises:
-            FileNotFoundError: A file of the index is missing.
-            ValueError: A file is damaged, or an earlier version wrote the index.
+            FileNotFoundError: There is no index.
+            ValueError: The model gives other vectors; the message names the difference.
+            OSError: The index cannot be read.
+            ImportError: LanceDB is missing.
         """
-        return cls(*read_index(folder))
+        from e2rank_st.search.lance import LanceStore
+
+        store = LanceStore.open(_place(path), version)
+        about = store.about
+        if about.get("format") != FORMAT:
+            raise ValueError(
+                f"The index in {path} has the format {about.get('format')}, and this version reads {FORMAT}."
+            )
+        if model is not None:
+            _listwise(model)
+            if not force:
+                Fingerprint.from_dict(about).check(model)
+        return cls(store, about, model)
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self.store)
+
+    def add(self, documents: Any, *, batch_size: int = 32, show_progress_bar: bool | None = None) -> Changes:
+        """Add documents. One with a known id replaces the old one; what is equal stays as it is.
+
+        Args:
+            documents: A path object of a file (JSON lines, CSV, parquet, a document a line) or of a folder of text
+                files. Or texts, or mappings with ``text`` and perhaps ``id``, ``title`` and further fields: in a list,
+                a generator, a column, a data set, or a table. A document without an id is named by a hash of its text.
+            batch_size: Texts in a forward pass.
+            show_progress_bar: Whether to show a bar on stderr; by default, the level of this logger decides.
+
+        Returns:
+            How many documents were embedded, rewritten, or there already.
+
+        Raises:
+            ValueError: The documents are not of such a form, or the model has changed.
+            DataError: A document is bad. Those before it are in the index.
+            OSError: A file cannot be read, or the index not written.
+        """
+        self._check_model()
+        batch_size = natural("batch_size", batch_size, least=1)
+        total = len(documents) if hasattr(documents, "__len__") else None
+        changes = Changes()
+        shown = progress_wanted(show_progress_bar, logger)
+        with tqdm(total=total, desc="index", unit=" documents", disable=not shown) as progress:
+            for part in _parts(records(documents)):
+                found = self._add(list({record.id: record for record in part}.values()), batch_size)
+                changes = Changes(*map(sum, zip(changes, found, strict=True)))
+                progress.update(len(part))
+        if changes.embedded or changes.rewritten:
+            self.optimize()
+        return changes
+
+    def _add(self, part: list[Record], batch_size: int) -> Changes:
+        known = self.store.get([record.id for record in part])
+        changed = [record for record in part if record.id not in known or known[record.id].record != record]
+        kept: list[Record] = []
+        fresh: list[Record] = []
+        for record in changed:
+            old = known.get(record.id)
+            is_same = old is not None and (old.record.title, old.record.text) == (record.title, record.text)
+            (kept if is_same else fresh).append(record)
+        vectors = self._embed([self.text(record) for record in fresh], batch_size)
+        entries = [Entry(record, known[record.id].vectors) for record in kept]
+        entries += map(Entry, fresh, vectors)
+        if entries:
+            self.store.add(entries)
+        return Changes(len(fresh), len(kept), len(part) - len(changed))
+
+    def update(self, documents: Iterable[Mapping[str, Any]]) -> Changes:
+        """Change documents that the index has: what a mapping does not name stays, and None removes a field.
+
+        Args:
+            documents: Mappings with ``id``, and what is new. A new text is embedded.
+
+        Raises:
+            ValueError: An id is not in the index.
+        """
+        given = {}
+        for number, document in enumerate(documents):
+            if not isinstance(document, Mapping) or "id" not in document:
+                raise ValueError(f"documents[{number}] must be a mapping with 'id', got {document!r:.80}.")
+            given[str(document["id"])] = document
+        known = self.get(list(given))
+        if missing := [id_ for id_ in given if id_ not in known]:
+            raise ValueError(f"{len(missing)} ids are not in the index, as {missing[0]!r:.80}. Use add for new ones.")
+        return self.add([{**_mapping(known[id_]), **document} for id_, document in given.items()])
+
+    def get(self, ids: Iterable[str]) -> dict[str, Record]:
+        """Find documents by their ids; an unknown id is left out."""
+        return {id_: entry.record for id_, entry in self.store.get(strings("ids", ids)).items()}
+
+    def delete(self, ids: Iterable[str]) -> None:
+        """Remove documents by their ids; an unknown id is left out.
+
+        Raises:
+            OSError: The index cannot be written.
+        """
+        self.store.delete(strings("ids", ids))
+
+    def optimize(self) -> None:
+        """Join small files, and bring the index of words up to date. :meth:`add` does it at its end."""
+        self.store.optimize()
+
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
+        self,
+        queries: str,
+        top_k: int = ...,
+        num_candidates: int = ...,
+        *,
+        first_stage: FirstStage = ...,
+        where: Where = ...,
+        rerank: bool = ...,
+        min_similarity: float | None = ...,
+        **options: Unpack[SearchOptions],
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def search(
+        self,
+        queries: Sequence[str],
+        top_k: int = ...,
+        num_candidates: int = ...,
+        *,
+        first_stage: FirstStage = ...,
+        where: Where = ...,
+        rerank: bool = ...,
+        min_similarity: float | None = ...,
+        **options: Unpack[SearchOptions],
+    ) -> list[list[dict[str, Any]]]: ...
+
+    def search(
+        self,
+        queries: str | Sequence[str],
+        top_k: int = 10,
+        num_candidates: int = 100,
+        *,
+        first_stage: FirstStage = "vector",
+        where: Where = None,
+        rerank: bool = True,
+        min_similarity: float | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Retrieve candidates, and rerank them listwise with their stored vectors: two forward passes a query.
+
+        Args:
+            queries: One query, or B queries.
+            top_k: Number of results for each query.
+            num_candidates: Number of candidates to rerank for each query.
+            first_stage: Candidates are the nearest by vectors, the best by BM25 of the words, or the best of both lists
+                (``"hybrid"``, by reciprocal ranks).
+            where: A condition on fields: ``{"lang": "en", "year": [2023, 2024]}``; or, on disk, SQL of LanceDB
+                (``"year > 2020"``) or one of its expressions. Put values of strangers into the mapping only.
+            rerank: Whether to rerank; else the results of the first stage come.
+            min_similarity: Least ``similarity`` of a result.
+            **options: Of reranking, instead of what the model has configured.
+
+        Returns:
+            Hits, best first; for B queries, B such lists. A hit has ``id``, ``score``, ``similarity`` (the cosine of
+            query and document, comparable between queries), ``retrieval_rank`` (from 1) and ``retrieval_score`` of the
+            first stage, ``text``, ``title`` and ``fields``.
+
+        Raises:
+            ValueError: An argument is not allowed, or the model has changed.
+            OSError: The index cannot be read.
+        """
+        self._check_model()
+        single = isinstance(queries, str)
+        texts = strings("queries", [queries] if single else queries)
+        top_k, count = natural("top_k", top_k), natural("num_candidates", num_candidates)
+        one_of("first_stage", first_stage, FIRST_STAGES)
+        least = -1.0 if min_similarity is None else share("min_similarity", min_similarity, least=-1)
+        if not flag("rerank", rerank) and options:
+            raise ValueError(f"{next(iter(options))} is an option of reranking; leave it out with rerank=False.")
+        if not texts or not top_k:
+            nothing: list[list[dict[str, Any]]] = [[] for _ in texts]
+            return [] if single else nothing
+        vectors = unit_rows(self.model.encode_query(texts, show_progress_bar=False))  # (B, D)
+        count = max(top_k, count) if rerank else top_k
+        candidates = self._retrieved(texts, vectors, count, first_stage, where)
+        ranked: list[Any] = [None] * len(texts)
+        if rerank:
+            ranked = self._reranked(texts, vectors, candidates, first_stage, options)
+        hits = [part.hits(ranking, least)[:top_k] for part, ranking in zip(candidates, ranked, strict=True)]
+        return hits[0] if single else hits
+
+    def retrieve(
+        self, queries: Sequence[str], count: int = 100, *, first_stage: FirstStage = "vector", where: Where = None
+    ) -> list[list[Found]]:
+        """Find the best documents of each query, as :meth:`search` does, with their stored vectors.
+
+        Raises:
+            ValueError: An argument is not allowed, or the model has changed.
+            OSError: The index cannot be read.
+        """
+        self._check_model()
+        texts, count = strings("queries", queries), natural("count", count)
+        one_of("first_stage", first_stage, FIRST_STAGES)
+        if not texts or not count:
+            return [[] for _ in texts]
+        vectors = unit_rows(self.model.encode_query(texts, show_progress_bar=False))
+        return [part.found for part in self._retrieved(texts, vectors, count, first_stage, where)]
+
+    def _retrieved(
+        self, queries: list[str], vectors: Matrix, count: int, first_stage: FirstStage, where: Where
+    ) -> list[_Candidates]:
+        found = self.store.search(queries, vectors, count, first_stage, where)
+        return [_Candidates.of(*row, first_stage) for row in zip(vectors, found, strict=True)]
+
+    def _reranked(
+        self,
+        queries: list[str],
+        vectors: Matrix,
+        candidates: list[_Candidates],
+        first_stage: FirstStage,
+        options: Mapping[str, Any],
+    ) -> list[list[dict[str, Any]]]:
+        # Nearest first already: "given" is then the order of similarity.
+        order = {"candidate_order": "given"} if first_stage == "vector" else {}
+        with_passages = self.settings["long_documents"] == "passages"
+        stored: list[Any] = [[found.entry.vectors for found in part.found] for part in candidates]
+        if not with_passages:
+            stored = [np.concatenate(part) if part else [] for part in stored]
+        rankings: list[list[dict[str, Any]]] = self.model.rerank(
+            queries,
+            [[self.text(found.entry.record) for found in part.found] for part in candidates],
+            query_embeddings=vectors,
+            document_embeddings=stored,
+            first_stage_scores=[[found.score for found in part.found] for part in candidates],
+            show_progress_bar=False,
+            **{**order, "long_documents": self.settings["long_documents"], **options},
+        )
+        return rankings
+
+    def info(self) -> dict[str, Any]:
+        """What the index is: number of documents, settings, fields, and the model that made it."""
+        kept = {name: value for name, value in self.settings.items() if name not in ("maker", "vectors", "format")}
+        more = {name: getattr(self.store, name) for name in ("fields", "version") if hasattr(self.store, name)}
+        return {"documents": len(self), **kept, **more}
+
+    def _check_model(self) -> None:
+        if self.model is None:
+            raise ValueError("This index was opened without a model. Open it with SearchIndex.open(path, model).")
+        found = describe(self.model)
+        if found != self._checked:
+            raise ValueError("The model has changed since the index was opened. Open it again with the model.")
+
+    def text(self, record: Record) -> str:
+        """The text of a document as it is embedded: its title and its text, joined by the template."""
+        return join_fields(record.title, record.text, self.settings["document_template"])
+
+    def _embed(self, texts: list[str], batch_size: int) -> list[Matrix]:
+        """The vectors of texts, for each (P, D)."""
+        if not texts:
+            return []
+        if self.settings["long_documents"] == "cut":
+            parts = [[text] for text in texts]
+        else:
+            parts = [_listwise(self.model).passages(text) for text in texts]
+        flat = [passage for passages in parts for passage in passages]
+        vectors = embed_distinct(self.model.encode_document, flat, batch_size=batch_size, show_progress_bar=False)
+        splits: list[Matrix] = np.split(vectors, np.cumsum([len(passages) for passages in parts])[:-1])
+        return splits
 
 
-# Outside the index, since a lock cannot be copied: for each index, each model's description and whether it agrees.
-_FOUND: WeakKeyDictionary[Index, WeakKeyDictionary[Any, tuple[Maker, bool]]] = WeakKeyDictionary()
-_CHECKING = threading.Lock()
+class _Candidates(NamedTuple):
+    """What the first stage found for a query, best first, with the cosines to it."""
+
+    found: list[Found]
+    similar: list[float]
+
+    @classmethod
+    def of(cls, vector: Matrix, found: list[Found], first_stage: FirstStage) -> _Candidates:
+        """Compute the cosines anew: an index may know them only about. By vectors, they are the scores."""
+        cosines = [float((part.entry.vectors.astype(np.float64) @ vector).max()) for part in found]
+        pairs = list(zip(found, cosines, strict=True))
+        if first_stage == "vector":
+            pairs = [(part._replace(score=cosine), cosine) for part, cosine in pairs]
+        pairs.sort(key=lambda pair: (-pair[0].score, pair[0].entry.record.id))
+        return cls([part for part, _ in pairs], [cosine for _, cosine in pairs])
+
+    def hits(self, ranking: list[dict[str, Any]] | None, least: float) -> list[dict[str, Any]]:
+        """The results in the order of a ranking, or in the order of the first stage."""
+        if ranking is None:
+            ranking = [{"corpus_id": row, "score": part.score} for row, part in enumerate(self.found)]
+        return [
+            {
+                "id": (record := self.found[row].entry.record).id,
+                "score": hit["score"],
+                "similarity": self.similar[row],
+                "retrieval_rank": row + 1,
+                "retrieval_score": self.found[row].score,
+                **{name: value for name, value in _mapping(record).items() if name in ("text", "title")},
+                "fields": dict(record.fields),
+            }
+            for hit in ranking
+            for row in [hit["corpus_id"]]
+            if self.similar[row] >= least
+        ]
 
 
-def _num_bytes(text: str) -> int:
-    return len(text.encode())
+def _listwise(model: Any) -> ListwiseRerank:
+    """The model's module of reranking; a model from the Hub has it as remote code.
+
+    Raises:
+        ValueError: The model does not have one.
+    """
+    for module in model.children() if hasattr(model, "children") else ():
+        if hasattr(module, "rerank"):
+            found: ListwiseRerank = module
+            return found
+    raise ValueError(f"model must be able to rerank, got {type(model).__name__}. Load it with E2Rank(name).")
+
+
+def _place(path: str | os.PathLike[str]) -> str:
+    return str(os.fspath(path))
+
+
+def _mapping(record: Record) -> dict[str, Any]:
+    return {**record.fields, "id": record.id, "text": record.text, "title": record.title}
+
+
+def _parts(documents: Iterator[Record]) -> Iterator[list[Record]]:
+    """Group documents, so that memory does not grow with their number."""
+    part: list[Record] = []
+    size = 0
+    for record in documents:
+        part.append(record)
+        size += len(record.text)
+        if len(part) == PART_DOCUMENTS or size > PART_CHARACTERS:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

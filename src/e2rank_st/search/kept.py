@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from e2rank_st.search.index import Index
 from e2rank_st.search.maker import describe
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.search.vectors import embed_distinct
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def kept_vectors(
     name: str = "",
     precision: str = "",
     **options: Any,
-) -> Index:
+) -> TextVectors:
     """Embed texts, or take the vectors that an earlier call with the same model and texts kept.
 
     Args:
@@ -58,5 +58,5 @@ def kept_vectors(
     if not kept.exists():
         logger.info("%s: embedding %s, %d texts; kept in %s", name or "texts", kind, len(texts), kept)
         encode = model.encode_document if kind == "documents" else model.encode_query
-        Index(texts, embed_distinct(encode, texts, **options)).save(kept)
-    return Index.load(kept)
+        TextVectors(texts, embed_distinct(encode, texts, **options)).save(kept)
+    return TextVectors.load(kept)

@@ -27,7 +27,7 @@ from e2rank_st.embedding_e2rank import Embedder, cosine
 from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import ListwiseRerank
 from e2rank_st.prompts_e2rank import PromptBuilder, TokenizedText
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.search.vectors import distinct, embed_distinct
 from e2rank_st.storage import text_id
 from e2rank_st.training.labels import PADDING, SlateLabels
@@ -85,8 +85,8 @@ class SlateCollator(SentenceTransformerDataCollator):
     random_prompt_size: float = 0.0
     seed: int = 0
     columns: tuple[str, ...] = COLUMNS[:3]
-    frozen: Index | None = field(default=None, repr=False)
-    frozen_queries: Index | None = field(default=None, repr=False)
+    frozen: TextVectors | None = field(default=None, repr=False)
+    frozen_queries: TextVectors | None = field(default=None, repr=False)
     prompt: Mapping[str, Any] | None = None
     instructions: Mapping[str, Sequence[str]] | None = None
     fill_up: bool = False
@@ -264,8 +264,8 @@ def prompt_orders(
     model: E2Rank,
     queries: Sequence[str],
     documents: Sequence[Sequence[str]],
-    index: Index | None = None,
-    query_index: Index | None = None,
+    index: TextVectors | None = None,
+    query_index: TextVectors | None = None,
     show_progress_bar: bool | None = None,
 ) -> list[list[int]]:
     """Order the documents of slates as reranking would before it fills a prompt, by the model's candidate order.
@@ -289,9 +289,9 @@ def prompt_orders(
         return [list(range(len(texts))) for texts in documents]
     options: dict[str, Any] = {"show_progress_bar": progress_wanted(show_progress_bar, logger)}
     if index is None:
-        index = Index.build(model, distinct(documents), **options)
+        index = TextVectors.build(model, distinct(documents), **options)
     if query_index is None:
-        query_index = Index(list(queries), embed_distinct(model.encode_query, queries, **options))
+        query_index = TextVectors(list(queries), embed_distinct(model.encode_query, queries, **options))
     query_vectors = torch.from_numpy(query_index.vectors(queries))
     orders = []
     for vector, texts in zip(query_vectors, documents, strict=True):

@@ -23,8 +23,8 @@ from e2rank_st.data.slates import Slate, read_manifest, read_slates
 from e2rank_st.evaluation.evaluator import RerankingEvaluator
 from e2rank_st.model import E2Rank
 from e2rank_st.provenance import model_digest
-from e2rank_st.search.index import Index
 from e2rank_st.search.kept import Kind, kept_vectors
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.search.vectors import distinct
 from e2rank_st.storage import file_sha256, folder_sha256, read_json, write_json
 from e2rank_st.training.collator import prompt_orders
@@ -259,7 +259,7 @@ def frozen_vectors(
     folder: Path,
     precision: str = "",
     show_progress_bar: bool | None = None,
-) -> Index:
+) -> TextVectors:
     """Embed every distinct document or query of the data with the model as it is.
 
     The vectors of each source are kept on disk, for other processes, for a run that is resumed and for other runs with
@@ -278,15 +278,17 @@ def frozen_vectors(
     for name, part in data.items():
         texts = distinct(part["documents"] if column == "documents" else [part["query"]])
         parts.append(kept_vectors(model, texts, folder, column, name=name, **options))
-    return Index([text for part in parts for text in part.texts], np.concatenate([part.embeddings for part in parts]))
+    return TextVectors(
+        [text for part in parts for text in part.texts], np.concatenate([part.embeddings for part in parts])
+    )
 
 
 def with_prompt_orders(
     model: E2Rank,
     data: DatasetDict,
     cache: Path,
-    index: Index | None = None,
-    query_index: Index | None = None,
+    index: TextVectors | None = None,
+    query_index: TextVectors | None = None,
     show_progress_bar: bool | None = None,
 ) -> DatasetDict:
     """Add the column ``prompt_order``: the documents in the order in which the model's prompts take them.

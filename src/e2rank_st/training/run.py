@@ -30,7 +30,7 @@ from e2rank_st.console import Column, show
 from e2rank_st.evaluation.evaluator import SYSTEMS
 from e2rank_st.evaluation.significance import randomisation_test
 from e2rank_st.model import E2Rank
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.search.vectors import distinct
 from e2rank_st.storage import read_json, replacing, write_errors, write_text
 from e2rank_st.training.base import AdapterEvaluator, adapt, load_base, taught
@@ -180,7 +180,7 @@ def prepare(parsed: Parsed) -> Run:
     return Run(parsed, model, trainer, {"train": train_records, "dev": dev_records}, earlier)
 
 
-def _embed(model: E2Rank, data: DatasetDict, parsed: Parsed) -> tuple[Index | None, Index | None]:
+def _embed(model: E2Rank, data: DatasetDict, parsed: Parsed) -> tuple[TextVectors | None, TextVectors | None]:
     """Embed with the model before training: frozen documents and queries, and for the order of documents in prompts."""
     arguments, loss, settings = parsed.arguments, parsed.loss, parsed.settings
     if settings.dry_run:  # a plan counts tokens, and needs no vectors for it
@@ -342,9 +342,9 @@ def _mixed_precision(arguments: E2RankTrainingArguments) -> torch.autocast:
     return torch.autocast(arguments.device.type, dtype, enabled=arguments.fp16 or arguments.bf16)
 
 
-def _zeros(model: E2Rank, data: DatasetDict) -> Index:
+def _zeros(model: E2Rank, data: DatasetDict) -> TextVectors:
     texts = distinct(texts for part in data.values() for texts in part["documents"])
-    return Index(texts, np.zeros((len(texts), model.get_embedding_dimension() or 0), np.float32))
+    return TextVectors(texts, np.zeros((len(texts), model.get_embedding_dimension() or 0), np.float32))
 
 
 def _forget_texts(model: E2Rank) -> None:

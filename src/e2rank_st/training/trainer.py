@@ -26,7 +26,7 @@ from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from e2rank_st.adapters import WEIGHTS as ADAPTER
 from e2rank_st.adapters import fill_adapter
 from e2rank_st.model import E2Rank
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.training.collator import SlateCollator
 from e2rank_st.training.fields import mapping, setting
 from e2rank_st.training.labels import Lessons
@@ -110,8 +110,8 @@ class E2RankTrainer(SentenceTransformerTrainer):
         self,
         *args: Any,
         loss_options: LossOptions | None = None,
-        frozen: Index | None = None,
-        frozen_queries: Index | None = None,
+        frozen: TextVectors | None = None,
+        frozen_queries: TextVectors | None = None,
         **kwargs: Any,
     ) -> None:
         self._loss_options, self._frozen, self._frozen_queries = loss_options or LossOptions(), frozen, frozen_queries

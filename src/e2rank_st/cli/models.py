@@ -1,0 +1,55 @@
+"""A name on the command line → the model, with a spinner and times for a person who waits."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from e2rank_st.bundled import NAMES
+
+if TYPE_CHECKING:
+    from e2rank_st.model import E2Rank
+
+__all__ = ["BUNDLED", "ModelName", "load_encoder", "step"]
+
+BUNDLED = "bundled"
+ModelName = Annotated[
+    str,
+    typer.Option("--model", metavar="NAME", help="Hub id or folder; 'bundled' is the small model in the package."),
+]
+
+
+@contextmanager
+def step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]:
+    """Show a spinner during a step, if stderr is a terminal, and report its seconds."""
+    start = time.perf_counter()
+    with Console(stderr=True).status(doing) if spin else nullcontext():
+        yield
+    if tell:
+        typer.echo(f"{doing}: {time.perf_counter() - start:.1f} s", err=True)
+
+
+def load_encoder(name: str, device: str | None, dtype: str, *, tell: bool = False) -> E2Rank:
+    """Load the model. A model from the Hub shows the bars of its download instead of a spinner."""
+    is_local = name in NAMES or Path(name).is_dir()
+    # torch reads it at its first import. Threads that spin while they wait made a busy 2-core machine 5 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    with step("loading the model", spin=is_local, tell=tell):
+        from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+        from e2rank_st.loading import load_model
+
+        if is_local or not sys.stderr.isatty():
+            disable_progress_bar()
+        try:
+            return load_model(name, device=device, model_kwargs={"dtype": dtype})
+        finally:
+            enable_progress_bar()  # the bars of reranking use the same switch

@@ -1,0 +1,126 @@
+"""Documents as people have them → records with an id, a text, perhaps a title, and further fields.
+
+An id is the user's own, or a hash of title and text. The same text is then the same document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from e2rank_st.data.documents import iter_documents
+from e2rank_st.data.files import DataError, id_field, text_field
+
+__all__ = ["Record", "records"]
+
+ID_NAMES = ("id", "_id")  # the second is BEIR's
+OWN_NAMES = frozenset({*ID_NAMES, "text", "title", "vector"})
+LONGEST_NAME = 200
+UNSUITABLE = ".`\0"  # a dot means a part of a field in filters, and a backtick ends a name
+
+
+@dataclass(frozen=True)
+class Record:
+    """A document of an index.
+
+    Attributes:
+        id: Names the document in its index.
+        text: Its text.
+        title: Its title, or an empty string.
+        fields: Further fields: name → value. A missing value is left out.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, document: Any) -> Record:
+        """Read a text, or a mapping with ``text`` and perhaps ``id`` (or ``_id``), ``title`` and further fields.
+
+        Raises:
+            DataError: It is something else, or a field cannot be stored.
+        """
+        if isinstance(document, Record):
+            return document
+        row = {"text": document} if isinstance(document, str) else document
+        if not isinstance(row, Mapping):
+            raise DataError("document", "of an unknown kind", f"got {type(row).__name__}; give a text or a mapping.")
+        text, title = _text(row, "text"), "" if _missing(row.get("title")) else _text(row, "title")
+        name = next((name for name in ID_NAMES if not _missing(row.get(name))), None)
+        id_ = hashlib.sha256(f"{title}\0{text}".encode()).hexdigest()[:32] if name is None else id_field(row, name)
+        further = {key: value for key, value in row.items() if key not in OWN_NAMES and not _missing(value)}
+        for key in row:
+            _check_name(key)
+        return cls(id_, text, title, {key: _plain(value) for key, value in further.items()})
+
+
+def records(documents: Any) -> Iterator[Record]:
+    """Read documents one at a time: those of a file or folder, or of anything that can be iterated.
+
+    Args:
+        documents: A path object, or texts, or mappings with ``text``: in a list, a generator, a column, a data set, or
+            a table of pandas, polars or Arrow.
+
+    Raises:
+        ValueError: It is something else.
+        DataError: A document is bad; the message names its place.
+        OSError: A file cannot be read.
+    """
+    if isinstance(documents, os.PathLike):
+        yield from (Record.of(row) for row in iter_documents(str(os.fspath(documents))))
+        return
+    for number, document in enumerate(_entries(documents)):
+        try:
+            yield Record.of(document)
+        except DataError as error:
+            raise (error if error.place else error.at(f"documents[{number}]")) from error.__cause__
+
+
+def _entries(documents: Any) -> Iterable[Any]:
+    if hasattr(documents, "__arrow_c_stream__") and (hasattr(documents, "columns") or hasattr(documents, "schema")):
+        from pyarrow import RecordBatchReader
+
+        batches = RecordBatchReader.from_stream(documents)
+        return chain.from_iterable(batch.to_pylist() for batch in batches)
+    if hasattr(documents, "to_pylist"):
+        return list(documents.to_pylist())
+    if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
+        raise ValueError(
+            f"documents must be a list of texts or of mappings with 'text', got {type(documents).__name__}. "
+            "For a file or a folder, give a pathlib.Path."
+        )
+    return documents
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    """A text that may be blank: a collection often has some empty documents."""
+    value = row.get(name)
+    return str(value if isinstance(value, str) and not value.strip() else text_field(row, name))
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name.strip() or (name.startswith("_") and name not in ID_NAMES):
+        raise DataError("field", "not a name", f"got {name!r:.60}; give a string that does not begin with '_'.")
+    if name == "vector":
+        raise DataError(name, "a reserved name", "the index keeps its own vectors there; rename or remove the field.")
+    if len(name) > LONGEST_NAME or any(mark in name for mark in UNSUITABLE) or not name.isprintable():
+        advice = f"at most {LONGEST_NAME} printable characters, without a dot or backtick; rename it."
+        raise DataError(f"{name!r:.60}", "not a name of a field", advice)
+
+
+def _plain(value: Any) -> Any:
+    """A value of NumPy as Python's own, and tuples as lists."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
