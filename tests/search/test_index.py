@@ -1,368 +1,358 @@
-"""Index: exact search over stored vectors, and a folder that keeps them."""
+"""SearchIndex: documents are kept, found and reranked with their stored vectors, in memory and on disk."""
 
 import copy
 import json
-import pickle
-import random
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
-import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 
-import e2rank_st.search.exact as exact_module
-from e2rank_st import E2Rank
-from e2rank_st.modeling_e2rank import E2RankPooling
-from e2rank_st.search.folder import _signed
-from e2rank_st.search.index import Index
-from tests.toy import small_disk, train_a_step, with_adapter
+import e2rank_st.search.index as module
+from e2rank_st import E2Rank, SearchIndex
+from e2rank_st.data.files import DataError
+from e2rank_st.search.index import Changes
+from tests.toy import train_a_step, with_prompt_adapter
 
-AXES = Index(["x", "y", "xy"], np.array([[1, 0], [0, 1], [3, 3]], np.float32))
-STRANGE = [
-    "",
-    "two\nlines",
-    "\u2028 ends some lines",
-    "\N{FLEUR-DE-LIS} 猫",
-    '"quotes"\t\\',
-]
+QUERY = "how long do fleas live"
+Make = Callable[..., SearchIndex]
 
 
-def random_index(documents: int = 500, dimension: int = 16, seed: int = 0) -> Index:
-    vectors = np.random.default_rng(seed).normal(size=(documents, dimension)).astype(np.float32)
-    return Index([f"text {row}" for row in range(documents)], vectors)
+@pytest.fixture(params=["memory", "disk"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """Creates an index of either kind."""
+    path = None if request.param == "memory" else tmp_path / "an index, größer"
+    return lambda *args, **options: SearchIndex.create(path, *args, **options)
 
 
-def test_scores_are_cosines():
-    """Guards against dot products of vectors that are not of unit length: by hand, cos((2, 0), (3, 3)) = 1/√2."""
-    scores, ids = AXES.retrieve(np.array([[2.0, 0.0], [0.0, -1.0]]), top_k=3)
-    np.testing.assert_array_equal(ids, [[0, 2, 1], [0, 2, 1]])
-    np.testing.assert_allclose(scores, [[1, 0.5**0.5, 0], [0, -(0.5**0.5), -1]], atol=1e-7)
-    assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
+@pytest.fixture
+def embedded(tiny: E2Rank, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that the model embeds as documents."""
+    texts: list[str] = []
+    encode = tiny.encode_document
+    monkeypatch.setattr(tiny, "encode_document", lambda part, **kwargs: texts.extend(part) or encode(part, **kwargs))
+    return texts
 
 
-def test_results_are_exact_and_do_not_depend_on_the_call(monkeypatch: pytest.MonkeyPatch):
-    """Guards against a lost document, and scores that change with the other queries in a call, or with its chunks."""
-    index, queries = random_index(), random_index(20, seed=1).embeddings
-    cosines = queries.astype(np.float64) @ index.embeddings.astype(np.float64).T
-    whole = index.retrieve(queries, top_k=10)
-    np.testing.assert_array_equal(whole[1], np.argsort(-cosines, axis=1, kind="stable")[:, :10])
-    np.testing.assert_allclose(whole[0], -np.sort(-cosines, axis=1)[:, :10], atol=1e-7)
-    single = [index.retrieve(query[None], top_k=10) for query in queries]
-    monkeypatch.setattr(exact_module, "DOCUMENTS_AT_ONCE", 130)
-    monkeypatch.setattr(exact_module, "SCORES_AT_ONCE", 260)  # two queries at a time
-    chunked = index.retrieve(queries, top_k=10)
-    for part in (0, 1):
-        np.testing.assert_array_equal(whole[part], chunked[part])
-        np.testing.assert_array_equal(whole[part], np.concatenate([found[part] for found in single]))
+def rows(facts: list[str]) -> list[dict[str, Any]]:
+    return [{"id": f"f{row}", "text": text, "year": 2000 + row} for row, text in enumerate(facts)]
 
 
-def test_equal_documents_keep_their_order():
-    """Guards against ties in the random order of a matrix product's rounding or an unstable sort."""
-    vectors = random_index(1000, 384).embeddings
-    same = np.arange(3, 1000, 7)
-    vectors[same] = vectors[3]
-    scores, ids = Index(["text"] * 1000, vectors).retrieve(vectors[3:4], top_k=50)
-    np.testing.assert_array_equal(ids[0], same[:50])
-    assert len(set(scores[0].tolist())) == 1
+def test_results_are_those_of_rerank_on_the_nearest(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against ids, ranks and scores that are mixed up between retrieval and reranking."""
+    index = make(tiny, rows(facts), dtype="float32")
+    vectors, query = tiny.encode_document(facts), tiny.encode_query(QUERY)
+    cosines = vectors @ query
+    nearest = np.argsort(-cosines)[:6]
+    expected = tiny.rerank(QUERY, [facts[row] for row in nearest], document_embeddings=vectors[nearest], top_k=4)
+    hits = index.search(QUERY, 4, 6)
+    assert [hit["id"] for hit in hits] == [f"f{nearest[hit['corpus_id']]}" for hit in expected]
+    np.testing.assert_allclose([hit["score"] for hit in hits], [hit["score"] for hit in expected], atol=1e-6)
+    for hit in hits:
+        row = int(hit["id"][1:])
+        assert nearest[hit["retrieval_rank"] - 1] == row
+        assert hit["retrieval_score"] == pytest.approx(cosines[row], abs=1e-6)
+        assert hit["similarity"] == pytest.approx(cosines[row], abs=1e-6)
+        assert (hit["text"], hit["title"], hit["fields"]) == (facts[row], "", {"year": 2000 + row})
 
 
-def test_top_k():
-    """Guards against an error, or padding, where more is asked for than there is."""
-    for top_k, found in ((0, 0), (1, 1), (3, 3), (100, 3)):
-        assert all(part.shape == (2, found) for part in AXES.retrieve(np.eye(2), top_k))
-        assert all(part.shape == (0, found) for part in AXES.retrieve(np.empty((0, 2)), top_k))
+def test_plain_retrieval_is_exact(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against an order that is not that of the cosines, and vectors that half precision has spoilt."""
+    index = make(tiny, facts)
+    queries = [QUERY, "rivers", "metal"]
+    cosines = tiny.encode_query(queries) @ tiny.encode_document(facts).T
+    for found, expected in zip(index.search(queries, 10, rerank=False), cosines, strict=True):
+        assert [hit["text"] for hit in found] == [facts[row] for row in np.argsort(-expected)]
+        np.testing.assert_allclose([hit["score"] for hit in found], -np.sort(-expected), atol=1e-3)
+        assert [hit["retrieval_rank"] for hit in found] == list(range(1, 11))
 
 
-def test_callers_objects_stay_as_they_are():
-    """Guards against normalising the caller's matrix in place, and against a list that is shared with him."""
-    texts, vectors = ["a", "b"], np.full((2, 2), 5, np.float32)
-    index = Index(texts, vectors)
-    texts.append("c")
-    assert (vectors == 5).all()
-    assert index.texts == ["a", "b"]
+def test_a_search_costs_two_forward_passes(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against documents that are embedded again, and a query that is embedded twice for its share."""
+    model = copy.deepcopy(tiny)
+    model.replace_listwise(query_weight=0.5)
+    index = make(model, facts)
+    passes: list[int] = []
+    hook = model[0].register_forward_hook(lambda module, args, output: passes.append(len(args[0]["input_ids"])))
+    index.search(QUERY)
+    index.search([QUERY, "rivers", "metal"], min_similarity=-1.0)
+    index.search(QUERY, rerank=False)
+    hook.remove()
+    assert passes == [1, 1, 3, 3, 1]
 
 
-@pytest.mark.parametrize(
-    ("texts", "vectors", "message"),
-    [
-        (["a"], np.ones((2, 2)), "1 texts and 2 embeddings"),
-        (["a"], np.ones(2), r"shape \(2,\)"),
-        (["a", "b"], [[1, 0], [np.nan, 1]], "NaN.* in row 1"),
-        (["a", None], np.ones((2, 2)), r"texts\[1\].*NoneType"),
-        (["a", "half \ud800"], np.ones((2, 2)), r"texts\[1\] holds half of a surrogate pair"),
-        ("ab", np.ones((2, 2)), "texts must be a list of strings, got str"),
-        (b"ab", np.ones((2, 2)), "texts must be a list of strings, got bytes"),
-        ({"a": 1, "b": 2}, np.ones((2, 2)), "texts must be a list of strings, got dict"),
-        ({"a", "b"}, np.ones((2, 2)), "texts must be a list of strings, got set"),
-        (np.array("ab"), np.ones((2, 2)), "texts must be a list of strings, got ndarray"),
-        (np.array([["a", "b"]]), np.ones((2, 2)), r"texts\[0\].*ndarray"),
-        (torch.tensor(1), np.ones((1, 2)), "texts must be a list of strings, got Tensor"),
-        (torch.ones(2), np.ones((2, 2)), r"texts\[0\].*Tensor"),
-        (3, np.ones((2, 2)), "texts must be a list of strings, got int"),
-        (pd.DataFrame({"text": ["a", "b"]}), np.ones((2, 2)), "the table DataFrame"),
-        (pa.table({"text": ["a", "b"]}), np.ones((2, 2)), "the table Table"),
-        (pd.Series(["a", None]), np.ones((2, 2)), r"texts\[1\].*float: nan"),
-        ([], np.ones((0, 2)), "no texts"),
-    ],
-)
-def test_bad_parts_are_refused(texts: list, vectors: np.ndarray, message: str):
-    """Guards against an index that searches silently wrong."""
-    with pytest.raises(ValueError, match=message):
-        Index(texts, vectors)
+def test_many_queries_are_as_single_ones(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against results that depend on the other queries of a call."""
+    index = make(tiny, facts)
+    queries = [QUERY, "rivers", "metal"]
+    for hits, query in zip(index.search(queries, 5), queries, strict=True):
+        alone = index.search(query, 5)
+        assert [hit["id"] for hit in hits] == [hit["id"] for hit in alone]
+        np.testing.assert_allclose([hit["score"] for hit in hits], [hit["score"] for hit in alone], atol=1e-5)
+    assert index.search([]) == []
+    assert index.search([QUERY, QUERY], 0) == [[], []]
+    assert make_empty(index).search([QUERY], 3) == [[]]
 
 
-def test_bad_queries_are_refused():
-    """Guards against vectors of another model, and against a negative count that Python would read as a slice."""
-    with pytest.raises(ValueError, match="dimension 3 for an index of dimension 2"):
-        AXES.retrieve(np.ones((1, 3)), 1)
-    with pytest.raises(ValueError, match=r"top_k.*got -1"):
-        AXES.retrieve(np.ones((1, 2)), -1)
+def make_empty(index: SearchIndex) -> SearchIndex:
+    index.delete([hit["id"] for hit in index.search("anything", 100)])
+    assert len(index) == 0
+    return index
 
 
-def test_build_embeds_each_text_once(tiny: E2Rank, facts: list[str], monkeypatch: pytest.MonkeyPatch):
-    """Guards against duplicates that cost time, and against rows in another order than the texts."""
-    calls, encode = [], tiny.encode_document
-    monkeypatch.setattr(tiny, "encode_document", lambda texts, **kwargs: calls.append(texts) or encode(texts, **kwargs))
-    index = Index.build(tiny, facts + facts[::-1])
-    assert calls == [facts]
-    np.testing.assert_allclose(index.embeddings, encode(facts + facts[::-1]), atol=1e-6)
-    np.testing.assert_array_equal(index.embeddings[:10], index.embeddings[:9:-1])
-    for wrong in ([], ["a", 1], "text", [("a", "b")]):  # a tuple would be embedded as a pair of texts
-        with pytest.raises(ValueError, match=r"string|no texts"):
-            Index.build(tiny, wrong)
+def test_documents_are_added_replaced_changed_and_removed(make: Make, tiny: E2Rank, facts: list[str], embedded: list):
+    """Guards against doubles, lost fields, and documents that are embedded again without need."""
+    index = make(tiny, rows(facts[:6]))
+    embedded.clear()
+    assert index.add(rows(facts[:6])) == Changes(unchanged=6)
+    assert index.add([{**rows(facts)[0], "year": 1900}, *rows(facts)[1:]]) == Changes(4, 1, 5)
+    assert index.add([{"id": "f9", "text": "first"}, {"id": "f9", "text": "then"}]) == Changes(1, 0, 0)
+    assert embedded == [*facts[6:], "then"]
+    assert index.update([{"id": "f0", "lang": "en", "year": None}]) == Changes(0, 1, 0)
+    assert index.update([{"id": "f1", "text": "rivers"}]) == Changes(1, 0, 0)
+    assert embedded[-1] == "rivers"
+    found = index.get(["f0", "f1", "f9", "none"])
+    assert {id_: (record.text, record.fields) for id_, record in found.items()} == {
+        "f0": (facts[0], {"lang": "en"}),
+        "f1": ("rivers", {"year": 2001}),
+        "f9": ("then", {}),
+    }
+    index.delete(["f0", "none"])
+    assert len(index) == 9
+    assert "f0" not in {hit["id"] for hit in index.search(QUERY, 20)}
+    with pytest.raises(ValueError, match="1 ids are not in the index, as 'none'"):
+        index.update([{"id": "none", "year": 1}])
+    with pytest.raises(ValueError, match=r"documents\[0\] must be a mapping with 'id'"):
+        index.update(["text"])
 
 
-def test_saved_index_loads_as_it_was(tmp_path: Path):
-    """Guards against texts that a line format breaks apart, and against vectors that change a bit with each round."""
-    index = Index(STRANGE, np.random.default_rng(0).normal(size=(len(STRANGE), 7)))
-    for turn in range(2):
-        index.save(tmp_path / str(turn))
-        loaded = Index.load(tmp_path / str(turn))
-        assert loaded.texts == index.texts
-        np.testing.assert_array_equal(loaded.embeddings, index.embeddings)
-        index = loaded
+def test_interrupted_work_goes_on(make: Make, tiny: E2Rank, facts: list[str], embedded: list, monkeypatch):
+    """Guards against a bad document, or an interruption, that costs the documents before it."""
+    monkeypatch.setattr(module, "PART_DOCUMENTS", 3)
+    index = make(tiny)
+    embedded.clear()
+    with pytest.raises(DataError, match=r"documents\[7\]: text: not a string"):
+        index.add([*facts[:7], {"text": 3}, *facts[7:]])
+    assert len(index) == 6
 
+    def stopped():
+        yield from facts[:8]
+        raise KeyboardInterrupt
 
-def test_failed_save_leaves_the_old_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Guards against an index that is lost because its successor did not fit on the disk."""
-    AXES.save(tmp_path / "index")
-
-    monkeypatch.setattr("e2rank_st.search.folder.save_file", None)
-    with pytest.raises(TypeError):
-        random_index().save(tmp_path / "index")
-    assert Index.load(tmp_path / "index").texts == AXES.texts
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
-
-
-def test_folder_with_other_files_is_refused(tmp_path: Path):
-    """Guards against a save that deletes the user's own files."""
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="other files"):
-        AXES.save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(KeyboardInterrupt):
+        index.add(stopped())
+    assert index.add(facts) == Changes(4, 0, 6)
+    assert embedded == facts
 
 
 @pytest.mark.parametrize(
-    "make",
+    "convert",
     [
-        tuple,
+        list,
         iter,
-        lambda texts: (text for text in texts),
-        np.array,
-        lambda texts: np.array(texts, object),
-        pd.Series,
-        lambda texts: pd.Series(texts, index=range(9, -1, -1)),
-        pa.array,
-        lambda texts: pa.chunked_array([texts[:3], texts[3:]]),
-        lambda texts: dict.fromkeys(range(10)) and dict(enumerate(texts)).values(),
+        lambda rows: (row for row in rows),
+        pd.DataFrame,
+        pl.DataFrame,
+        pa.Table.from_pylist,
+        Dataset.from_list,
+        lambda rows: Dataset.from_list(rows).to_iterable_dataset(),
     ],
 )
-def test_build_takes_texts_as_databases_give_them(tiny: E2Rank, facts: list[str], make: Callable[[list[str]], Any]):
-    """Guards against "Got no texts" for a generator, and strings of NumPy and Arrow in results and files."""
-    index = Index.build(tiny, make(facts))
-    assert index.texts == facts
-    assert {type(text) for text in index.texts} == {str}
+def test_tables_and_lists_of_any_kind(convert: Callable[[Any], Any], tiny: E2Rank, facts: list[str]):
+    """Guards against names of columns that are taken for documents, and values that are not Python's own."""
+    given = [{**row, "title": None} for row in rows(facts[:4])]
+    index = SearchIndex.create(None, tiny, convert(given))
+    assert {id_: (part.text, part.fields) for id_, part in index.get([row["id"] for row in given]).items()} == {
+        row["id"]: (row["text"], {"year": row["year"]}) for row in given
+    }
+    json.dumps(index.search(QUERY, 4))
 
 
-def test_full_disk_leaves_the_old_index(tmp_path: Path):
-    """Guards against a traceback of safetensors, and an index that is lost because its successor did not fit."""
-    AXES.save(tmp_path / "index")
-    with pytest.raises(OSError, match=r"Could not write .*index: .* Is the disk full\?$"), small_disk(10_000):
-        random_index().save(tmp_path / "index")
-    with pytest.raises(OSError, match="too large"), small_disk(40_000):  # the vectors fit, the texts do not
-        Index(["text " * 10_000] * 2, np.eye(2)).save(tmp_path / "index")
-    assert Index.load(tmp_path / "index").texts == AXES.texts
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+@pytest.mark.parametrize("convert", [np.array, pd.Series, pl.Series, pa.array, tuple, lambda texts: (t for t in texts)])
+def test_columns_of_texts(convert: Callable[[Any], Any], tiny: E2Rank, facts: list[str]):
+    """Guards against a column that is not read as texts."""
+    index = SearchIndex.create(None, tiny, convert(facts))
+    assert sorted(hit["text"] for hit in index.search(QUERY, 10)) == sorted(facts)
 
 
-def test_readers_see_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Guards against a reader that finds no folder, or the texts of one version and the vectors of the next."""
-    monkeypatch.setattr("os.fsync", lambda file: None)  # it only takes time here
-    versions = [Index([f"{name} {row}" for row in range(20)], np.eye(20)) for name in "ab"]
-    versions[0].save(tmp_path / "index")
-    done, read = threading.Event(), []
-
-    def load() -> None:
-        while not done.is_set():
-            read.append("".join(sorted({text[0] for text in Index.load(tmp_path / "index").texts})))
-
-    with ThreadPoolExecutor(1) as pool:
-        reader = pool.submit(load)
-        for turn in range(200):
-            versions[turn % 2].save(tmp_path / "index")
-        done.set()
-        reader.result()
-    assert set(read) == {"a", "b"}
-
-
-@pytest.mark.parametrize("name", ["index.json", "embeddings.safetensors", "texts.jsonl"])
-def test_every_wrong_byte_is_found(tiny: E2Rank, facts: list[str], tmp_path: Path, name: str):
-    """Guards against half an index that answers, and against an error that does not name the folder and the cure."""
-    Index.build(tiny, facts).save(tmp_path / "index")
-    file = tmp_path / "index" / name
-    content, draw = file.read_bytes(), random.Random(0)
-    damaged = [content[:-1], content[: len(content) // 2], b"", content + b"\n", content[1:]]
-    for _ in range(150):
-        place = draw.randrange(len(content))
-        damaged.append(content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :])
-    for bytes_ in damaged:
-        file.write_bytes(bytes_)
-        with pytest.raises(ValueError, match=r"index in .*; build and save it again"):
-            Index.load(tmp_path / "index")
-    file.unlink()
-    with pytest.raises(FileNotFoundError, match=name):
-        Index.load(tmp_path / "index")
-    file.write_bytes(content)
-    Index.load(tmp_path / "index")
-
-
-@pytest.mark.parametrize("content", [b'{"format": 1, "documents": 3, "dimension": 2}', b'{"format": 99}'])
-def test_other_formats_are_refused(tmp_path: Path, content: bytes):
-    """Guards against an index of an earlier version that is called damaged, or read without its checks."""
-    AXES.save(tmp_path / "index")
-    (tmp_path / "index" / "index.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"has the format \d+, and this version reads 2; build and save it again"):
-        Index.load(tmp_path / "index")
-
-
-@pytest.mark.parametrize("change", [{"sha256": {}}, {"sha256": []}, {"maker": "x"}, {"format": True}, {"format": 2.0}])
-def test_a_manifest_of_an_unknown_form(tmp_path: Path, change: dict[str, object]):
-    """Guards against a stranger's folder whose manifest is signed, but leaves out what is to be checked."""
-    AXES.save(tmp_path / "index")
-    file = tmp_path / "index" / "index.json"
-    manifest = json.loads(file.read_text()) | change
-    del manifest["manifest_sha256"]
-    file.write_bytes(_signed(manifest))
-    with pytest.raises(ValueError, match=r"unknown form|has the format"):
-        Index.load(tmp_path / "index")
-
-
-def test_a_users_own_file_is_kept(tmp_path: Path):
-    """Guards against an index that takes the place of somebody's data, which has the name of one of its files."""
-    (tmp_path / "texts.jsonl").write_text("my own data")
-    with pytest.raises(ValueError, match="holds other files"):
-        AXES.save(tmp_path)
-    assert (tmp_path / "texts.jsonl").read_text() == "my own data"
-
-
-def changed(model: E2Rank, change: Callable[[E2Rank], object]) -> E2Rank:
-    model = copy.deepcopy(model)
-    change(model)
-    return model
-
-
-def shorten(model: E2Rank) -> None:
-    model.max_seq_length = 5
-
-
-def pool_by_mean(model: E2Rank) -> None:
-    model[1] = E2RankPooling(32, "mean")
+def test_files_and_folders(tiny: E2Rank, facts: list[str], tmp_path: Path, caplog):
+    """Guards against a form of file that the command line reads and the library does not."""
+    given = rows(facts[:3])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    pd.DataFrame(given).to_csv(tmp_path / "rows.csv", index=False)
+    pd.DataFrame(given).to_parquet(tmp_path / "rows.parquet")
+    for name in ("rows.jsonl", "rows.csv", "rows.parquet"):
+        found = SearchIndex.create(None, tiny, tmp_path / name).get(["f0", "f1", "f2"])
+        assert [record.text for record in found.values()] == facts[:3]
+        assert [int(record.fields["year"]) for record in found.values()] == [2000, 2001, 2002]
+    notes = tmp_path / "notes"
+    for name in ("b.txt", "a/c.md", ".hidden/d.txt", ".e.txt", "f.pdf", "blank.txt"):
+        (notes / name).parent.mkdir(parents=True, exist_ok=True)
+        (notes / name).write_text(" " if name == "blank.txt" else f"text of {name}")
+    assert {hit["id"] for hit in SearchIndex.create(None, tiny, notes).search(QUERY)} == {"b.txt", "a/c.md"}
+    assert "left out 1 files" in caplog.text
+    (notes / "g.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"g\.txt.*not UTF-8"):
+        SearchIndex.create(None, tiny, notes)
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("documents", "message"),
     [
-        (shorten, "max_seq_length"),
-        (train_a_step, "weights"),
-        (pool_by_mean, "E2RankPooling.pooling_mode_mean_tokens"),
-        (lambda model: model.prompts.update(document="passage: "), "document prompt"),
+        ("notes", "pathlib.Path"),
+        ({"d1": "text"}, "got dict"),
+        (3, "got int"),
+        ([3], r"documents\[0\]: document: of an unknown kind; got int"),
+        (["a", {"id": "x"}], r"documents\[1\]: text: missing"),
+        ([{"text": "a", "id": True}], "id: not a string"),
+        ([{"text": "a", "id": " "}], "id: empty"),
+        ([{"text": "half \ud800"}], "half a character"),
+        ([{"text": "a", "vector": [1.0]}], "vector: a reserved name"),
+        ([{"text": "a", "_distance": 1}], "field: not a name"),
+        ([{"text": "a", 3: 1}], "field: not a name"),
+        ([{"text": "a", "x.y": 1}], "not a name of a field"),
+        ([{"text": "a", "`": 1}], "not a name of a field"),
+        ([{"text": "a", "x" * 1_000_000: 1}], "not a name of a field"),
     ],
 )
-def test_search_refuses_a_model_that_did_not_make_the_index(
-    tiny: E2Rank, facts: list[str], tmp_path: Path, change: Callable[[E2Rank], object], named: str
-):
-    """Guards against vectors of another model, which give scores and no error where the dimension is the same."""
-    made = Index.build(tiny, facts)
-    made.save(tmp_path / "index")
-    other = changed(tiny, change)
-    for index in (made, Index.load(tmp_path / "index")):
-        index_hits = tiny.search("fleas", index)
-        with pytest.raises(ValueError, match=f"differs in .*{named}.*Build the index again"):
-            other.search("fleas", index)
-        assert tiny.search("fleas", index) == index_hits
-    other.search("fleas", Index.build(other, facts))
+def test_bad_documents_are_refused(make: Make, tiny: E2Rank, documents: Any, message: str):
+    """Guards against documents that are read letter by letter, and fields that no filter can name."""
+    with pytest.raises(ValueError, match=message) as caught:
+        make(tiny, documents)
+    assert len(str(caught.value)) < 500
 
 
-def test_search_notices_a_model_that_changes(tiny: E2Rank, facts: list[str]):
-    """Guards against a model that was right at the first search and is trained after it."""
-    for index in (Index.build(tiny, facts), Index(facts, tiny.encode_document(facts))):
-        model = copy.deepcopy(tiny)
-        model.search("fleas", index)
-        train_a_step(model, rate=1e-2)
-        with pytest.raises(ValueError, match="does not give the vectors"):
-            model.search("fleas", index)
+def test_documents_without_ids_are_named_by_their_text(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against doubles of a text, and against documents that differ in their titles and become one."""
+    index = make(tiny, [*facts, *facts, {"title": "Pets", "text": facts[0]}, ""])
+    assert len(index) == 12
+    assert index.add([{"text": facts[0], "title": ""}]) == Changes(unchanged=1)
 
 
-def test_search_takes_a_model_that_gives_the_same_vectors(tiny: E2Rank, facts: list[str]):
-    """Guards against an index that must be built again although nothing that it holds would change."""
-    index = Index.build(tiny, facts)
-    for change in (
-        lambda model: model.prompts.update(query="another: "),
-        lambda model: model.replace_listwise(num_prompt_documents=2),
-        lambda model: setattr(model, "max_seq_length", 500),  # no text is as long
-        lambda model: model.double(),
-        lambda model: model.bfloat16(),
-    ):
-        assert changed(tiny, change).search("fleas", index)
-    assert with_adapter(tiny).search("fleas", index)  # its weights are named in another way
+def test_titles_are_a_part_of_what_is_embedded(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against a template that is used for some of vectors, prompts and scores only."""
+    model = copy.deepcopy(tiny)
+    model.replace_listwise(document_template="{title}: {text}")
+    index = make(model, [{"id": "d", "title": "Pets", "text": facts[0]}], dtype="float32")
+    model.replace_listwise(document_template="{text} {title}")  # the index keeps its own
+    index.add([{"id": "e", "title": "Pets", "text": facts[1]}])
+    expected = model.rerank(QUERY, [f"Pets: {facts[0]}", f"Pets: {facts[1]}"])
+    hits = index.search(QUERY)
+    assert [hit["id"] for hit in hits] == ["de"[hit["corpus_id"]] for hit in expected]
+    np.testing.assert_allclose([hit["score"] for hit in hits], [hit["score"] for hit in expected], atol=1e-5)
 
 
-def test_search_refuses_vectors_of_no_model(tiny: E2Rank, bundled: E2Rank, shipped: E2Rank, facts: list[str]):
-    """Guards against random vectors, and against a bundled model that refuses those of its base, which are its own."""
-    random_vectors = Index(facts, np.random.default_rng(0).normal(size=(len(facts), 32)))
-    with pytest.raises(ValueError, match="nothing is known about the model"):
-        tiny.search("fleas", random_vectors)
-    for index in (Index.build(bundled, facts), Index(facts, bundled.encode_document(facts))):
-        hits, found = shipped.search("fleas", index), bundled.search("fleas", index)
-        assert {hit["corpus_id"] for hit in hits} == {hit["corpus_id"] for hit in found}
-        assert {hit["retrieval_score"] for hit in hits} == {hit["retrieval_score"] for hit in found}
-    assert not index.agrees_with(tiny)  # another dimension
+def test_filters_by_value(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against a filter that comes after the best are taken, and so leaves fewer."""
+    index = make(tiny, [{**row, "lang": "en" if row["year"] % 2 else "de"} for row in rows(facts)])
+    assert {hit["id"] for hit in index.search(QUERY, 3, where={"lang": "de", "year": [2000, 2008, 2001]})} == {
+        "f0",
+        "f8",
+    }
+    assert len(index.search(QUERY, 5, 5, where={"lang": "en"})) == 5
+    assert index.search(QUERY, where={"lang": "xx"}) == []
+    assert [hit["id"] for hit in index.search(QUERY, where={"id": "f3"})] == ["f3"]
 
 
-def test_given_vectors_are_checked_once(tiny: E2Rank, facts: list[str], monkeypatch: pytest.MonkeyPatch):
-    """Guards against a check that costs a forward pass at each search, also from several threads."""
-    index, calls = Index(facts, tiny.encode_document(facts)), []
-    encode = E2Rank.encode_document
-    monkeypatch.setattr(E2Rank, "encode_document", lambda *args, **options: calls.append(1) or encode(*args, **options))
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(lambda _: index.agrees_with(tiny), range(8)))
-    assert len(calls) == 1
-    assert pickle.loads(pickle.dumps(index)).agrees_with(copy.deepcopy(tiny))
-    assert len(calls) == 2
-    built = Index.build(tiny, facts)
-    assert built.agrees_with(tiny) and len(calls) == 3  # the one that built it
+def test_least_similarity(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against a threshold on listwise scores, or one that holds with reranking only."""
+    index = make(tiny, facts)
+    similar = sorted((hit["similarity"] for hit in index.search(QUERY, 10)), reverse=True)
+    for rerank in (True, False):
+        found = index.search(QUERY, 10, min_similarity=similar[3], rerank=rerank)
+        assert sorted((hit["similarity"] for hit in found), reverse=True) == similar[:4]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_vectors_of_any_float_type(tiny: E2Rank, facts: list[str], dtype: torch.dtype):
-    """Guards against an error of NumPy for types that models and databases use."""
-    vectors = torch.from_numpy(tiny.encode_document(facts))
-    index = Index(facts, vectors.to(dtype))
-    np.testing.assert_allclose(index.embeddings, vectors, atol=5e-3)
-    assert tiny.search("fleas", index)
+def test_first_stage_scores_count(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against a weight that is taken and not used: with all the weight, the first stage's order stays."""
+    index = make(tiny, facts)
+    first = index.search(QUERY, 10, rerank=False)
+    assert [hit["id"] for hit in index.search(QUERY, 10, first_stage_weight=1.0)] == [hit["id"] for hit in first]
+    assert [hit["id"] for hit in index.search(QUERY, 10)] != [hit["id"] for hit in first]
+
+
+def test_passages(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against a long document that is found by its start only, or comes once for each passage."""
+    model = copy.deepcopy(tiny)
+    model.max_seq_length = 24
+    documents = [" ".join(facts[row:] + facts[:row]) for row in range(0, 10, 3)] + [facts[6]]
+    index = make(model, documents, long_documents="passages", dtype="float32")
+    query = model.encode_query(QUERY)
+    passages = [model.listwise.passages(text) for text in documents]
+    assert max(map(len, passages)) > 4 and len(passages[-1]) == 1
+    expected = [float((model.encode_document(part) @ query).max()) for part in passages]
+    found = index.search(QUERY, 10, rerank=False)
+    assert [hit["text"] for hit in found] == [documents[row] for row in np.argsort(expected)[::-1]]
+    np.testing.assert_allclose([hit["score"] for hit in found], sorted(expected, reverse=True), atol=1e-5)
+    ranked = model.rerank(QUERY, [hit["text"] for hit in found], long_documents="passages", candidate_order="given")
+    hits = index.search(QUERY, 10)
+    assert [hit["text"] for hit in hits] == [found[hit["corpus_id"]]["text"] for hit in ranked]
+    np.testing.assert_allclose([hit["score"] for hit in hits], [hit["score"] for hit in ranked], atol=1e-5)
+
+
+def test_a_changed_model_is_refused(make: Make, tiny: E2Rank, facts: list[str]):
+    """Guards against vectors of two models in an index: silent nonsense."""
+    model = copy.deepcopy(tiny)
+    index = make(model, facts)
+    train_a_step(model)
+    for use in (lambda: index.search(QUERY), lambda: index.add(["text"]), lambda: index.retrieve([QUERY])):
+        with pytest.raises(ValueError, match="The model has changed"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda index: index.search(3), "queries"),
+        (lambda index: index.search(["a", 3]), r"queries\[1\]"),
+        (lambda index: index.search("a", -1), "top_k"),
+        (lambda index: index.search("a", 1, 2.5), "num_candidates"),
+        (lambda index: index.search("a", first_stage="words"), "first_stage must be one of"),
+        (lambda index: index.search("a", rerank=False, query_weight=0.5), "query_weight is an option of reranking"),
+        (lambda index: index.search("a", rerank="no"), "rerank must be True or False"),
+        (lambda index: index.search("a", min_similarity=2), "min_similarity"),
+        (lambda index: index.search("a", where=3), "where"),
+        (lambda index: index.get("f0"), "ids must be a list"),
+        (lambda index: index.add("text"), "documents must be a list"),
+        (lambda index: index.add([], batch_size=0), "batch_size"),
+    ],
+)
+def test_bad_arguments_are_refused(make: Make, tiny: E2Rank, facts: list[str], use: Callable, message: str):
+    """Guards against a search for the letters of a word, and options that do nothing."""
+    with pytest.raises(ValueError, match=message):
+        use(make(tiny, facts[:1]))
+
+
+def test_models_without_reranking_are_refused(bundled: E2Rank):
+    """Guards against an index that fails at its first search."""
+    plain = SentenceTransformer(modules=[bundled[0], bundled[1]])
+    with pytest.raises(ValueError, match="must be able to rerank, got SentenceTransformer"):
+        SearchIndex.create(None, plain, ["a"])
+    with pytest.raises(ValueError, match="long_documents must be one of"):
+        SearchIndex.create(None, bundled, ["a"], long_documents="whole")
+
+
+def test_a_plain_sentence_transformer_of_a_saved_model(tiny: E2Rank, facts: list[str], tmp_path: Path):
+    """Guards against an index for the package's own class only: a Hub model with remote code has the same methods."""
+    tiny.save(str(tmp_path / "model"))
+    plain = SentenceTransformer(str(tmp_path / "model"), trust_remote_code=True, device="cpu")
+    hits = SearchIndex.create(None, plain, facts).search(QUERY, 5)
+    expected = SearchIndex.create(None, tiny, facts).search(QUERY, 5)
+    assert [hit["id"] for hit in hits] == [hit["id"] for hit in expected]
+
+
+def test_prompt_adapters_leave_an_index_valid(tiny: E2Rank, facts: list[str], tmp_path: Path):
+    """Guards against vectors that must be made again when reranking is trained."""
+    SearchIndex.create(tmp_path / "index", tiny, facts)
+    adapted = with_prompt_adapter(tiny)
+    index = SearchIndex.open(tmp_path / "index", adapted)
+    hits = index.search(QUERY, 10)
+    assert [hit["text"] for hit in hits] != [
+        hit["text"] for hit in SearchIndex.create(None, tiny, facts).search(QUERY, 10)
+    ]

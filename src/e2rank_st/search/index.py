@@ -388,19 +388,23 @@ class SearchIndex:
     ) -> list[list[dict[str, Any]]]:
         # Nearest first already: "given" is then the order of similarity.
         order = {"candidate_order": "given"} if first_stage == "vector" else {}
-        with_passages = self.settings["long_documents"] == "passages"
-        stored: list[Any] = [[found.entry.vectors for found in part.found] for part in candidates]
-        if not with_passages:
-            stored = [np.concatenate(part) if part else [] for part in stored]
-        rankings: list[list[dict[str, Any]]] = self.model.rerank(
-            queries,
-            [[self.text(found.entry.record) for found in part.found] for part in candidates],
-            query_embeddings=vectors,
+        rankings: list[list[dict[str, Any]]] = [[] for _ in queries]
+        asked = [row for row, part in enumerate(candidates) if part.found]
+        found = [candidates[row].found for row in asked]
+        stored: list[Any] = [[part.entry.vectors for part in parts] for parts in found]
+        if self.settings["long_documents"] == "cut":
+            stored = list(map(np.concatenate, stored))
+        ranked = self.model.rerank(
+            [queries[row] for row in asked],
+            [[self.text(part.entry.record) for part in parts] for parts in found],
+            query_embeddings=vectors[asked],
             document_embeddings=stored,
-            first_stage_scores=[[found.score for found in part.found] for part in candidates],
+            first_stage_scores=[[part.score for part in parts] for parts in found],
             show_progress_bar=False,
             **{**order, "long_documents": self.settings["long_documents"], **options},
         )
+        for row, ranking in zip(asked, ranked, strict=True):
+            rankings[row] = ranking
         return rankings
 
     def info(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Axes: B queries, P passages of one document, D dimensions.
 from __future__ import annotations
 
 import json
-import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -40,13 +40,12 @@ from e2rank_st.search import columns
 
 __all__ = ["LanceStore"]
 
-logger = logging.getLogger(__name__)
-
 TABLE = "documents"
 ABOUT = b"e2rank-st"  # key of the description in the table's schema
 OWN = ("id", "title", "text", "vector")
 WORDS = ("title", "text")  # the columns that have an index of words
 LOCK = ".e2rank.lock"
+SOURCE_LINE = re.compile(r", /\S+:\d+:\d+$")  # LanceDB ends a message with the line of its own source
 WAIT_S = 60.0  # for another writer
 
 
@@ -233,10 +232,13 @@ def _clear_errors(place: str, where: Where = None) -> Iterator[None]:
     except (RuntimeError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and error.errno is None:
             raise
-        reason = str(error).partition(", /rustc/")[0].removeprefix("lance error: ")
+        reason = SOURCE_LINE.sub("", str(error)).removeprefix("lance error: ")
         if isinstance(error, ValueError) and where is not None:
             raise ValueError(f"where={where!r:.200} is not a condition on this index: {reason}") from error
-        raise OSError(f"The index in {place} cannot be used: {reason}") from error
+        raise OSError(
+            f"The index in {place} cannot be used: {reason}. If a file of it is damaged, an earlier version may open: "
+            "SearchIndex.open(path, version=...), where info() tells the last one."
+        ) from error
 
 
 def _condition(where: Where, names: Sequence[str]) -> Any:
