@@ -138,8 +138,8 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.base: $(VENV)/.torch pyproject.toml
-	@echo "installing the package, about 300 MB with what it needs ..."
-	@$(INSTALL) --editable ".[bundled]"
+	@echo "installing the package, about 650 MB with what it needs ..."
+	@$(INSTALL) --editable ".[bundled,search]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from e2rank_st import E2Rank, Index
+from e2rank_st import E2Rank, SearchIndex
 from e2rank_st.checkpoints import CHECKPOINTS, find_checkpoint, instruction_template
 from e2rank_st.modeling_e2rank import E2RankPooling, ListwiseRerank
 from tests.conftest import GOLDEN
@@ -63,7 +63,7 @@ def test_embedding_only_checkpoints_embed_and_warn(checkpoint: Path, tiny: E2Ran
         assert (model.encode_document(facts) == tiny.encode_document(facts)).all()
         assert (model.encode_query(facts) == tiny.encode_query(facts)).all()
         assert not [record for record in caplog.records if record.name.startswith("e2rank_st")]
-        model.search("fleas", Index.build(model, facts, show_progress_bar=False))
+        SearchIndex.create(None, model, facts, show_progress_bar=False).search("fleas")
         assert model.rank("fleas", facts) == model.rerank("fleas", facts) == tiny.rerank("fleas", facts)
     (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("e2rank_st")]
     assert "trained to embed only" in said, "and the released model says nothing"

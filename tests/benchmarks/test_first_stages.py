@@ -21,11 +21,11 @@ from e2rank_st.benchmarks.models import Subject
 from e2rank_st.benchmarks.tasks import TASKS, Task
 from e2rank_st.data.files import DataError
 from e2rank_st.data.trec import write_run
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from tests.benchmarks.data import write_beir, write_task
 
 
-def retrieve(tiny: E2Rank, folder: Path, top_n: int, excluded=None, **options) -> tuple[Candidates, Index]:
+def retrieve(tiny: E2Rank, folder: Path, top_n: int, excluded=None, **options) -> tuple[Candidates, TextVectors]:
     """Candidates of the model's own, of a task of the user's."""
     return own_first_stage(Subject(tiny, "org/tiny", "1"), Task("own", "Own", **options), folder, top_n, excluded or {})
 

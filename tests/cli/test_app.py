@@ -17,7 +17,7 @@ import e2rank_st.data.docstrings as docstrings_module
 from e2rank_st import E2Rank, __version__
 from e2rank_st.cli.app import app
 from e2rank_st.data.docstrings import Docstring
-from e2rank_st.search.index import Index
+from e2rank_st.search.maker import PROBES
 
 QUERY, FLEAS = "how long do fleas live", "Fleas live 100 days."
 COMMAND = [sys.executable, "-m", "e2rank_st.cli"]
@@ -128,7 +128,7 @@ def test_embed_writes_json_lines(run, tiny: E2Rank, tiny_folder: str):
     assert np.abs(tiny.encode_document(texts) - vectors).max() > 1e-3, "the premise: queries have a prompt"
 
 
-def test_demo_searches_and_keeps_the_vectors(run, facts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_demo_searches_and_keeps_the_index(run, facts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Guards against a second run that embeds again, and against rows that do not belong together."""
     library = [Docstring(f"module.f{number}", f"{fact}\nMore on that.") for number, fact in enumerate(facts)]
     monkeypatch.setattr(docstrings_module, "collect", lambda: library)
@@ -138,9 +138,13 @@ def test_demo_searches_and_keeps_the_vectors(run, facts: list[str], monkeypatch:
     assert [hit[0] for hit in hits] == ["1", "2", "3"]
     assert all(library[int(hit[4].removeprefix("module.f"))].summary == hit[5] for hit in hits)
     assert rows(first)[4] == ["# melting metal"]
-    assert "vectors of 10 texts" in first.stderr
-    monkeypatch.setattr(Index, "build", None)
+    assert "index of 10 texts" in first.stderr
+    embedded: list[str] = []
+    encode = E2Rank.encode_document
+    spy = lambda self, texts, **options: embedded.extend(texts) or encode(self, texts, **options)  # noqa: E731
+    monkeypatch.setattr(E2Rank, "encode_document", spy)
     assert rows(run("demo", QUERY, "melting metal", "--top-k", "3")) == rows(first)
+    assert set(embedded) <= set(PROBES)
 
 
 def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -201,7 +205,7 @@ def test_usage_errors(run, arguments: list[str]):
 
 def test_help_has_examples_and_needs_no_torch(run):
     """Guards against help that leaves the first command to guesswork, or takes seconds of imports."""
-    for command in ([], ["demo"], ["rerank"], ["embed"], ["tune"]):
+    for command in ([], ["demo"], ["index"], ["search"], ["rerank"], ["embed"], ["tune"]):
         result = run(*command, "--help")
         assert result.exit_code == 0
         assert "Examples:\n    e2rank " in result.stdout

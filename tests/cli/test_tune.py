@@ -1,18 +1,20 @@
 """The command e2rank tune: every form of a first stage, from files to a verdict, a model folder and a figure."""
 
+import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from e2rank_st import E2Rank, Index
+from e2rank_st import E2Rank, SearchIndex
 from e2rank_st.cli.app import app
 from e2rank_st.data.trec import write_run
 from e2rank_st.evaluation import tuning as tuning_module
 from tests.benchmarks.data import hits
-from tests.toy import toy_rows
+from tests.toy import toy_rows, train_a_step
 
 NUMBER = 30
 RUN = ("--run", "run.trec", "--corpus", "corpus.jsonl", "--queries", "queries.jsonl")
@@ -31,9 +33,19 @@ def model(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def index(tiny: E2Rank, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of the documents; their ids are those of the judgements."""
+    folder = tmp_path_factory.mktemp("tune") / "index"
+    lists = [hits(row, number) for number, row in enumerate(toy_rows(NUMBER, seed=3))]
+    documents = {hit["docid"]: {"id": hit["docid"], "text": hit["content"]} for part in lists for hit in part}
+    SearchIndex.create(folder, tiny, documents.values())
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def files(tiny: E2Rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same first stage as a run with texts and as results, its judgements, and an index of its documents."""
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same first stage as a run with texts and as results, and its judgements."""
     monkeypatch.chdir(tmp_path)
     rows = toy_rows(NUMBER, seed=3)
     lists = [hits(row, number) for number, row in enumerate(rows)]
@@ -44,7 +56,6 @@ def files(tiny: E2Rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     write_run("run.trec", {part[0]["qid"]: {hit["docid"]: hit["score"] for hit in part} for part in lists}, "toy")
     judged = [f"q{number} 0 d{number}-0 2\n" for number in range(NUMBER)]
     Path("qrels.txt").write_text("".join(judged), encoding="utf-8")
-    Index.build(tiny, documents.values()).save("index")
 
 
 def write_lines(path: str, rows: list[dict[str, Any]]) -> None:
@@ -75,22 +86,23 @@ def test_a_run_and_results_give_the_same(model: Path):
     assert {setting["first_stage_weight"] for setting in found["trials"]} == {0.0, 0.3, 0.5, 0.7, 1.0}
 
 
-def test_index_is_its_own_first_stage(model: Path):
-    """Guards against documents that are not those of the judgements, named by row or by id."""
-    done = run("--index", "index", "--queries", "queries.jsonl", "--corpus", "corpus.jsonl", "--qrels", "qrels.txt",
-               "--model", model, "--top-n", 8, "--output", "ids.json")  # fmt: skip
+def test_index_is_its_own_first_stage(tiny: E2Rank, model: Path, index: Path):
+    """Guards against documents that are not those of the judgements, and against an index that is not searched."""
+    options = ("--queries", "queries.jsonl", "--qrels", "qrels.txt", "--model", model)
+    done = run("--index", index, *options, "--top-n", 8, "--output", "index.json")
     assert done.exit_code == 0, done.stderr
-    found = json.loads(Path("ids.json").read_text())
+    found = json.loads(Path("index.json").read_text())
     assert found["first_stage"] == found["embedding"] > 0
     assert {setting["first_stage_weight"] for setting in found["trials"]} == {0.0, 1.0}
-    ids = [json.loads(line)["_id"] for line in Path("corpus.jsonl").read_text().splitlines()]
-    rows = {id_: number for number, id_ in enumerate(ids)}
-    judged = [line.split() for line in Path("qrels.txt").read_text().splitlines()]
-    lines = [f"{query} 0 {rows[document]} {grade}\n" for query, _, document, grade in judged]
-    Path("rows.txt").write_text("".join(lines), encoding="utf-8")
-    done = run("--index", "index", "--queries", "queries.jsonl", "--qrels", "rows.txt", "--model", model,
-               "--top-n", 8, "--output", "rows.json")  # fmt: skip
-    assert json.loads(Path("rows.json").read_text()) == found, done.stderr
+    queries = [json.loads(line) for line in Path("queries.jsonl").read_text().splitlines()]
+    ranked = SearchIndex.open(index, tiny).search([query["text"] for query in queries], top_k=8, rerank=False)
+    rows = zip(queries, ranked, strict=True)
+    write_run("own.trec", {query["_id"]: {hit["id"]: hit["score"] for hit in part} for query, part in rows}, "own")
+    done = run("--run", "own.trec", "--corpus", "corpus.jsonl", *options, "--output", "run.json")
+    assert done.exit_code == 0, done.stderr
+    by_hand = json.loads(Path("run.json").read_text())
+    for name in ("first_stage", "configured"):
+        assert found[name] == pytest.approx(by_hand[name], abs=1e-9), name
 
 
 def test_writes_settings_and_a_figure(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -122,12 +134,25 @@ def test_writes_settings_and_a_figure(model: Path, tmp_path: Path, monkeypatch: 
         ((*RUN[:3], "few.jsonl", *RUN[4:], "--qrels", "qrels.txt"), "have no text in queries.jsonl or few.jsonl"),
         ((*RUN, "--qrels", "elsewhere.txt"), "No candidate of any query is judged"),
         (("--results", "nothing.jsonl", "--qrels", "qrels.txt"), "nothing.jsonl: No such file"),
-        (("--index", "index", *RUN[4:], "--corpus", "few.jsonl", "--qrels", "qrels.txt"), "few.jsonl does not hold"),
         (("--index", "index", "--queries", "few.jsonl", "--qrels", "qrels.txt"), "judged queries have no text"),
+        (("--index", "index", *RUN[4:], "--qrels", "elsewhere.txt"), "No candidate of any query is judged"),
+        (("--index", "nothing", *RUN[4:], "--qrels", "qrels.txt"), "There is no index in nothing"),
+        (("--index", "passages", *RUN[4:], "--qrels", "qrels.txt"), "An index of passages cannot be tuned on"),
+        (("--index", "empty", *RUN[4:], "--qrels", "qrels.txt"), "The index is empty"),
+        (("--index", "others", *RUN[4:], "--qrels", "qrels.txt"), "does not give the vectors of this index"),
     ],
 )
-def test_errors_are_one_line(model: Path, arguments: tuple[str, ...], message: str):
+def test_errors_are_one_line(model: Path, index: Path, tiny: E2Rank, arguments: tuple[str, ...], message: str):
     """Guards against zeros where files do not belong together, and against a traceback."""
+    shutil.copytree(index, "index")
+    if "passages" in arguments:
+        SearchIndex.create("passages", tiny, ["a"], long_documents="passages")
+    if "empty" in arguments:
+        SearchIndex.create("empty", tiny)
+    if "others" in arguments:
+        other = copy.deepcopy(tiny)
+        train_a_step(other, rate=1e-2)
+        SearchIndex.create("others", other, ["a"])
     Path("other.txt").write_text("x 0 d0-0 1\n")
     Path("elsewhere.txt").write_text("q0 0 x 1\nq1 0 y 1\n")
     write_lines("few.jsonl", [{"_id": "d0-0", "text": "about flea"}])
@@ -144,6 +169,7 @@ def test_errors_are_one_line(model: Path, arguments: tuple[str, ...], message: s
         ["--qrels", "qrels.txt", "--run", "run.trec"],
         ["--qrels", "qrels.txt", "--results", "hits.jsonl", "--index", "index"],
         ["--qrels", "qrels.txt", "--results", "hits.jsonl", "--write"],
+        ["--qrels", "qrels.txt", "--index", "index", "--queries", "queries.jsonl", "--corpus", "corpus.jsonl"],
         ["--results", "hits.jsonl"],
     ],
 )

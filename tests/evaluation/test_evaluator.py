@@ -14,7 +14,7 @@ from e2rank_st import E2Rank
 from e2rank_st.data.slates import Slate
 from e2rank_st.evaluation.evaluator import SYSTEMS, RerankingEvaluator
 from e2rank_st.evaluation.metrics import ndcg
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.search.vectors import distinct
 from tests.toy import toy_rows, train_a_step
 
@@ -56,7 +56,7 @@ def test_given_vectors_are_used_by_their_model_alone(tiny: E2Rank, monkeypatch: 
     given, fresh = evaluator(rows), evaluator(rows)
     texts = distinct(given.documents)
     queries = distinct([given.queries])
-    given.use(tiny, Index(texts, tiny.encode_document(texts)), Index(queries, tiny.encode_query(queries)))
+    given.use(tiny, TextVectors(texts, tiny.encode_document(texts)), TextVectors(queries, tiny.encode_query(queries)))
     other = copy.deepcopy(tiny)
     train_a_step(other, rate=1e-1)
     expected = fresh.scores(tiny), evaluator(rows).scores(other)

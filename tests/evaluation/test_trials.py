@@ -5,9 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from e2rank_st import E2Rank, Index
+from e2rank_st import E2Rank
 from e2rank_st.evaluation.metrics import ndcg
 from e2rank_st.evaluation.trials import FIRST_STAGE, JudgedLists, Setting, mixed, run_trials, settings_of
+from e2rank_st.search.texts import TextVectors
 
 OWN = Setting("given", 2, 0.4, 0.0)
 
@@ -54,7 +55,7 @@ def test_mix_in_closed_form():
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_ranks_as_the_model_does(tiny: E2Rank, lists: JudgedLists, weight: float):
     """Guards against a setting that is found good and then ranks otherwise in use."""
-    trials = run_trials(tiny, lists, Index.build(tiny, lists.documents[0]))
+    trials = run_trials(tiny, lists, TextVectors.build(tiny, lists.documents[0]))
     found = [setting for setting in trials.settings if (*setting[2:],) == (weight, 0.0)]
     assert len(found) == (1 if weight == 1 else 2 * len({1, 2, 3, 5, 10}))
     for setting in found:
@@ -71,7 +72,7 @@ def test_ranks_as_the_model_does(tiny: E2Rank, lists: JudgedLists, weight: float
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_mixes_the_first_stage_as_the_model_does(tiny: E2Rank, lists: JudgedLists, share: float):
     """Guards against a mix of the first stage that is tuned in one way and computed in another."""
-    trials = run_trials(tiny, lists, Index.build(tiny, lists.documents[0]))
+    trials = run_trials(tiny, lists, TextVectors.build(tiny, lists.documents[0]))
     for setting in (setting for setting in trials.settings if setting.first_stage_weight == share):
         rankings = tiny.rerank(lists.queries, lists.documents, first_stage_scores=lists.scores, **setting._asdict())
         expected = [
@@ -83,7 +84,7 @@ def test_mixes_the_first_stage_as_the_model_does(tiny: E2Rank, lists: JudgedList
 
 def test_embeds_little(tiny: E2Rank, lists: JudgedLists, monkeypatch: pytest.MonkeyPatch):
     """Guards against prompts that are embedded again for every weight, and documents for every setting."""
-    index = Index.build(tiny, lists.documents[0])
+    index = TextVectors.build(tiny, lists.documents[0])
     embedded: Counter[str] = Counter()
     forward = type(tiny).forward
 
@@ -100,7 +101,7 @@ def test_embeds_little(tiny: E2Rank, lists: JudgedLists, monkeypatch: pytest.Mon
 
 def test_one_order_if_the_first_stage_is_the_model(tiny: E2Rank, facts: list[str]):
     """Guards against every prompt embedded twice where both orders are the same, and a query without candidates."""
-    index = Index.build(tiny, facts)
+    index = TextVectors.build(tiny, facts)
     queries = ["how long do fleas live", "what melts"]
     _, rows = index.retrieve(tiny.encode_query(queries), 6)
     documents = [[facts[row] for row in part] for part in rows]

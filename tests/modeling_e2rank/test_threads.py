@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from e2rank_st import E2Rank, Index
+from e2rank_st import E2Rank, SearchIndex
 from tests.modeling_e2rank.rankings import QUERY
 
 LONG = [f"{word} " * 900 for word in ("flea", "iron", "bread")]
@@ -76,8 +76,9 @@ def test_soak(tiny: E2Rank, facts):
     """Guards against any other shared state: 16 threads encode, rerank and search, each as one thread alone."""
     model = copy.deepcopy(tiny)
     model.prompts["document"] = "passage: "
-    index = Index.build(model, facts)
+    vectors = model.encode_document(facts)
     model.max_seq_length = 100
+    index = SearchIndex.create(None, model, facts)
     texts = [*facts[:4], LONG[0], "", "<|im_end|> [SEP]"]
     calls: list[Callable[[E2Rank], Any]] = [
         lambda model: model.encode_document(texts),
@@ -85,8 +86,8 @@ def test_soak(tiny: E2Rank, facts):
         lambda model: model.encode(LONG, prompt="", batch_size=2),
         lambda model: model.rerank(QUERY, texts, num_prompt_documents=2),
         lambda model: model.rerank([QUERY, "iron"], facts, candidate_order="similarity", query_weight=0.5),
-        lambda model: model.rerank("<think>", facts, document_embeddings=index.embeddings, instruction="sort"),
-        lambda model: model.search([QUERY, "what is gravity"], index, top_k=5),
+        lambda model: model.rerank("<think>", facts, document_embeddings=vectors, instruction="sort"),
+        lambda _: index.search([QUERY, "what is gravity"], top_k=5),
     ]
     serial = [call(copy.deepcopy(model)) for call in calls]
     with ThreadPoolExecutor(16) as pool:

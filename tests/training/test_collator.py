@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from e2rank_st import E2Rank
 from e2rank_st.embedding_e2rank import Embedder
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.storage import text_id
 from e2rank_st.training.collator import FILLER, SlateCollator, prompt_orders, sample_documents
 from e2rank_st.training.labels import SlateLabels
@@ -134,7 +134,7 @@ def test_ragged_slates_are_filled_up(tiny: E2Rank) -> None:
 
 def test_frozen_documents_come_as_vectors(tiny: E2Rank) -> None:
     """Guards against vectors of other documents, and against a guard that watches texts of other slates."""
-    index = Index.build(tiny, list(dict.fromkeys(text for row in BATCH for text in row["documents"])))
+    index = TextVectors.build(tiny, list(dict.fromkeys(text for row in BATCH for text in row["documents"])))
     collator = SlateCollator(model=tiny, frozen=index, columns=COLUMNS, documents_per_slate=2)
     batch = collator(BATCH)
     assert "documents_input_ids" not in batch

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from e2rank_st import E2Rank
 from e2rank_st.adapters import WEIGHTS, read_adapter_config
 from e2rank_st.cli.app import app
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.training.datasets import frozen_vectors
 from e2rank_st.training.resuming import complete_checkpoints
 from e2rank_st.training.run import main, prepare
@@ -148,7 +148,7 @@ def test_frozen_documents_and_a_query_weight(adapter: Path) -> None:
     """Guards against vectors that are made anew or forgotten, and against training for another vector than ranks."""
     stored = list((adapter.parent / "vectors").iterdir())
     assert len(stored) == 2, "the documents of two sources"
-    assert {Index.load(folder).dimension for folder in stored} == {32}
+    assert {TextVectors.load(folder).dimension for folder in stored} == {32}
     record = history(adapter)
     assert record["loss"]["freeze_documents"]
     assert record["loss"]["query_weight"] == 0.25
@@ -194,7 +194,7 @@ def test_documents_are_embedded_in_the_precision_of_training(
     """Guards against a float32 adapter that takes twice as long before training as within it."""
     precisions = []
 
-    def spy(*args: Any, **options: Any) -> Index:
+    def spy(*args: Any, **options: Any) -> TextVectors:
         precisions.append(torch.is_autocast_enabled("cpu"))
         return frozen_vectors(*args, **options)
 

@@ -8,7 +8,7 @@ import torch
 
 from e2rank_st import E2Rank
 from e2rank_st.data.slates import Slate
-from e2rank_st.search.index import Index
+from e2rank_st.search.texts import TextVectors
 from e2rank_st.training.losses import LossOptions
 from e2rank_st.training.trainer import E2RankTrainer, E2RankTrainingArguments
 from tests.toy import toy_rows
@@ -40,7 +40,7 @@ def toy_trainer(
     args = E2RankTrainingArguments(str(folder), **(defaults | options))
     data, loss_options = toy_data(9, 6) if data is None else data, LossOptions(**(loss or {}))
     texts = list(dict.fromkeys(text for part in data.values() for texts in part["documents"] for text in texts))
-    frozen = Index.build(model, texts) if loss_options.freeze_documents else None
+    frozen = TextVectors.build(model, texts) if loss_options.freeze_documents else None
     return E2RankTrainer(model, args, train_dataset=data, evaluator=evaluator, loss_options=loss_options, frozen=frozen)
 
 

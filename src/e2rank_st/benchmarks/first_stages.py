@@ -219,6 +219,8 @@ def read_index(index: SearchIndex, queries: Path, qrels: Path, top_n: int) -> tu
     texts, judgements = TextStore.load(queries), _whole_grades(read_qrels(qrels))
     if missing := judgements.keys() - texts.keys():
         raise ValueError(f"{len(missing)} judged queries have no text in {queries.name}: {some(missing)}.")
+    if not len(index):
+        raise ValueError("The index is empty. Add documents first.")
     retrieved = index.retrieve([texts[query] for query in judgements], top_n)
     vectors: dict[str, Matrix] = {}
     cases = []

@@ -39,15 +39,15 @@ def docstring_index(
     shown: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": sys.stderr.isatty()}
     if keep:
         try:
-            return SearchIndex.create(_cache_folder(model), model, documents, **shown)
+            return SearchIndex.create(_cache_folder(model, documents), model, documents, **shown)
         except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: Python does not find a home folder
             logger.warning("Cannot keep the index for the next call: %s", one_line(error))
     return SearchIndex.create(None, model, documents, **shown)
 
 
-def _cache_folder(model: E2Rank) -> Path:
-    """Name the folder for this model and this Python, below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    identity = json.dumps([describe(model), sys.version])
+def _cache_folder(model: E2Rank, documents: list[dict[str, str]]) -> Path:
+    """Name the folder for this model and these documents, below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    identity = json.dumps([describe(model), documents])
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home, "e2rank-st", f"demo-{key}")

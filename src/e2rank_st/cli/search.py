@@ -140,15 +140,23 @@ def search(
         return
     for id_, hits in found:
         if as_json:
-            more = {} if queries is None else {"query_id": id_}
-            for rank, hit in enumerate(hits, 1):
-                sys.stdout.write(json.dumps({**more, "rank": rank, **hit}, default=str) + "\n")
+            _write(hits, {} if queries is None else {"query_id": id_})
         else:
-            rows = [
-                (rank, hit["score"], hit["retrieval_rank"], hit["id"], f"{hit['title']} {hit['text']}")
-                for rank, hit in enumerate(hits, 1)
-            ]
-            show(COLUMNS, rows, title=asked[id_] if queries else "")
+            _show(hits, "" if queries is None else asked[id_])
+
+
+def _write(hits: list[dict[str, Any]], more: dict[str, Any]) -> None:
+    """Write JSON lines; a date becomes text."""
+    for rank, hit in enumerate(hits, 1):
+        sys.stdout.write(json.dumps({**more, "rank": rank, **hit}, default=str) + "\n")
+
+
+def _show(hits: list[dict[str, Any]], title: str) -> None:
+    rows = [
+        (rank, hit["score"], hit["retrieval_rank"], hit["id"], f"{hit['title']} {hit['text']}")
+        for rank, hit in enumerate(hits, 1)
+    ]
+    show(COLUMNS, rows, title=title)
 
 
 def _maker(folder: str) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
 
 import numpy as np
@@ -21,9 +21,10 @@ from e2rank_st.arguments_e2rank import flag, natural, one_of, share, strings
 from e2rank_st.console import progress_wanted
 from e2rank_st.documents_e2rank import join_fields
 from e2rank_st.passages_e2rank import LONG_DOCUMENTS
+from e2rank_st.search.hits import Candidates
 from e2rank_st.search.maker import Fingerprint, Maker, describe
 from e2rank_st.search.memory import MemoryStore
-from e2rank_st.search.records import Record, records
+from e2rank_st.search.records import Record, entries, grouped, number_of, records
 from e2rank_st.search.store import FIRST_STAGES, Entry, FirstStage, Found, Store, Where
 from e2rank_st.search.vectors import Matrix, embed_distinct, unit_rows
 
@@ -37,12 +38,15 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 DTYPES = ("float16", "float32")
 PART_DOCUMENTS = 256  # that are embedded and written at a time: an interruption costs no more
-PART_CHARACTERS = 2**22
 
 
 class SearchOptions(TypedDict, total=False):
-    """Options of reranking; each stands for the configured one, see :meth:`ListwiseRerank.rerank`."""
+    """Keyword arguments of ``search``; those of reranking stand for what the model has configured."""
 
+    first_stage: FirstStage
+    where: Where
+    rerank: bool
+    min_similarity: float | None
     instruction: str | None
     num_prompt_documents: int | None
     candidate_order: str | None
@@ -209,11 +213,11 @@ class SearchIndex:
         """
         self._check_model()
         batch_size = natural("batch_size", batch_size, least=1)
-        total = len(documents) if hasattr(documents, "__len__") else None
+        total = number_of(documents)
         changes = Changes()
         shown = progress_wanted(show_progress_bar, logger)
         with tqdm(total=total, desc="index", unit=" documents", disable=not shown) as progress:
-            for part in _parts(records(documents)):
+            for part in grouped(records(documents), PART_DOCUMENTS):
                 found = self._add(list({record.id: record for record in part}.values()), batch_size)
                 changes = Changes(*map(sum, zip(changes, found, strict=True)))
                 progress.update(len(part))
@@ -231,30 +235,30 @@ class SearchIndex:
             is_same = old is not None and (old.record.title, old.record.text) == (record.title, record.text)
             (kept if is_same else fresh).append(record)
         vectors = self._embed([self.text(record) for record in fresh], batch_size)
-        entries = [Entry(record, known[record.id].vectors) for record in kept]
-        entries += map(Entry, fresh, vectors)
-        if entries:
-            self.store.add(entries)
+        made = [Entry(record, known[record.id].vectors) for record in kept]
+        made += map(Entry, fresh, vectors)
+        if made:
+            self.store.add(made)
         return Changes(len(fresh), len(kept), len(part) - len(changed))
 
-    def update(self, documents: Iterable[Mapping[str, Any]]) -> Changes:
+    def update(self, documents: Any) -> Changes:
         """Change documents that the index has: what a mapping does not name stays, and None removes a field.
 
         Args:
-            documents: Mappings with ``id``, and what is new. A new text is embedded.
+            documents: Mappings with ``id``, in anything that :meth:`add` takes. A new text is embedded.
 
         Raises:
             ValueError: An id is not in the index.
         """
         given = {}
-        for number, document in enumerate(documents):
+        for number, document in enumerate(entries(documents)):
             if not isinstance(document, Mapping) or "id" not in document:
                 raise ValueError(f"documents[{number}] must be a mapping with 'id', got {document!r:.80}.")
             given[str(document["id"])] = document
         known = self.get(list(given))
         if missing := [id_ for id_ in given if id_ not in known]:
             raise ValueError(f"{len(missing)} ids are not in the index, as {missing[0]!r:.80}. Use add for new ones.")
-        return self.add([{**_mapping(known[id_]), **document} for id_, document in given.items()])
+        return self.add([{**known[id_].as_dict(), **document} for id_, document in given.items()])
 
     def get(self, ids: Iterable[str]) -> dict[str, Record]:
         """Find documents by their ids; an unknown id is left out."""
@@ -274,35 +278,17 @@ class SearchIndex:
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
-        self,
-        queries: str,
-        top_k: int = ...,
-        num_candidates: int = ...,
-        *,
-        first_stage: FirstStage = ...,
-        where: Where = ...,
-        rerank: bool = ...,
-        min_similarity: float | None = ...,
-        **options: Unpack[SearchOptions],
+        self, queries: str, top_k: int = ..., num_candidates: int = ..., **options: Unpack[SearchOptions]
     ) -> list[dict[str, Any]]: ...
 
     @overload
     def search(
-        self,
-        queries: Sequence[str],
-        top_k: int = ...,
-        num_candidates: int = ...,
-        *,
-        first_stage: FirstStage = ...,
-        where: Where = ...,
-        rerank: bool = ...,
-        min_similarity: float | None = ...,
-        **options: Unpack[SearchOptions],
+        self, queries: Sequence[str], top_k: int = ..., num_candidates: int = ..., **options: Unpack[SearchOptions]
     ) -> list[list[dict[str, Any]]]: ...
 
     def search(
         self,
-        queries: str | Sequence[str],
+        queries: Any,
         top_k: int = 10,
         num_candidates: int = 100,
         *,
@@ -310,8 +296,8 @@ class SearchIndex:
         where: Where = None,
         rerank: bool = True,
         min_similarity: float | None = None,
-        **options: Unpack[SearchOptions],
-    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        **options: Any,
+    ) -> Any:
         """Retrieve candidates, and rerank them listwise with their stored vectors: two forward passes a query.
 
         Args:
@@ -344,8 +330,7 @@ class SearchIndex:
         if not flag("rerank", rerank) and options:
             raise ValueError(f"{next(iter(options))} is an option of reranking; leave it out with rerank=False.")
         if not texts or not top_k:
-            nothing: list[list[dict[str, Any]]] = [[] for _ in texts]
-            return [] if single else nothing
+            return [] if single else [[] for _ in texts]
         vectors = unit_rows(self.model.encode_query(texts, show_progress_bar=False))  # (B, D)
         count = max(top_k, count) if rerank else top_k
         candidates = self._retrieved(texts, vectors, count, first_stage, where)
@@ -374,15 +359,15 @@ class SearchIndex:
 
     def _retrieved(
         self, queries: list[str], vectors: Matrix, count: int, first_stage: FirstStage, where: Where
-    ) -> list[_Candidates]:
+    ) -> list[Candidates]:
         found = self.store.search(queries, vectors, count, first_stage, where)
-        return [_Candidates.of(*row, first_stage) for row in zip(vectors, found, strict=True)]
+        return [Candidates.of(*row, first_stage) for row in zip(vectors, found, strict=True)]
 
     def _reranked(
         self,
         queries: list[str],
         vectors: Matrix,
-        candidates: list[_Candidates],
+        candidates: list[Candidates],
         first_stage: FirstStage,
         options: Mapping[str, Any],
     ) -> list[list[dict[str, Any]]]:
@@ -438,42 +423,6 @@ class SearchIndex:
         return splits
 
 
-class _Candidates(NamedTuple):
-    """What the first stage found for a query, best first, with the cosines to it."""
-
-    found: list[Found]
-    similar: list[float]
-
-    @classmethod
-    def of(cls, vector: Matrix, found: list[Found], first_stage: FirstStage) -> _Candidates:
-        """Compute the cosines anew: an index may know them only about. By vectors, they are the scores."""
-        cosines = [float((part.entry.vectors.astype(np.float64) @ vector).max()) for part in found]
-        pairs = list(zip(found, cosines, strict=True))
-        if first_stage == "vector":
-            pairs = [(part._replace(score=cosine), cosine) for part, cosine in pairs]
-        pairs.sort(key=lambda pair: (-pair[0].score, pair[0].entry.record.id))
-        return cls([part for part, _ in pairs], [cosine for _, cosine in pairs])
-
-    def hits(self, ranking: list[dict[str, Any]] | None, least: float) -> list[dict[str, Any]]:
-        """The results in the order of a ranking, or in the order of the first stage."""
-        if ranking is None:
-            ranking = [{"corpus_id": row, "score": part.score} for row, part in enumerate(self.found)]
-        return [
-            {
-                "id": (record := self.found[row].entry.record).id,
-                "score": hit["score"],
-                "similarity": self.similar[row],
-                "retrieval_rank": row + 1,
-                "retrieval_score": self.found[row].score,
-                **{name: value for name, value in _mapping(record).items() if name in ("text", "title")},
-                "fields": dict(record.fields),
-            }
-            for hit in ranking
-            for row in [hit["corpus_id"]]
-            if self.similar[row] >= least
-        ]
-
-
 def _listwise(model: Any) -> ListwiseRerank:
     """The model's module of reranking; a model from the Hub has it as remote code.
 
@@ -489,21 +438,3 @@ def _listwise(model: Any) -> ListwiseRerank:
 
 def _place(path: str | os.PathLike[str]) -> str:
     return str(os.fspath(path))
-
-
-def _mapping(record: Record) -> dict[str, Any]:
-    return {**record.fields, "id": record.id, "text": record.text, "title": record.title}
-
-
-def _parts(documents: Iterator[Record]) -> Iterator[list[Record]]:
-    """Group documents, so that memory does not grow with their number."""
-    part: list[Record] = []
-    size = 0
-    for record in documents:
-        part.append(record)
-        size += len(record.text)
-        if len(part) == PART_DOCUMENTS or size > PART_CHARACTERS:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part

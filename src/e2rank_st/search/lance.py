@@ -106,8 +106,15 @@ class LanceStore:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The description that :meth:`create` was given."""
-        found: dict[str, Any] = json.loads((self._table.schema.metadata or {})[ABOUT])
+        """The description that :meth:`create` was given.
+
+        Raises:
+            ValueError: Something else made the table.
+        """
+        try:
+            found: dict[str, Any] = json.loads((self._table.schema.metadata or {})[ABOUT])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"The table in {self.place} is not an index of e2rank-st. Give another path.") from error
         return found
 
     @property

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 from e2rank_st.data.documents import iter_documents
 from e2rank_st.data.files import DataError, id_field, text_field
 
-__all__ = ["Record", "records"]
+__all__ = ["Record", "entries", "grouped", "number_of", "records"]
 
 ID_NAMES = ("id", "_id")  # the second is BEIR's
 OWN_NAMES = frozenset({*ID_NAMES, "text", "title", "vector"})
+MOST_CHARACTERS = 2**22  # in a group
 LONGEST_NAME = 200
 UNSUITABLE = ".`\0"  # a dot means a part of a field in filters, and a backtick ends a name
 
@@ -60,6 +62,10 @@ class Record:
             _check_name(key)
         return cls(id_, text, title, {key: _plain(value) for key, value in further.items()})
 
+    def as_dict(self) -> dict[str, Any]:
+        """The document as a mapping that :meth:`of` reads."""
+        return {**self.fields, "id": self.id, "text": self.text, "title": self.title}
+
 
 def records(documents: Any) -> Iterator[Record]:
     """Read documents one at a time: those of a file or folder, or of anything that can be iterated.
@@ -76,27 +82,55 @@ def records(documents: Any) -> Iterator[Record]:
     if isinstance(documents, os.PathLike):
         yield from (Record.of(row) for row in iter_documents(str(os.fspath(documents))))
         return
-    for number, document in enumerate(_entries(documents)):
+    for number, document in enumerate(entries(documents)):
         try:
             yield Record.of(document)
         except DataError as error:
             raise (error if error.place else error.at(f"documents[{number}]")) from error.__cause__
 
 
-def _entries(documents: Any) -> Iterable[Any]:
+def grouped(documents: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    """Group documents, so that memory does not grow with their number: at most ``size``, fewer if they are long."""
+    group: list[Record] = []
+    characters = 0
+    for record in documents:
+        group.append(record)
+        characters += len(record.text)
+        if len(group) == size or characters > MOST_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+def entries(documents: Any) -> Iterable[Any]:
+    """What a list, a column, a table or anything else that can be iterated has, one at a time.
+
+    Raises:
+        ValueError: It is something else.
+    """
     if hasattr(documents, "__arrow_c_stream__") and (hasattr(documents, "columns") or hasattr(documents, "schema")):
         from pyarrow import RecordBatchReader
 
         batches = RecordBatchReader.from_stream(documents)
-        return chain.from_iterable(batch.to_pylist() for batch in batches)
+        rows: Iterator[Any] = chain.from_iterable(batch.to_pylist() for batch in batches)
+        return rows
     if hasattr(documents, "to_pylist"):
         return list(documents.to_pylist())
-    if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
-        raise ValueError(
-            f"documents must be a list of texts or of mappings with 'text', got {type(documents).__name__}. "
-            "For a file or a folder, give a pathlib.Path."
-        )
-    return documents
+    if not isinstance(documents, (str, bytes, Mapping, Set)):
+        with suppress(TypeError):  # an array without dimensions says only here that it has no entries
+            return iter(documents)
+    raise ValueError(
+        f"documents must be a list of texts or of mappings with 'text', got {type(documents).__name__}. "
+        "For a file or a folder, give a pathlib.Path."
+    )
+
+
+def number_of(documents: Any) -> int | None:
+    """How many documents there are, if something tells before they are read."""
+    with suppress(TypeError, RuntimeError, AttributeError):
+        return len(documents)
+    return None
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:
