@@ -338,12 +338,10 @@ class ListwiseRerank(Module):
             query_embeddings: Vectors of the B queries, (B, D), so that they are not embedded again.
             document_embeddings: Stored vectors of the candidates, (N, D), of any kind that :func:`matrix` reads; for B
                 lists, B such matrices. With passages also N matrices (P, D): a vector for each of :meth:`passages`.
-            first_stage_scores: N finite scores of the candidates, greater is better; for B queries always B rows, also
-                with one shared list. Without a weight they change nothing.
+            first_stage_scores: N scores of the candidates, greater is better; for B queries B rows, also with one list.
             min_similarity: Least ``similarity`` of a result, from -1 to 1. ``top_k`` counts the results that are left.
             batch_size: Most texts in a forward pass. Long texts go in smaller batches.
-            show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower. They
-                need the progress bars of transformers to be enabled.
+            show_progress_bar: Whether to show progress bars; by default if this logger's level is INFO or lower.
             **options: ``instruction``, ``num_prompt_documents``, ``candidate_order``, ``query_weight``,
                 ``first_stage_weight`` and ``long_documents``, instead of the configured ones: see the class.
 

@@ -116,10 +116,12 @@ def entries(documents: Any) -> Iterable[Any]:
         rows: Iterator[Any] = chain.from_iterable(batch.to_pylist() for batch in batches)
         return rows
     if hasattr(documents, "to_pylist"):
-        return list(documents.to_pylist())
+        column: list[Any] = documents.to_pylist()
+        return column
     if not isinstance(documents, (str, bytes, Mapping, Set)):
         with suppress(TypeError):  # an array without dimensions says only here that it has no entries
-            return iter(documents)
+            found: Iterator[Any] = iter(documents)
+            return found
     raise ValueError(
         f"documents must be a list of texts or of mappings with 'text', got {type(documents).__name__}. "
         "For a file or a folder, give a pathlib.Path."
