@@ -167,6 +167,30 @@ def test_words_and_both(index: SearchIndex):
     assert ids(index.search("cat fleas", first_stage="hybrid", where={"year": 2006})) == ["f6"]
 
 
+def test_approximate_search(index: SearchIndex, path: Path, tiny: E2Rank, monkeypatch: pytest.MonkeyPatch):
+    """Guards against an index of vectors that loses documents, new ones above all, or is there and not used."""
+    many = [{"id": f"m{row}", "text": f"fact {row} about {'fleas' if row % 2 else 'iron'}"} for row in range(300)]
+    index.add(many)
+    exact = index.search(QUERY, 20, rerank=False)
+    for kind in ("int8", "pq", "exact"):
+        index.optimize(kind)
+        assert SearchIndex.open(path).info()["vector_index"] == kind
+        found = index.search(QUERY, 20, rerank=False)
+        assert len(set(ids(found)) & set(ids(exact))) >= 15
+        scores = {hit["id"]: hit["score"] for hit in exact}
+        assert all(hit["score"] == pytest.approx(scores[hit["id"]], abs=1e-6) for hit in found if hit["id"] in scores)
+    monkeypatch.setattr(lance, "APPROXIMATE_FROM", 311)
+    index.optimize()
+    assert index.info()["vector_index"] == "exact"
+    index.add([{"id": "late", "text": QUERY}])
+    assert index.info()["vector_index"] == "int8"
+    index.add([{"id": "later", "text": QUERY + "?"}])
+    assert "later" in ids(index.search(QUERY + "?", 3, rerank=False))
+    assert len(index.search(QUERY, 3, 3, where={"id": ["f1", "f2", "m299"]})) == 3
+    with pytest.raises(ValueError, match="vector_index must be one of"):
+        index.optimize("hnsw")
+
+
 def test_filters(index: SearchIndex):
     """Guards against conditions that are read otherwise than LanceDB does, and errors that say nothing."""
     expected = ["f7", "f8", "f9"]

@@ -25,7 +25,7 @@ from e2rank_st.search.hits import Candidates
 from e2rank_st.search.maker import Fingerprint, Maker, describe
 from e2rank_st.search.memory import MemoryStore
 from e2rank_st.search.records import Record, entries, grouped, number_of, records
-from e2rank_st.search.store import FIRST_STAGES, Entry, FirstStage, Found, Store, Where
+from e2rank_st.search.store import FIRST_STAGES, VECTOR_INDEXES, Entry, FirstStage, Found, Store, VectorIndex, Where
 from e2rank_st.search.vectors import Matrix, embed_distinct, unit_rows
 
 if TYPE_CHECKING:
@@ -272,9 +272,20 @@ class SearchIndex:
         """
         self.store.delete(strings("ids", ids))
 
-    def optimize(self) -> None:
-        """Join small files, and bring the index of words up to date. :meth:`add` does it at its end."""
-        self.store.optimize()
+    def optimize(self, vector_index: VectorIndex = "auto") -> None:
+        """Join small files, and bring the indexes of words and vectors up to date. :meth:`add` does it at its end.
+
+        Args:
+            vector_index: How to find near vectors: ``"exact"`` compares all of them, ``"int8"`` and ``"pq"`` (product
+                quantisation) some, by small copies. ``"auto"`` keeps what there is, and chooses ``"int8"`` for a large
+                collection. An index in memory is always exact.
+
+        Raises:
+            ValueError: It is none of them.
+            OSError: The index cannot be written.
+        """
+        one_of("vector_index", vector_index, VECTOR_INDEXES)
+        self.store.optimize(vector_index)
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
@@ -395,7 +406,11 @@ class SearchIndex:
     def info(self) -> dict[str, Any]:
         """What the index is: number of documents, settings, fields, and the model that made it."""
         kept = {name: value for name, value in self.settings.items() if name not in ("maker", "vectors", "format")}
-        more = {name: getattr(self.store, name) for name in ("fields", "version") if hasattr(self.store, name)}
+        more = {
+            name: getattr(self.store, name)
+            for name in ("fields", "vector_index", "version")
+            if hasattr(self.store, name)
+        }
         return {"documents": len(self), **kept, **more}
 
     def _check_model(self) -> None:

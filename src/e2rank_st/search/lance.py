@@ -24,14 +24,14 @@ from filelock import FileLock, Timeout
 
 from e2rank_st.data.files import DataError
 from e2rank_st.search.records import Record
-from e2rank_st.search.store import Entry, FirstStage, Found, Where
+from e2rank_st.search.store import Entry, FirstStage, Found, VectorIndex, Where
 from e2rank_st.search.vectors import Matrix, unit_rows
 
 try:
     import lancedb
     import pyarrow as pa
     from lancedb.expr import Expr, col, lit
-    from lancedb.index import FTS
+    from lancedb.index import FTS, IvfPq, IvfSq
     from lancedb.query import FullTextOperator, MultiMatchQuery
 except ModuleNotFoundError as error:
     raise ImportError("An index on disk needs LanceDB: pip install 'e2rank-st[search]'") from error
@@ -43,6 +43,10 @@ __all__ = ["LanceStore"]
 TABLE = "documents"
 ABOUT = b"e2rank-st"  # key of the description in the table's schema
 OWN = ("id", "title", "text", "vector")
+VECTORS = "vectors"  # name of their index
+KINDS = {"int8": IvfSq, "pq": IvfPq}
+APPROXIMATE_FROM = 100_000  # documents; docs/search.md has the measurement
+PROBES, REFINE = 20, 2  # parts of the index that a search reads; so many times the wanted rows are compared exactly
 WORDS = ("title", "text")  # the columns that have an index of words
 LOCK = ".e2rank.lock"
 SOURCE_LINE = re.compile(r", /\S+:\d+:\d+$")  # LanceDB ends a message with the line of its own source
@@ -200,15 +204,30 @@ class LanceStore:
         else:
             found = self._table.search(query_type="hybrid", vector_column_name="vector")
             found = found.vector(vector).text(words).distance_type("cosine")
+        if first_stage != "text":
+            found = found.nprobes(PROBES).refine_factor(REFINE)
         return found if condition is None else found.where(condition, prefilter=True)
 
-    def optimize(self) -> None:
-        """Join small files, and put all documents into the index of words.
+    @property
+    def vector_index(self) -> str:
+        """How near vectors are found: ``"exact"``, ``"int8"`` or ``"pq"``."""
+        made = {index.index_type for index in self._table.list_indices() if index.name == VECTORS}
+        return next((name for name, kind in KINDS.items() if kind.__name__ in made), "exact")
+
+    def optimize(self, vector_index: VectorIndex) -> None:
+        """Join small files, and put all documents into the indexes of words and vectors.
 
         Raises:
             OSError: The folder cannot be written, or another writer does not end.
         """
         with self._writing(), _clear_errors(self.place):
+            now, wanted = self.vector_index, str(vector_index)
+            if wanted == "auto":
+                wanted = "int8" if now == "exact" and len(self) >= APPROXIMATE_FROM else now
+            if wanted != now and now != "exact":
+                self._table.drop_index(VECTORS)
+            if wanted != now and wanted != "exact":
+                self._table.create_index("vector", config=KINDS[wanted](distance_type="cosine"), name=VECTORS)
             self._table.optimize()
 
     @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 
 from e2rank_st.search.exact import Rules, nearest
 from e2rank_st.search.records import Record
-from e2rank_st.search.store import Entry, FirstStage, Found, Where
+from e2rank_st.search.store import Entry, FirstStage, Found, VectorIndex, Where
 from e2rank_st.search.vectors import Matrix
 
 __all__ = ["MemoryStore"]
@@ -38,8 +38,8 @@ class MemoryStore:
         gone = set(ids)
         self._entries, self._matrix = {id_: part for id_, part in self._entries.items() if id_ not in gone}, None
 
-    def optimize(self) -> None:
-        """There is nothing to do."""
+    def optimize(self, vector_index: VectorIndex) -> None:
+        """Do nothing: the search is exact."""
 
     def search(
         self, queries: Sequence[str], vectors: Matrix, count: int, first_stage: FirstStage, where: Where

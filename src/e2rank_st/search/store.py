@@ -11,10 +11,13 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 from e2rank_st.search.records import Record
 from e2rank_st.search.vectors import Matrix
 
-__all__ = ["FIRST_STAGES", "Entry", "FirstStage", "Found", "Store", "Where"]
+__all__ = ["FIRST_STAGES", "VECTOR_INDEXES", "Entry", "FirstStage", "Found", "Store", "VectorIndex", "Where"]
 
 FirstStage: TypeAlias = Literal["vector", "text", "hybrid"]
 FIRST_STAGES: tuple[FirstStage, ...] = ("vector", "text", "hybrid")
+# How vectors are searched: all of them, or some by their values in 8 bits or in codes of parts (product quantisation).
+VectorIndex: TypeAlias = Literal["auto", "exact", "int8", "pq"]
+VECTOR_INDEXES: tuple[VectorIndex, ...] = ("auto", "exact", "int8", "pq")
 # SQL of LanceDB, one of its expressions, or values that fields must have.
 Where: TypeAlias = Any
 
@@ -48,7 +51,7 @@ class Store(Protocol):
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents by id; unknown ids are left out."""
 
-    def optimize(self) -> None:
+    def optimize(self, vector_index: VectorIndex) -> None:
         """Bring everything that makes a search quick up to date."""
 
     def search(
