@@ -25,6 +25,7 @@ from e2rank_st.search.hits import Candidates
 from e2rank_st.search.maker import Fingerprint, Maker, describe
 from e2rank_st.search.memory import MemoryStore
 from e2rank_st.search.records import Record, entries, grouped, number_of, records
+from e2rank_st.search.reranking import rerank_candidates
 from e2rank_st.search.store import FIRST_STAGES, VECTOR_INDEXES, Entry, FirstStage, Found, Store, VectorIndex, Where
 from e2rank_st.search.vectors import Matrix, embed_distinct, unit_rows
 
@@ -193,7 +194,9 @@ class SearchIndex:
         """Number of documents."""
         return len(self.store)
 
-    def add(self, documents: Any, *, batch_size: int = 32, show_progress_bar: bool | None = None) -> Changes:
+    def add(
+        self, documents: Any, *, batch_size: int = 32, show_progress_bar: bool | None = None, optimize: bool = True
+    ) -> Changes:
         """Add documents. One with a known id replaces the old one; what is equal stays as it is.
 
         Args:
@@ -202,6 +205,7 @@ class SearchIndex:
                 a generator, a column, a data set, or a table. A document without an id is named by a hash of its text.
             batch_size: Texts in a forward pass.
             show_progress_bar: Whether to show a bar on stderr; by default, the level of this logger decides.
+            optimize: Whether to call :meth:`optimize` at the end. Leave it out if many small calls follow each other.
 
         Returns:
             How many documents were embedded, rewritten, or there already.
@@ -221,7 +225,7 @@ class SearchIndex:
                 found = self._add(list({record.id: record for record in part}.values()), batch_size)
                 changes = Changes(*map(sum, zip(changes, found, strict=True)))
                 progress.update(len(part))
-        if changes.embedded or changes.rewritten:
+        if optimize and (changes.embedded or changes.rewritten):
             self.optimize()
         return changes
 
@@ -347,7 +351,10 @@ class SearchIndex:
         candidates = self._retrieved(texts, vectors, count, first_stage, where)
         ranked: list[Any] = [None] * len(texts)
         if rerank:
-            ranked = self._reranked(texts, vectors, candidates, first_stage, options)
+            # Nearest first already: "given" is then the order of similarity.
+            order = {"candidate_order": "given"} if first_stage == "vector" else {}
+            options = {**order, "long_documents": self.settings["long_documents"], **options}
+            ranked = rerank_candidates(self.model, texts, vectors, candidates, self.text, **options)
         hits = [part.hits(ranking, least)[:top_k] for part, ranking in zip(candidates, ranked, strict=True)]
         return hits[0] if single else hits
 
@@ -373,35 +380,6 @@ class SearchIndex:
     ) -> list[Candidates]:
         found = self.store.search(queries, vectors, count, first_stage, where)
         return [Candidates.of(*row, first_stage) for row in zip(vectors, found, strict=True)]
-
-    def _reranked(
-        self,
-        queries: list[str],
-        vectors: Matrix,
-        candidates: list[Candidates],
-        first_stage: FirstStage,
-        options: Mapping[str, Any],
-    ) -> list[list[dict[str, Any]]]:
-        # Nearest first already: "given" is then the order of similarity.
-        order = {"candidate_order": "given"} if first_stage == "vector" else {}
-        rankings: list[list[dict[str, Any]]] = [[] for _ in queries]
-        asked = [row for row, part in enumerate(candidates) if part.found]
-        found = [candidates[row].found for row in asked]
-        stored: list[Any] = [[part.entry.vectors for part in parts] for parts in found]
-        if self.settings["long_documents"] == "cut":
-            stored = list(map(np.concatenate, stored))
-        ranked = self.model.rerank(
-            [queries[row] for row in asked],
-            [[self.text(part.entry.record) for part in parts] for parts in found],
-            query_embeddings=vectors[asked],
-            document_embeddings=stored,
-            first_stage_scores=[[part.score for part in parts] for parts in found],
-            show_progress_bar=False,
-            **{**order, "long_documents": self.settings["long_documents"], **options},
-        )
-        for row, ranking in zip(asked, ranked, strict=True):
-            rankings[row] = ranking
-        return rankings
 
     def info(self) -> dict[str, Any]:
         """What the index is: number of documents, settings, fields, and the model that made it."""
