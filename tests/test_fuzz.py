@@ -53,8 +53,8 @@ def drawn_texts(draw: random.Random) -> list[str]:
     return draw.choices(TEXTS[:-1], k=draw.choice([0, 1, 2, 3, 5, 8]))
 
 
-def drawn_vectors(draw: random.Random, model: E2Rank, texts: list[str]) -> Any:
-    vectors = model.encode_document(texts) if texts else np.empty((0, 32), np.float32)
+def drawn_vectors(draw: random.Random, encode: Callable[[list[str]], Any], texts: list[str]) -> Any:
+    vectors = encode(texts) if texts else np.empty((0, 32), np.float32)
     change = draw.choice(
         ["none", "none", "none", "lists", "half", "long", "short", "nan", "fewer", "narrow", "whole", "zero"]
     )
@@ -81,11 +81,17 @@ def drawn_call(draw: random.Random, model: E2Rank) -> tuple[Any, Any, dict[str, 
     options = {name: draw.choice(values) for name, values in OPTIONS.items() if draw.random() < 0.25}
     options.pop("instruction", None) if draw.random() < 0.5 else None
     if draw.random() < 0.3:
-        vectors = drawn_vectors(draw, model, texts) if shared else [drawn_vectors(draw, model, part) for part in texts]
+        encode = model.encode_document
+        vectors = (
+            drawn_vectors(draw, encode, texts) if shared else [drawn_vectors(draw, encode, part) for part in texts]
+        )
         options["document_embeddings"] = vectors
+    if draw.random() < 0.2:
+        asked = drawn_vectors(draw, model.encode_query, [queries] if number is None else queries)
+        options["query_embeddings"] = asked[0] if number is None and len(asked) and draw.random() < 0.5 else asked
     call: dict[str, Any] = {"query": queries, "documents": draw.choice(FORMS)(texts) if shared else texts, **options}
     for _ in range(draw.choice([0, 0, 1, 2])):
-        name = draw.choice(["query", "documents", "document_embeddings", *OPTIONS])
+        name = draw.choice(["query", "documents", "query_embeddings", "document_embeddings", *OPTIONS])
         call[name] = draw.choice(NOISE)()
         if draw.random() < 0.1:
             call["documents"] = [draw.choice(TEXTS), draw.choice(NOISE)(), TEXTS[-1]]
@@ -105,7 +111,8 @@ def check_ranking(ranking: Any, documents: list[str], options: dict[str, Any]) -
     top_k = options.get("top_k")
     assert len(ranking) == (len(documents) if top_k is None else min(int(top_k), len(documents)))
     keys = {"corpus_id", "score", "text"} if options.get("return_documents") else {"corpus_id", "score"}
-    if options.get("candidate_order") == "similarity" or options.get("query_weight"):
+    known = options.get("query_embeddings") is not None
+    if known or options.get("candidate_order") == "similarity" or options.get("query_weight"):
         keys |= {"similarity"}
     assert all(hit.keys() == keys for hit in ranking)
     order = [(-hit["score"], hit["corpus_id"]) for hit in ranking]
@@ -156,8 +163,10 @@ def attack(model: E2Rank, seed: int) -> bool:
     for number, (one, texts, ranking) in enumerate(zip(queries, lists, rankings, strict=True)):
         stored = options.get("document_embeddings")
         own = stored if stored is None or lists is not given or isinstance(query, str) else stored[number]
+        asked = options.get("query_embeddings")
+        asked = asked if asked is None or isinstance(query, str) else asked[number]
         check_ranking(ranking, texts, options)
-        check_company(model, one, texts, ranking, {**options, "document_embeddings": own})
+        check_company(model, one, texts, ranking, {**options, "query_embeddings": asked, "document_embeddings": own})
     return True
 
 

@@ -136,6 +136,88 @@ def test_stored_vectors_that_do_not_fit(tiny: E2Rank, lists, embeddings, message
         tiny.rerank(query, documents, document_embeddings=embeddings)
 
 
+@pytest.mark.parametrize(
+    ("query", "embeddings", "message"),
+    [
+        ("q", np.zeros(31, np.float32), r"shape \(1, 32\), a vector for each query, got \(1, 31\)"),
+        ("q", np.zeros((2, 32), np.float32), r"shape \(1, 32\).*got \(2, 32\)"),
+        ("q", np.zeros((0, 32), np.float32), r"shape \(1, 32\).*got \(0, 32\)"),
+        ("q", [], "must"),
+        ("q", np.zeros((1, 1, 32), np.float32), r"got the shape \(1, 1, 32\)"),
+        ("q", np.array(1.0), r"got the shape \(\)"),
+        ("q", [math.nan] * 32, "NaN.*row 0"),
+        ("q", np.full((1, 32), math.inf), "infinite.*row 0"),
+        ("q", np.zeros(32, int), "floating-point.*int64"),
+        ("q", np.zeros(32, complex), "floating-point.*complex128"),
+        ("q", [True] * 32, "list of numbers, got bool"),
+        ("q", ["0"] * 32, "list of"),
+        ("q", [None] * 32, "list of"),
+        ("q", np.ma.masked_array(np.zeros(32), mask=True), "masked array"),
+        ("q", scipy.sparse.eye(1, 32), "sparse matrix.*toarray"),
+        ("q", torch.zeros(32, device="meta"), "dense tensor.*meta"),
+        ("q", "vector", "list of vectors, got str"),
+        ("q", {0: [0.0] * 32}, "list of vectors, got dict"),
+        ("q", 3.0, "list of vectors, got float"),
+        (["q", "r"], np.zeros((1, 32), np.float32), r"shape \(2, 32\).*got \(1, 32\)"),
+        (["q", "r"], np.zeros((3, 32), np.float32), r"shape \(2, 32\).*got \(3, 32\)"),
+        (["q", "r"], np.zeros((2, 16), np.float32), r"shape \(2, 32\).*got \(2, 16\)"),
+        (["q", "r"], np.zeros(32, np.float32), r"got the shape \(32,\)"),
+        (["q", "r"], [[0.0] * 32, [0.0] * 31], r"\[1\] has 31 values, and query_embeddings\[0\] has 32"),
+        (["q", "r"], [[0.0] * 32, None], r"\[1\] must be a list of vectors, got NoneType"),
+        (["q", "r"], np.array([[0.0] * 32, [math.nan] * 32]), "NaN.*row 1"),
+        (["q"], np.zeros(32, np.float32), r"got the shape \(32,\)"),
+        ([], np.zeros((1, 32), np.float32), r"shape \(0, 32\).*got \(1, 32\)"),
+    ],
+)
+def test_query_vectors_that_do_not_fit(tiny: E2Rank, query, embeddings, message):
+    """Guards against a ranking by the vector of another query, or of another model; and the name of the argument."""
+    with pytest.raises(ValueError, match=f"query_embeddings.*{message}"):
+        tiny.rerank(query, ["a", "b"], query_embeddings=embeddings)
+
+
+@pytest.mark.parametrize("embeddings", [np.zeros(32, np.float32), np.ma.masked_array(np.zeros((2, 32)), mask=True)])
+def test_messages_on_query_vectors_do_not_speak_of_documents(tiny: E2Rank, embeddings):
+    """Guards against advice that sends the caller to the wrong argument."""
+    with pytest.raises(ValueError, match="query_embeddings") as caught:
+        tiny.rerank(["q", "r"], ["a", "b"], query_embeddings=embeddings)
+    assert "document" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, torch.bfloat16, torch.float32, "lists", "arrays", "tensors"])
+def test_query_vectors_in_any_form(tiny: E2Rank, facts, dtype):
+    """Guards against a vector that has to be converted first, and one query's that must be a matrix, or must not."""
+    queries, options = [QUERY, "iron"], {"query_weight": 0.5, "candidate_order": "given"}
+    vectors = tiny.encode_query(queries)
+    forms = {"lists": vectors.tolist(), "arrays": list(vectors), "tensors": list(torch.from_numpy(vectors))}
+    if isinstance(dtype, str):
+        given = forms[dtype]
+    else:
+        given = torch.from_numpy(vectors).to(dtype) if isinstance(dtype, torch.dtype) else vectors.astype(dtype)
+    expected = tiny.rerank(queries, facts, **options)
+    together = tiny.rerank(queries, facts, query_embeddings=given, **options)
+    for row in range(2):
+        assert_same(together[row], expected[row], 0.01)
+        for one in (given[row], given[row : row + 1]):  # (D,) and (1, D)
+            assert_same(tiny.rerank(queries[row], facts, query_embeddings=one, **options), together[row])
+    assert tiny.rerank([], facts, query_embeddings=given[:0]) == []
+    assert tiny.rerank(QUERY, [], query_embeddings=given[0]) == []
+
+
+def test_query_vectors_of_the_caller_stay(tiny: E2Rank, facts):
+    """Guards against normalising in place, and gradients that hold memory."""
+    vectors = tiny.encode_query([QUERY]) * 3
+    before = vectors.copy()
+    vectors.flags.writeable = False
+    tiny.rerank([QUERY], facts, query_embeddings=vectors, query_weight=0.5)
+    assert (vectors == before).all()
+    tracked = torch.from_numpy(before).requires_grad_()
+    assert_same(
+        tiny.rerank(QUERY, facts, query_embeddings=tracked),
+        tiny.rerank(QUERY, facts, query_embeddings=before),
+        1e-6,
+    )
+
+
 def forms(vectors: np.ndarray) -> dict[str, object]:
     """Vectors as databases, tables and notebooks hand them out."""
     rows = list(vectors)

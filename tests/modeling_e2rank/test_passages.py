@@ -154,6 +154,21 @@ def test_stored_passages_give_the_same(model: E2Rank, facts: list[str]):
             assert_same(one, other)
 
 
+@pytest.mark.parametrize("order", ["given", "similarity"])
+def test_a_given_query_vector_chooses_the_same_passages(model: E2Rank, facts: list[str], order: str):
+    """Guards against another passage in the prompt where the query's vector comes from the caller."""
+    documents, queries = long_documents(facts), [QUERY, "iron"]
+    stored = [model.encode_document(model.listwise.passages(text)) for text in documents]
+    vectors = model.encode_query(queries)
+    for weight in (0, 0.5):
+        options = {"long_documents": "passages", "candidate_order": order, "query_weight": weight}
+        for more in ({}, {"document_embeddings": stored}, {"document_embeddings": stored, "min_similarity": -1.0}):
+            expected = model.rerank(queries, documents, **options, **more)
+            found = model.rerank(queries, documents, query_embeddings=vectors, **options, **more)
+            for one, other in zip(found, expected, strict=True):
+                assert_same(one, other, 1e-5)
+
+
 def test_one_vector_for_each_document_counts_as_one_passage(model: E2Rank, facts: list[str]):
     """Guards against a refusal of an index's vectors where passages are the model's default."""
     documents = long_documents(facts)

@@ -111,6 +111,63 @@ def test_ties_keep_the_given_order(tiny: E2Rank, facts):
         assert len({hit["score"] for hit in ranking}) == 2
 
 
+def assert_same_hits(found: list[dict], expected: list[dict]) -> None:
+    """The same scores and similarities; these are in all results, since the query's vector is known."""
+    assert_same(found, expected, 1e-6)
+    similar = {hit["corpus_id"]: hit["similarity"] for hit in found}
+    assert all(abs(similar[hit["corpus_id"]] - hit.get("similarity", 2)) < 1e-6 for hit in expected if len(hit) > 2)
+
+
+@pytest.mark.parametrize("order", ["given", "similarity"])
+@pytest.mark.parametrize("weight", [0, 0.5, 1])
+def test_given_query_vectors_change_nothing(tiny: E2Rank, facts, order, weight):
+    """Guards against vectors of another query, of another length, or that count for a part of the result only."""
+    queries = [QUERY, "capital", "metal"]
+    vectors = tiny.encode_query(queries)
+    options = {"candidate_order": order, "query_weight": weight, "num_prompt_documents": 3}
+    for more in ({}, {"min_similarity": -1.0}, {"top_k": 4}, {"document_embeddings": tiny.encode_document(facts)}):
+        expected = tiny.rerank(queries, facts, **options, **more)
+        for scale in (1, 3, 1e-20):
+            found = tiny.rerank(queries, facts, query_embeddings=vectors * scale, **options, **more)
+            for one, other in zip(found, expected, strict=True):
+                assert_same_hits(one, other)
+        lists = [facts, [], facts[:4]]
+        found = tiny.rerank(queries, lists, query_embeddings=vectors, **options)
+        for one, other in zip(found, tiny.rerank(queries, lists, **options), strict=True):
+            assert_same_hits(one, other) if other else None
+    cosines = tiny.encode_document(facts) @ vectors[0]
+    for hit in tiny.rerank(QUERY, facts, query_embeddings=vectors[0], **options):
+        assert hit["similarity"] == pytest.approx(cosines[hit["corpus_id"]], abs=1e-6)
+
+
+def test_a_given_query_vector_has_its_effect(tiny: E2Rank, facts):
+    """Guards against a vector that is taken and not used, where it should decide: order, weight and threshold."""
+    vectors = tiny.encode_query([QUERY, "capital"])
+    stored = tiny.encode_document(facts)
+    for options in ({"candidate_order": "similarity", "num_prompt_documents": 2}, {"query_weight": 0.5}):
+        own, other = (tiny.rerank(QUERY, facts, query_embeddings=row, **options) for row in vectors)
+        assert scores(own) != scores(other)
+    least = float(np.sort(stored @ vectors[1])[-4]) - 1e-4
+    found = tiny.rerank(QUERY, facts, query_embeddings=vectors[1], min_similarity=least)
+    assert {hit["corpus_id"] for hit in found} == set(np.argsort(-(stored @ vectors[1]))[:4].tolist())
+
+
+def test_a_query_whose_vector_is_given_is_not_embedded(tiny: E2Rank, facts, spy):
+    """Guards against a forward pass that the caller has paid for: with stored vectors, prompts alone are left."""
+    queries = [QUERY, "capital"]
+    vectors, stored = tiny.encode_query(queries), tiny.encode_document(facts)
+    for options in ({}, {"candidate_order": "similarity"}, {"query_weight": 0.5}, {"min_similarity": -1.0}):
+        spy.shapes.clear()
+        tiny.rerank(queries, facts, query_embeddings=vectors, document_embeddings=stored, **options)
+        assert [rows for rows, _ in spy.shapes] == [2]
+        spy.shapes.clear()
+        tiny.rerank(QUERY, facts, query_embeddings=vectors[0], document_embeddings=stored, **options)
+        assert [rows for rows, _ in spy.shapes] == [1]
+    spy.shapes.clear()
+    tiny.rerank(queries, facts, document_embeddings=stored, query_weight=0.5)
+    assert [rows for rows, _ in spy.shapes] == [2, 2], "the premise"
+
+
 def test_top_k(tiny: E2Rank, facts):
     """Guards against off-by-one and against an error for a list that is shorter than asked for."""
     whole = tiny.rerank(QUERY, facts)

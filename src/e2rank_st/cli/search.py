@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -62,6 +63,9 @@ def index(
         Literal["cut", "passages"],
         typer.Option(help="Long documents of a new index: keep the start, or a vector for each passage."),
     ] = "cut",
+    workers: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Embed with N workers of Ray; RAY_ADDRESS names a cluster.")
+    ] = 0,
     model: IndexModel = None,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -80,10 +84,18 @@ def index(
         return
     if not Path(source).exists():
         raise FileNotFoundError(f"There is no file or folder {source}.")
-    encoder = load_encoder(model or _maker(to) or BUNDLED, device, dtype)
+    name = model or _maker(to) or BUNDLED
+    encoder = load_encoder(name, device, dtype)
     with step(f"indexing {source}", spin=False):
         found = SearchIndex.create(to, encoder, long_documents=long_documents)
-        changes = found.add(Path(source), batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
+        if workers:
+            from e2rank_st.integrations.ray import add_with_ray
+            from e2rank_st.loading import load_model
+
+            load = partial(load_model, name, device=device, model_kwargs={"dtype": dtype})
+            changes = add_with_ray(to, load, source, workers=workers, batch_size=batch_size)
+        else:
+            changes = found.add(Path(source), batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
     told = ", ".join(f"{number} {name}" for name, number in changes._asdict().items())
     typer.echo(f"{to} holds {len(found)} documents: {told}", err=True)
 

@@ -82,6 +82,7 @@ def add_with_ray(
         batch_size=documents_per_write,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=0.5,  # the rest reads files; a worker takes what it needs all the same
         num_gpus=gpus or None,
     )
     changes = Changes()
