@@ -325,7 +325,7 @@ def _vector(name: str, value: Any) -> Tensor:
 def _floats(name: str, value: Any, dimensions: int) -> Tensor:
     """An array or tensor as a tensor of float32, or of float64 if it has that precision."""
     if value.ndim != dimensions:
-        kind = "vector" if dimensions == 1 else "matrix, a vector for each document"
+        kind = "vector" if dimensions == 1 else "matrix, with a vector in each row"
         raise ValueError(f"{name} must be a {kind}, got the shape {tuple(value.shape)}.")
     if isinstance(value, Tensor):
         is_float = value.is_floating_point()
@@ -346,7 +346,7 @@ def _plain(name: str, value: Any, kind: str = "vectors") -> Any:
             raise ValueError(f"{name} must be a dense tensor with values, got a {form} one.")
         return value
     if hasattr(value, "mask") and hasattr(value, "filled"):
-        raise ValueError(f"{name} must be complete, got a masked array. Fill its gaps, or leave these documents out.")
+        raise ValueError(f"{name} must be complete, got a masked array. Fill its gaps, or leave these rows out.")
     if hasattr(value, "tocsr"):
         raise ValueError(f"{name} must be dense, got a sparse matrix. Convert it with toarray().")
     if not hasattr(value, "__array__"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date, time
 from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -25,6 +27,7 @@ from rich.text import Text
 
 __all__ = [
     "Column",
+    "json_line",
     "log_to_stderr",
     "markdown_table",
     "one_line",
@@ -113,6 +116,19 @@ def show(columns: tuple[Column, ...], rows: Iterable[tuple[Any, ...]], title: st
     for row in cells:
         table.add_row(*map(Text, row))
     Console().print(table)
+
+
+def json_line(fields: dict[str, Any]) -> str:
+    """Write a line of JSON; a date becomes text as ISO 8601 has it.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    return json.dumps(fields, allow_nan=False, default=_iso) + "\n"
+
+
+def _iso(value: Any) -> str:
+    return str(value.isoformat() if isinstance(value, (date, time)) else value)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], labels: int | None = None) -> str:

@@ -86,7 +86,7 @@ class E2Rank(SentenceTransformer):
             ``model_kwargs={"dtype": "bfloat16"}``.
 
     Attributes:
-        name: What the model was asked for by: a Hub id, a folder, or the name of a bundled model.
+        name: What loads the model again: a Hub id, the whole path of a folder, or the name of a bundled model.
         untrained: Whether the model was trained to embed only; then it warns before its first ranking.
 
     Raises:
@@ -101,8 +101,9 @@ class E2Rank(SentenceTransformer):
         self.commit: str | None = None  # of the weights, if they are from the Hub
         self.untrained = False
         self._has_warned = False
-        self.name = name_of_model(model_name_or_path)
-        super().__init__(self.name, **kwargs)
+        name = name_of_model(model_name_or_path)
+        self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
+        super().__init__(name, **kwargs)
 
     @classmethod
     def from_bundled(cls, name: str = "bundled", **kwargs: Any) -> E2Rank:

@@ -158,7 +158,6 @@ def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch
     ("arguments", "message"),
     [
         (["rerank", QUERY, "nothing.txt"], "nothing.txt: No such file"),
-        (["rerank", QUERY, "."], ".: Is a directory"),
         (["rerank", QUERY], "<stdin> holds no documents"),
         (["rerank", QUERY, "bad.jsonl"], "bad.jsonl:2: line: not JSON"),
         (["rerank", QUERY, "facts.txt", "--embeddings", "nothing.npy"], "nothing.npy: No such file"),

@@ -184,12 +184,9 @@ def test_info_can_be_read_by_programs(run, searched: SearchIndex, model: str):
     found = dict(rows(run("index", place(searched), "--info")))
     expected = searched.info()
     assert found.keys() == expected.keys()
-    assert found.pop("model") == expected.pop("model") == model
-    for name in ("document_template", "long_documents", "dtype"):  # text that is printable stands as it is
-        assert found.pop(name) in (expected[name], json.dumps(expected[name]))
-        del expected[name]
-    assert {name: json.loads(value) for name, value in found.items()} == expected
-    assert (expected["documents"], expected["fields"]["year"]) == (10, "int64")
+    assert (found["model"], found["documents"], expected["fields"]["year"]) == (model, "10", "int64")
+    for name, value in found.items():  # a printable text stands as it is, all else is JSON
+        assert value == expected[name] or json.loads(value) == expected[name]
 
 
 @pytest.mark.parametrize(

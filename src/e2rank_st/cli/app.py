@@ -7,7 +7,6 @@ them, so ``--help`` answers at once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from e2rank_st import __version__
 from e2rank_st.cli import evaluate, search
 from e2rank_st.cli.models import BUNDLED, ModelName, load_encoder, step
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
-from e2rank_st.console import Column, log_to_stderr, reported_errors, show
+from e2rank_st.console import Column, json_line, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, read_documents
 from e2rank_st.data.files import DataError, number_field, text_field
 from e2rank_st.storage import replacing
@@ -327,7 +326,7 @@ def _write_json(results: dict[str, Any], record: dict[str, Any]) -> None:
             kept = f"input_{kept}"
         fields[kept] = record[name]
     try:
-        line = json.dumps(fields, allow_nan=False)
+        line = json_line(fields)
     except ValueError as error:
         raise ValueError(f"The model gave a number that is not finite for {record['text']!r:.60}; check it.") from error
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(line)

@@ -13,7 +13,7 @@ import typer
 
 from e2rank_st.cli.models import BUNDLED, load_encoder, step
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
-from e2rank_st.console import Column, show
+from e2rank_st.console import Column, json_line, show
 from e2rank_st.data.documents import iter_documents
 from e2rank_st.data.files import DataError, id_field, text_field
 from e2rank_st.data.trec import write_run
@@ -60,9 +60,9 @@ def index(
     ] = None,
     info: Annotated[bool, typer.Option("--info", help="Show what the index SOURCE holds.")] = False,
     long_documents: Annotated[
-        Literal["cut", "passages"],
-        typer.Option(help="Long documents of a new index: keep the start, or a vector for each passage."),
-    ] = "cut",
+        Literal["cut", "passages"] | None,
+        typer.Option(help="Long documents: keep the start, or a vector for each passage; by default as in the index."),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=0, metavar="N", help="Embed with N workers of Ray; RAY_ADDRESS names a cluster.")
     ] = 0,
@@ -82,7 +82,7 @@ def index(
             shown = value if isinstance(value, str) and value.isprintable() else json.dumps(value, ensure_ascii=False)
             typer.echo(f"{name}\t{shown}")
         return
-    if not Path(source).exists():
+    if source != "-" and not Path(source).exists():
         raise FileNotFoundError(f"There is no file or folder {source}.")
     name = model or _maker(to) or BUNDLED
     encoder = load_encoder(name, device, dtype)
@@ -95,7 +95,9 @@ def index(
             load = partial(load_model, name, device=device, model_kwargs={"dtype": dtype})
             changes = add_with_ray(to, load, source, workers=workers, batch_size=batch_size)
         else:
-            changes = found.add(Path(source), batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
+            changes = found.add(_documents(source), batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
+    if not any(changes):
+        raise ValueError(f"{source} holds no documents; {to} stays as it is.")
     told = ", ".join(f"{number} {name}" for name, number in changes._asdict().items())
     typer.echo(f"{to} holds {len(found)} documents: {told}", err=True)
 
@@ -133,9 +135,11 @@ def search(
 
     if (query is None) == (queries is None) or (run is not None and queries is None):
         raise typer.BadParameter("give one QUERY, or --queries FILE; --run needs --queries")
+    if first_stage_weight is not None and not rerank:
+        raise typer.BadParameter("got --first-stage-weight with --no-rerank; it is a weight of reranking")
     asked = {"1": text_field({"QUERY": query}, "QUERY")} if queries is None else _queries(queries)
-    encoder = load_encoder(model or _maker(folder) or BUNDLED, device, dtype)
-    options: dict[str, Any] = {"first_stage_weight": first_stage_weight} if rerank else {}
+    encoder = load_encoder(model or SearchIndex.open(folder).settings["model"] or BUNDLED, device, dtype)
+    options: dict[str, Any] = {} if first_stage_weight is None else {"first_stage_weight": first_stage_weight}
     found = _search_all(
         SearchIndex.open(folder, encoder),
         asked,
@@ -158,9 +162,8 @@ def search(
 
 
 def _write(hits: list[dict[str, Any]], more: dict[str, Any]) -> None:
-    """Write JSON lines; a date becomes text."""
     for rank, hit in enumerate(hits, 1):
-        sys.stdout.write(json.dumps({**more, "rank": rank, **hit}, default=str) + "\n")
+        sys.stdout.write(json_line({**more, "rank": rank, **hit}))
 
 
 def _show(hits: list[dict[str, Any]], title: str) -> None:
@@ -169,6 +172,10 @@ def _show(hits: list[dict[str, Any]], title: str) -> None:
         for rank, hit in enumerate(hits, 1)
     ]
     show(COLUMNS, rows, title=title)
+
+
+def _documents(source: str) -> Any:
+    return iter_documents(source) if source == "-" else Path(source)
 
 
 def _maker(folder: str) -> str | None:
@@ -187,10 +194,13 @@ def _queries(source: str) -> dict[str, str]:
     queries: dict[str, str] = {}
     for number, row in enumerate(iter_documents(source), 1):
         name = next((name for name in ("id", "_id") if row.get(name) is not None), None)
-        id_ = str(number) if name is None else id_field(row, name)
-        if id_ in queries:
-            raise DataError("id", "appears twice", f"{id_!r:.60}; give each query its own.", source)
-        queries[id_] = text_field(row, "text")
+        try:
+            id_ = str(number) if name is None else id_field(row, name)
+            if id_ in queries:
+                raise DataError("id", "appears twice", f"{id_!r:.60}; give each query its own.")
+            queries[id_] = text_field(row, "text")
+        except DataError as error:
+            raise error.at(f"{source}: query {number}") from error.__cause__
     if not queries:
         raise ValueError(f"{source} holds no queries; give one a line, or JSON lines with 'id' and 'text'.")
     return queries

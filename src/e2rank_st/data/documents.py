@@ -104,7 +104,7 @@ def _folder(folder: Path) -> Iterator[dict[str, Any]]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(place, name) for name in sorted(files) if not name.startswith(".")):
-            if path.suffix.lower() not in TEXT_FILES:
+            if path.suffix.lower() not in TEXT_FILES or not path.is_file():
                 others += 1
                 continue
             try:

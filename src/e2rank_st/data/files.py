@@ -206,7 +206,7 @@ def _damage(name: str | Path) -> Iterator[None]:
 def _opened(path: Path) -> Iterator[tuple[str, Unparsed]]:
     """Yield place and content of each row: a line to be parsed, the fields themselves, or why it cannot be read."""
     for ending, read in ROW_FILES.items():
-        if path.name.endswith(ending):
+        if path.name.lower().endswith(ending):
             return read(path)
     raise ValueError(f"The form of {path} is unknown; its name must end in {', '.join(ROW_FILES)}.")
 

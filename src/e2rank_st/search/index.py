@@ -94,8 +94,8 @@ class SearchIndex:
         model: Any,
         documents: Any = (),
         *,
-        long_documents: Literal["cut", "passages"] = "cut",
-        dtype: Literal["float16", "float32"] = "float16",
+        long_documents: Literal["cut", "passages"] | None = None,
+        dtype: Literal["float16", "float32"] | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
     ) -> Self:
@@ -107,8 +107,8 @@ class SearchIndex:
             model: A model with ``rerank``: an E2Rank, or a Sentence-Transformers model that was saved by one.
             documents: As for :meth:`add`.
             long_documents: What becomes of a document that has more tokens than the model embeds: ``"cut"`` keeps its
-                start, ``"passages"`` a vector for each passage.
-            dtype: Type of the stored vectors.
+                start, ``"passages"`` a vector for each passage. By default as in the index, or ``"cut"``.
+            dtype: Type of the stored vectors; by default as in the index, or ``"float16"``.
             batch_size: Texts in a forward pass.
             show_progress_bar: Whether to show a bar on stderr; by default, the level of this logger decides.
 
@@ -118,33 +118,38 @@ class SearchIndex:
             OSError: The folder cannot be written.
             ImportError: A path is given and LanceDB is missing.
         """
-        one_of("long_documents", long_documents, LONG_DOCUMENTS)
-        one_of("dtype", dtype, DTYPES)
-        template = _listwise(model).document_template
-        settings = {"long_documents": long_documents, "dtype": dtype, "document_template": template}
-        if path is None:
-            index = cls(MemoryStore(), settings, model)
-        elif (found := cls._found(path)) is not None:
-            if changed := {
-                name: (found.settings[name], value) for name, value in settings.items() if found.settings[name] != value
-            }:
-                name, (old, new) = changed.popitem()
-                raise ValueError(f"{path} has an index with {name}={old!r}, and got {new!r}. Give another path.")
+        wanted = {name: value for name, value in (("long_documents", long_documents), ("dtype", dtype)) if value}
+        for name, allowed in (("long_documents", LONG_DOCUMENTS), ("dtype", DTYPES)):
+            one_of(name, wanted.get(name, allowed[0]), allowed)
+        if path is not None and (found := cls._found(path)) is not None:
+            for name, value in wanted.items():
+                if (old := found.settings[name]) != value:
+                    raise ValueError(f"{path} has an index with {name}={old!r}, and got {value!r}. Give another path.")
             index = cls.open(path, model)
         else:
-            from e2rank_st.search.lance import LanceStore
-
-            about = {
-                "format": FORMAT,
-                "model": getattr(model, "name", None),
-                **settings,
-                **Fingerprint.of(model).as_dict(),
-            }
-            dimension = model.get_embedding_dimension()
-            passages = long_documents == "passages"
-            index = cls(LanceStore.create(_place(path), about, dimension, dtype=dtype, passages=passages), about, model)
+            index = cls._new(path, model, wanted)
         index.add(documents, batch_size=batch_size, show_progress_bar=show_progress_bar)
         return index
+
+    @classmethod
+    def _new(cls, path: str | os.PathLike[str] | None, model: Any, wanted: Mapping[str, str]) -> Self:
+        template = _listwise(model).document_template
+        settings = {"long_documents": "cut", "dtype": "float16", "document_template": template, **wanted}
+        if path is None:
+            return cls(MemoryStore(), settings, model)
+        from e2rank_st.search.lance import LanceStore
+
+        about = {
+            "format": FORMAT, "model": getattr(model, "name", None), **settings, **Fingerprint.of(model).as_dict(),
+        }  # fmt: skip
+        store = LanceStore.create(
+            _place(path),
+            about,
+            model.get_embedding_dimension(),
+            dtype=settings["dtype"],
+            passages=settings["long_documents"] == "passages",
+        )
+        return cls(store, about, model)
 
     @classmethod
     def _found(cls, path: str | os.PathLike[str]) -> Self | None:

@@ -60,7 +60,7 @@ class Record:
         further = {key: value for key, value in row.items() if key not in OWN_NAMES and not _missing(value)}
         for key in row:
             _check_name(key)
-        return cls(id_, text, title, {key: _plain(value) for key, value in further.items()})
+        return cls(id_, text, title, {key: _plain(key, value) for key, value in further.items()})
 
     def as_dict(self) -> dict[str, Any]:
         """The document as a mapping that :meth:`of` reads."""
@@ -80,25 +80,33 @@ def records(documents: Any) -> Iterator[Record]:
         OSError: A file cannot be read.
     """
     if isinstance(documents, os.PathLike):
-        yield from (Record.of(row) for row in iter_documents(str(os.fspath(documents))))
-        return
-    for number, document in enumerate(entries(documents)):
+        source, place = str(os.fspath(documents)), "{0}: document {1}"
+        rows: Iterable[Any] = enumerate(iter_documents(source), 1)
+    else:
+        source, place = "", "documents[{1}]"
+        rows = enumerate(entries(documents))
+    for number, document in rows:
         try:
             yield Record.of(document)
         except DataError as error:
-            raise (error if error.place else error.at(f"documents[{number}]")) from error.__cause__
+            raise (error if error.place else error.at(place.format(source, number))) from error.__cause__
 
 
 def grouped(documents: Iterator[Record], size: int) -> Iterator[list[Record]]:
     """Group documents, so that memory does not grow with their number: at most ``size``, fewer if they are long."""
     group: list[Record] = []
     characters = 0
-    for record in documents:
-        group.append(record)
-        characters += len(record.text)
-        if len(group) == size or characters > MOST_CHARACTERS:
+    try:
+        for record in documents:
+            group.append(record)
+            characters += len(record.text)
+            if len(group) == size or characters > MOST_CHARACTERS:
+                yield group
+                group, characters = [], 0
+    except (ValueError, OSError):  # those before a bad one are not lost
+        if group:
             yield group
-            group, characters = [], 0
+        raise
     if group:
         yield group
 
@@ -155,8 +163,11 @@ def _check_name(name: Any) -> None:
         raise DataError(f"{name!r:.60}", "not a name of a field", advice)
 
 
-def _plain(value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
     """A value of NumPy as Python's own, and tuples as lists."""
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
+        return [_plain(name, item) for item in value]
+    plain = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
+    if isinstance(plain, float) and math.isinf(plain):
+        raise DataError(name, "not a number", f"got {plain}; give a finite number, or leave it out.")
+    return plain

@@ -1,0 +1,37 @@
+"""Measure what an index takes as it grows: time to write and to search, recall, disk and memory.
+
+    python eval/scale.py --sizes 10000,100000,1000000
+
+A million documents take some minutes and 3 GB of disk. The options: ``--help``.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from e2rank_st.cli.evaluate import run_script
+from e2rank_st.storage import write_json
+
+RESULTS = Path(__file__).parent / "scale" / "results.json"
+
+
+def main(
+    sizes: Annotated[str, typer.Option(help="Numbers of documents, separated by commas.")] = "10000,100000,1000000",
+    folder: Annotated[Path | None, typer.Option(help="Where the indexes are written; they are removed again.")] = None,
+    output: Annotated[Path, typer.Option(help="File of results.")] = RESULTS,
+) -> None:
+    """Write and search indexes of several sizes, exactly and approximately."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as the command e2rank does
+    from e2rank_st import E2Rank
+    from e2rank_st.benchmarks.scale import Scale, measure, real_vectors, table
+
+    found = measure(real_vectors(E2Rank.from_bundled(device="cpu")), [int(size) for size in sizes.split(",")], folder)
+    output.parent.mkdir(exist_ok=True)
+    write_json(output, found)
+    typer.echo(table([Scale(**row) for row in found["results"]]), nl=False)
+
+
+if __name__ == "__main__":
+    run_script(main)
