@@ -146,10 +146,14 @@ def test_forms_of_a_source(run, model: str, name: str):
         assert [str(record.fields["year"]) for record in known.values()] == ["2001", "2002"]
 
 
-def test_standard_input_is_refused(run, model: str):
-    """Guards against a command that waits for the keyboard, or that makes an index of nothing."""
-    assert "file or folder -" in error_of(run("index", "-", "--to", "x.lance", "--model", model, stdin="a\nb\n"))
-    assert not Path("x.lance").exists()
+def test_standard_input_and_nothing(run, model: str):
+    """Guards against a command that cannot stand in a pipe, and success without a document."""
+    made = run("index", "-", "--to", "x.lance", "--model", model, stdin="a\nb\n")
+    assert (made.exit_code, len(SearchIndex.open("x.lance"))) == (0, 2), made.stderr
+    write({"empty/a.pdf": "x"})
+    made = run("index", "empty", "--to", "y.lance", "--model", model)
+    assert made.exit_code == 1
+    assert "empty holds no documents" in made.stderr
 
 
 def test_again_and_after_a_change(run, model: str, embedded: list[str]):
@@ -255,9 +259,9 @@ def test_json_lines_are_json(run, model: str):
     noon = datetime.datetime(2020, 2, 29, 12, tzinfo=datetime.timezone.utc)
     pd.DataFrame({"text": [FLEAS], "x": [float("inf")], "noon": [noon]}).to_parquet("a.parquet")
     made = run("index", "a.parquet", "--to", "a.lance", "--model", model)
-    if made.exit_code:
-        assert "a.parquet:row 1: x: " in error_of(made)
-        return
+    assert "a.parquet: document 1: x: not a number; got inf" in error_of(made)
+    pd.DataFrame({"text": [FLEAS], "noon": [noon]}).to_parquet("a.parquet")
+    run("index", "a.parquet", "--to", "a.lance", "--model", model)
     (hit,) = records(run("search", "a.lance", QUERY, "--json"))
     assert datetime.datetime.fromisoformat(hit["fields"]["noon"]) == noon
 
@@ -353,12 +357,12 @@ def test_many_queries_of_plain_lines(run, searched: SearchIndex):
     ("content", "message"),
     [
         ("", "q.jsonl holds no queries"),
-        ('{"id": "a", "text": "one"}\n{"id": "a", "text": "two"}\n', "q.jsonl: id: appears twice; 'a'"),
+        ('{"id": "a", "text": "one"}\n{"id": "a", "text": "two"}\n', "q.jsonl: query 2: id: appears twice; 'a'"),
         ('{"text": "one"}\n{"text": \n', "q.jsonl:2: line: not JSON"),
         ('{"text": "one"}\n{"question": "two"}\n', "q.jsonl:2: text: missing"),
         ('{"text": "one"}\n{"text": " "}\n', "q.jsonl:2: text: empty"),
-        ('{"text": "one"}\n{"text": ""}\n', "q.jsonl:2: text: empty"),
-        ('{"text": "one"}\n{"id": 1.5, "text": "two"}\n', "q.jsonl:2: id: not a string"),
+        ('{"text": "one"}\n{"text": ""}\n', "q.jsonl: query 2: text: empty"),
+        ('{"text": "one"}\n{"id": 1.5, "text": "two"}\n', "q.jsonl: query 2: id: not a string"),
     ],
 )
 def test_bad_queries_are_named(run, searched: SearchIndex, content: str, message: str):
@@ -414,8 +418,8 @@ def test_an_id_with_a_blank_has_no_place_in_a_run(run, searched: SearchIndex, mo
     [
         (["index", "nothing.txt", "--to", "x.lance"], "no file or folder nothing.txt"),
         (["index", "bad.jsonl", "--to", "x.lance"], "bad.jsonl:2: line: not JSON"),
-        (["index", "ids.jsonl", "--to", "x.lance"], "ids.jsonl:2: id: not a string"),
-        (["index", "names.jsonl", "--to", "x.lance"], "names.jsonl:1: vector: a reserved name"),
+        (["index", "ids.jsonl", "--to", "x.lance"], "ids.jsonl: document 2: id: not a string"),
+        (["index", "names.jsonl", "--to", "x.lance"], "names.jsonl: document 1: vector: a reserved name"),
         (["index", "kinds.jsonl", "--to", "x.lance"], "year: values of different kinds"),
         (["index", "a.csv", "--to", "x.lance"], "a.csv:1: header: no column 'text'"),
         (["index", "bytes", "--to", "x.lance"], "bytes/a.txt: file: not UTF-8"),
@@ -498,7 +502,9 @@ def test_passages(run, model: str):
     assert made.exit_code == 0, made.stderr
     assert SearchIndex.open("a.lance").info()["long_documents"] == "passages"
     assert rows(run("search", "a.lance", QUERY))[0][4] == FLEAS
-    assert "long_documents='passages'" in error_of(run("index", "b.txt", "--to", "a.lance"))
+    assert run("index", "a.txt", "--to", "a.lance").exit_code == 0  # as the index has it
+    assert len(SearchIndex.open("a.lance")) == 2
+    assert "long_documents='passages'" in error_of(run("index", "b.txt", "--to", "a.lance", "--long-documents", "cut"))
 
 
 @pytest.mark.parametrize("command", ["index", "search"])

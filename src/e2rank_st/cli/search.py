@@ -97,7 +97,7 @@ def index(
         else:
             changes = found.add(_documents(source), batch_size=batch_size, show_progress_bar=sys.stderr.isatty())
     if not any(changes):
-        raise ValueError(f"{source} holds no documents; {to} stays as it is.")
+        raise ValueError(f"{source} holds no documents.")
     told = ", ".join(f"{number} {name}" for name, number in changes._asdict().items())
     typer.echo(f"{to} holds {len(found)} documents: {told}", err=True)
 
