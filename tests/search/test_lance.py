@@ -261,6 +261,7 @@ def test_a_full_disk_costs_nothing(index: SearchIndex, path: Path, tiny: E2Rank,
             SearchIndex.create(place, tiny, ["a"])
     with pytest.raises(FileNotFoundError, match="There is no index in"):
         SearchIndex.open(tmp_path / "none", tiny)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_damaged_file_is_told(index: SearchIndex, path: Path, tiny: E2Rank):

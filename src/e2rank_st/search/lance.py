@@ -45,7 +45,7 @@ ABOUT = b"e2rank-st"  # key of the description in the table's schema
 OWN = ("id", "title", "text", "vector")
 VECTORS = "vectors"  # name of their index
 KINDS = {"int8": IvfSq, "pq": IvfPq}
-APPROXIMATE_FROM = 100_000  # documents; docs/search.md has the measurement
+APPROXIMATE_FROM = 100_000  # documents
 PROBES, REFINE = 20, 2  # parts of the index that a search reads; so many times the wanted rows are compared exactly
 WORDS = ("title", "text")  # the columns that have an index of words
 LOCK = ".e2rank.lock"
@@ -98,15 +98,14 @@ class LanceStore:
             FileNotFoundError: There is no index.
             OSError: It cannot be read.
         """
+        missing = FileNotFoundError(f"There is no index in {place}. Make one with SearchIndex.create.")
+        if "://" not in place and not Path(place, f"{TABLE}.lance").is_dir():
+            raise missing  # to connect would make the folder
         with _clear_errors(place):
             try:
                 return cls(place, _connect(place).open_table(TABLE, version=version))
-            except (ValueError, FileNotFoundError) as error:
-                if "not found" in str(error) or isinstance(error, FileNotFoundError):
-                    raise FileNotFoundError(
-                        f"There is no index in {place}. Make one with SearchIndex.create."
-                    ) from None
-                raise
+            except ValueError as error:
+                raise (missing if "not found" in str(error) else error) from error
 
     @property
     def about(self) -> dict[str, Any]:
@@ -167,7 +166,8 @@ class LanceStore:
             return {}
         with _clear_errors(self.place):
             rows = self._table.search().where(col("id").isin(ids)).limit(len(ids)).to_arrow()
-        return {entry.record.id: entry for entry in _entries(rows)}
+        found = {entry.record.id: entry for entry in _entries(rows)}
+        return {id_: found[id_] for id_ in ids if id_ in found}
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents by id; unknown ids are left out.
