@@ -248,6 +248,24 @@ def test_titles_are_a_part_of_what_is_embedded(make: Make, tiny: E2Rank, facts: 
     np.testing.assert_allclose([hit["score"] for hit in hits], [hit["score"] for hit in expected], atol=1e-5)
 
 
+def test_documents_with_known_vectors(tiny: E2Rank, facts: list[str]):
+    """Guards against vectors that are made again, or belong to other documents."""
+    vectors = tiny.encode_document(facts)
+    index = SearchIndex.from_vectors(tiny, rows(facts), 3 * vectors)
+    expected = SearchIndex.create(None, tiny, rows(facts)).search(QUERY, 10)
+    assert [hit["id"] for hit in index.search(QUERY, 10)] == [hit["id"] for hit in expected]
+    for wrong in (vectors[:9], vectors[:, :5], vectors[0]):
+        with pytest.raises(ValueError, match="shape"):
+            SearchIndex.from_vectors(tiny, facts, wrong)
+
+
+def test_equal_scores_do_not_follow_the_ids(make: Make, tiny: E2Rank):
+    """Guards against an order of equal documents that shows which of them are relevant."""
+    documents = [{"id": f"d{row}", "text": "the same"} for row in range(8)]
+    orders = [[hit["id"] for hit in make(tiny, part).search("a", 8)] for part in (documents, documents[::-1])]
+    assert orders[0] == orders[1] != sorted(orders[0])
+
+
 def test_filters_by_value(make: Make, tiny: E2Rank, facts: list[str]):
     """Guards against a filter that comes after the best are taken, and so leaves fewer."""
     index = make(tiny, [{**row, "lang": "en" if row["year"] % 2 else "de"} for row in rows(facts)])

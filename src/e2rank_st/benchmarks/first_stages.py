@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from huggingface_hub import hf_hub_download
@@ -25,6 +25,7 @@ from e2rank_st.data.formats import read_results
 from e2rank_st.data.slates import list_field
 from e2rank_st.data.trec import read_qrels, read_run
 from e2rank_st.search.index import SearchIndex
+from e2rank_st.search.store import Found
 from e2rank_st.search.texts import TextVectors
 from e2rank_st.search.vectors import Matrix
 from e2rank_st.storage import file_sha256, folder_sha256, text_id
@@ -221,30 +222,21 @@ def read_index(index: SearchIndex, queries: Path, qrels: Path, top_n: int) -> tu
         raise ValueError(f"{len(missing)} judged queries have no text in {queries.name}: {some(missing)}.")
     if not len(index):
         raise ValueError("The index is empty. Add documents first.")
-    retrieved = index.retrieve([texts[query] for query in judgements], top_n)
     vectors: dict[str, Matrix] = {}
     cases = []
-    for query_id, found in zip(judgements, retrieved, strict=True):
-        documents = tuple(index.text(part.entry.record) for part in found)
-        vectors |= {text: part.entry.vectors[0] for text, part in zip(documents, found, strict=True)}
-        ids, scores = tuple(part.entry.record.id for part in found), tuple(part.score for part in found)
-        cases.append(Case(query_id, texts[query_id], ids, documents, scores))
+    for case, found in _retrieved(index, {query: texts[query] for query in judgements}, top_n):
+        vectors |= {text: part.entry.vectors[0] for text, part in zip(case.documents, found, strict=True)}
+        cases.append(case)
     stored = TextVectors(list(vectors), np.stack(list(vectors.values())))
     return Candidates(tuple(cases), judgements, "own", sources=_hashes(queries, qrels)), stored
 
 
-def _retrieved(
-    index: TextVectors, ids: Sequence[str], queries: Mapping[str, str], vectors: Any, top_n: int
-) -> Iterator[Case]:
-    """The queries with their nearest documents; ``ids`` are those of the rows of the index."""
-    for (query_id, query), scores, rows in zip(queries.items(), *index.retrieve(vectors, top_n), strict=True):
-        yield Case(
-            query_id,
-            query,
-            ids=tuple(ids[row] for row in rows),
-            documents=tuple(index.texts[row] for row in rows),
-            scores=tuple(scores.tolist()),
-        )
+def _retrieved(index: SearchIndex, queries: Mapping[str, str], top_n: int) -> Iterator[tuple[Case, list[Found]]]:
+    """The queries with their nearest documents."""
+    for (id_, query), found in zip(queries.items(), index.retrieve(list(queries.values()), top_n), strict=True):
+        documents = tuple(index.text(part.entry.record) for part in found)
+        scores = tuple(part.score for part in found)
+        yield Case(id_, query, tuple(part.entry.record.id for part in found), documents, scores), found
 
 
 def _folder_state(folder: Path) -> dict[str, str]:
@@ -275,16 +267,14 @@ def own_first_stage(
         OSError: A file cannot be read.
     """
     judged = read_judged(task, folder)
-    ids, queries = list(judged.corpus), judged.queries
-    index = subject.embed(list(judged.corpus.values()), batch_size, show_progress_bar)
-    vectors = subject.model.encode_query(list(queries.values()), batch_size=batch_size, show_progress_bar=False)
-    left_out = {query: excluded.get(query, frozenset()) for query in queries}
+    embedded = subject.embed(list(judged.corpus.values()), batch_size, show_progress_bar)
+    documents = ({"id": id_, "text": text} for id_, text in judged.corpus.items())
+    index = SearchIndex.from_vectors(subject.model, documents, embedded.embeddings)
+    left_out = {query: excluded.get(query, frozenset()) for query in judged.queries}
     deep_enough = top_n + max(map(len, left_out.values()), default=0)
-    cases = [
-        case.limited(top_n, left_out[case.query_id]) for case in _retrieved(index, ids, queries, vectors, deep_enough)
-    ]
+    cases = [case.limited(top_n, left_out[case.query_id]) for case, _ in _retrieved(index, judged.queries, deep_enough)]
     judgements = _whole_grades(judged.judgements)
-    return Candidates(tuple(cases), judgements, "own", sources=_folder_state(folder)), index
+    return Candidates(tuple(cases), judgements, "own", sources=_folder_state(folder)), embedded
 
 
 def read_judged(task: Task, folder: Path) -> JudgedCorpus:

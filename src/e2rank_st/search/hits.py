@@ -8,6 +8,7 @@ import numpy as np
 
 from e2rank_st.search.store import FirstStage, Found
 from e2rank_st.search.vectors import Matrix
+from e2rank_st.storage import text_id
 
 __all__ = ["Candidates"]
 
@@ -20,12 +21,15 @@ class Candidates(NamedTuple):
 
     @classmethod
     def of(cls, vector: Matrix, found: list[Found], first_stage: FirstStage) -> Candidates:
-        """Compute the cosines anew: an index may know them only about. By vectors, they are the scores."""
+        """Compute the cosines anew: an index may know them only about. By vectors, they are the scores.
+
+        Equal scores come in the order of a hash: ids may show what is relevant.
+        """
         cosines = [float((part.entry.vectors.astype(np.float64) @ vector).max()) for part in found]
         pairs = list(zip(found, cosines, strict=True))
         if first_stage == "vector":
             pairs = [(part._replace(score=cosine), cosine) for part, cosine in pairs]
-        pairs.sort(key=lambda pair: (-pair[0].score, pair[0].entry.record.id))
+        pairs.sort(key=lambda pair: (-pair[0].score, text_id(pair[0].entry.record.id)))
         return cls([part for part, _ in pairs], [cosine for _, cosine in pairs])
 
     def hits(self, ranking: list[dict[str, Any]] | None, least: float) -> list[dict[str, Any]]:

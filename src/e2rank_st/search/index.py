@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, overload
+from typing import Any, Literal, NamedTuple, TypedDict, overload
 
 import numpy as np
 from transformers.utils.logging import tqdm
@@ -22,15 +22,12 @@ from e2rank_st.console import progress_wanted
 from e2rank_st.documents_e2rank import join_fields
 from e2rank_st.passages_e2rank import LONG_DOCUMENTS
 from e2rank_st.search.hits import Candidates
-from e2rank_st.search.maker import Fingerprint, Maker, describe
+from e2rank_st.search.maker import Fingerprint, Maker, describe, listwise_of
 from e2rank_st.search.memory import MemoryStore
 from e2rank_st.search.records import Record, entries, grouped, number_of, records
 from e2rank_st.search.reranking import rerank_candidates
 from e2rank_st.search.store import FIRST_STAGES, VECTOR_INDEXES, Entry, FirstStage, Found, Store, VectorIndex, Where
 from e2rank_st.search.vectors import Matrix, embed_distinct, unit_rows
-
-if TYPE_CHECKING:
-    from e2rank_st.modeling_e2rank import ListwiseRerank
 
 __all__ = ["Changes", "SearchIndex", "SearchOptions"]
 
@@ -132,8 +129,30 @@ class SearchIndex:
         return index
 
     @classmethod
+    def from_vectors(cls, model: Any, documents: Any, vectors: Any) -> Self:
+        """Make an index in memory of documents whose vectors are known.
+
+        Args:
+            model: The model that made the vectors.
+            documents: N documents, as for :meth:`add`.
+            vectors: Their vectors, (N, D).
+
+        Raises:
+            ValueError: An argument is not allowed, or the numbers of documents and vectors differ.
+            DataError: A document is bad.
+        """
+        index, rows = cls._new(None, model, {}), unit_rows(vectors, "vectors")
+        given = list(records(documents))
+        if rows.shape != (len(given), model.get_embedding_dimension()):
+            raise ValueError(
+                f"Got vectors of the shape {rows.shape} for {len(given)} documents; give one row for each."
+            )
+        index.store.add([Entry(record, rows[row : row + 1]) for row, record in enumerate(given)])
+        return index
+
+    @classmethod
     def _new(cls, path: str | os.PathLike[str] | None, model: Any, wanted: Mapping[str, str]) -> Self:
-        template = _listwise(model).document_template
+        template = listwise_of(model).document_template
         settings = {"long_documents": "cut", "dtype": "float16", "document_template": template, **wanted}
         if path is None:
             return cls(MemoryStore(), settings, model)
@@ -190,7 +209,7 @@ class SearchIndex:
                 f"The index in {path} has the format {about.get('format')}, and this version reads {FORMAT}."
             )
         if model is not None:
-            _listwise(model)
+            listwise_of(model)
             if not force:
                 Fingerprint.from_dict(about).check(model)
         return cls(store, about, model)
@@ -414,24 +433,11 @@ class SearchIndex:
         if self.settings["long_documents"] == "cut":
             parts = [[text] for text in texts]
         else:
-            parts = [_listwise(self.model).passages(text) for text in texts]
+            parts = [listwise_of(self.model).passages(text) for text in texts]
         flat = [passage for passages in parts for passage in passages]
         vectors = embed_distinct(self.model.encode_document, flat, batch_size=batch_size, show_progress_bar=False)
         splits: list[Matrix] = np.split(vectors, np.cumsum([len(passages) for passages in parts])[:-1])
         return splits
-
-
-def _listwise(model: Any) -> ListwiseRerank:
-    """The model's module of reranking; a model from the Hub has it as remote code.
-
-    Raises:
-        ValueError: The model does not have one.
-    """
-    for module in model.children() if hasattr(model, "children") else ():
-        if hasattr(module, "rerank"):
-            found: ListwiseRerank = module
-            return found
-    raise ValueError(f"model must be able to rerank, got {type(model).__name__}. Load it with E2Rank(name).")
 
 
 def _place(path: str | os.PathLike[str]) -> str:

@@ -20,7 +20,7 @@ from e2rank_st.search.vectors import Matrix, embed_distinct, unit_rows
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Fingerprint", "Maker", "describe", "differences"]
+__all__ = ["Fingerprint", "Maker", "describe", "differences", "listwise_of"]
 
 Maker: TypeAlias = Mapping[str, Any]  # the name of a part → its value, as JSON keeps it
 
@@ -118,3 +118,16 @@ def differences(maker: Maker, model: Maker) -> str:
         for part in {**maker, **model}
         if maker.get(part) != model.get(part)
     )
+
+
+def listwise_of(model: Any) -> ListwiseRerank:
+    """The model's module of reranking; a model from the Hub has it as remote code.
+
+    Raises:
+        ValueError: The model does not have one.
+    """
+    for module in model.children() if hasattr(model, "children") else ():
+        if hasattr(module, "rerank"):
+            found: ListwiseRerank = module
+            return found
+    raise ValueError(f"model must be able to rerank, got {type(model).__name__}. Load it with E2Rank(name).")
