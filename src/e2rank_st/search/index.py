@@ -115,7 +115,9 @@ class SearchIndex:
             OSError: The folder cannot be written.
             ImportError: A path is given and LanceDB is missing.
         """
-        wanted = {name: value for name, value in (("long_documents", long_documents), ("dtype", dtype)) if value}
+        wanted = {
+            name: value for name, value in (("long_documents", long_documents), ("dtype", dtype)) if value is not None
+        }
         for name, allowed in (("long_documents", LONG_DOCUMENTS), ("dtype", DTYPES)):
             one_of(name, wanted.get(name, allowed[0]), allowed)
         if path is not None and (found := cls._found(path)) is not None:
