@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import e2rank_st.search.index as module
 from e2rank_st import E2Rank, SearchIndex
 from e2rank_st.data.files import DataError
 from e2rank_st.search.index import Changes
+from e2rank_st.search.records import Record
+from e2rank_st.search.store import Entry
 from tests.toy import train_a_step, with_prompt_adapter
 
 QUERY = "how long do fleas live"
@@ -264,6 +267,16 @@ def test_equal_scores_do_not_follow_the_ids(make: Make, tiny: E2Rank):
     documents = [{"id": f"d{row}", "text": "the same"} for row in range(8)]
     orders = [[hit["id"] for hit in make(tiny, part).search("a", 8)] for part in (documents, documents[::-1])]
     assert orders[0] == orders[1] != sorted(orders[0])
+
+
+def test_threads_add_to_an_index_in_memory(tiny: E2Rank):
+    """Guards against a change that is lost because another one read the documents before it."""
+    index = SearchIndex.create(None, tiny)
+    vectors = np.ones((1, 32), np.float32)
+    parts = [[Entry(Record(f"{part} {row}", "a"), vectors)] for part in range(8) for row in range(50)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(index.store.add, parts))
+    assert len(index) == 400
 
 
 def test_filters_by_value(make: Make, tiny: E2Rank, facts: list[str]):

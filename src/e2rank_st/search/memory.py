@@ -10,6 +10,7 @@ from e2rank_st.search.exact import Rules, nearest
 from e2rank_st.search.records import Record
 from e2rank_st.search.store import Entry, FirstStage, Found, VectorIndex, Where
 from e2rank_st.search.vectors import Matrix
+from e2rank_st.wiring import Lock
 
 __all__ = ["MemoryStore"]
 
@@ -18,6 +19,7 @@ class MemoryStore:
     """Documents by id, in the order in which they came. Ties of a search keep that order."""
 
     def __init__(self) -> None:
+        self._changing = Lock()  # a change reads what it replaces, so two at once would lose one
         self._entries: dict[str, Entry] = {}
         self._matrix: tuple[list[Entry], Matrix, np.ndarray] | None = None  # documents, all passages, whose they are
 
@@ -27,7 +29,8 @@ class MemoryStore:
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Add documents; one with a known id replaces the old one."""
-        self._entries, self._matrix = self._entries | {entry.record.id: entry for entry in entries}, None
+        with self._changing:
+            self._entries, self._matrix = self._entries | {entry.record.id: entry for entry in entries}, None
 
     def get(self, ids: Sequence[str]) -> Mapping[str, Entry]:
         """Find documents by id; unknown ids are left out."""
@@ -36,7 +39,9 @@ class MemoryStore:
     def delete(self, ids: Sequence[str]) -> None:
         """Remove documents by id; unknown ids are left out."""
         gone = set(ids)
-        self._entries, self._matrix = {id_: part for id_, part in self._entries.items() if id_ not in gone}, None
+        with self._changing:
+            self._entries = {id_: part for id_, part in self._entries.items() if id_ not in gone}
+            self._matrix = None
 
     def optimize(self, vector_index: VectorIndex) -> None:
         """Do nothing: the search is exact."""
@@ -53,9 +58,10 @@ class MemoryStore:
             raise ValueError(f"first_stage={first_stage!r} needs an index on disk; create one with a path.")
         if not (where is None or isinstance(where, Mapping)):
             raise ValueError(f"where={where!r:.80} needs an index on disk; here it may be {{field: value}} only.")
-        if not self._entries:
-            return [[] for _ in queries]
-        entries, passages, owners = self._matrix = self._matrix or self._joined()
+        with self._changing:
+            if not self._entries:
+                return [[] for _ in queries]
+            entries, passages, owners = self._matrix = self._matrix or self._joined()
         rules = None
         if where is not None:
             allowed = np.array([_has(entry.record, where) for entry in entries], bool)[owners].nonzero()[0]
