@@ -1,6 +1,7 @@
 """A finished training run → the folder of a bundled model, with the reranking configuration chosen on dev.
 
     python recipes/bundled/ship.py build/minilm/final bundled --query-weight 0.6
+    python recipes/bundled/ship.py build/mpnet/final bundled-mpnet --query-weight 0.6 --adapter-scale 0.5
 
 The folder holds the prompt adapter, the reranking configuration, the record of the run, and a manifest with the hash of
 every file. The curves go beside this script.
@@ -37,6 +38,7 @@ def main(
     num_prompt_documents: Annotated[int | None, typer.Option(metavar="K", help="Replaces the run's value.")] = None,
     max_prompt_tokens: Annotated[int | None, typer.Option(metavar="L", help="Replaces the run's value.")] = None,
     query_weight: Annotated[float | None, typer.Option(metavar="W", help="Replaces the run's value.")] = None,
+    adapter_scale: Annotated[float, typer.Option(metavar="S", help="Share of the trained change of weights.")] = 1.0,
 ) -> None:
     """Write the folder, whole or not at all."""
     changes = {
@@ -47,16 +49,18 @@ def main(
     with reported_errors("ship"):
         if name not in BUNDLED:
             raise ValueError(f"Got the bundled model {name!r}; give one of {', '.join(map(repr, BUNDLED))}.")
-        ship(run, BUNDLED[name], {name: value for name, value in changes.items() if value is not None})
+        ship(run, BUNDLED[name], {name: value for name, value in changes.items() if value is not None}, adapter_scale)
 
 
-def ship(run: Path, bundled: Bundled, changes: dict[str, Any]) -> None:
+def ship(run: Path, bundled: Bundled, changes: dict[str, Any], scale: float = 1.0) -> None:
     """Write the folder, whole or not at all, and the curves.
 
     Args:
         run: The folder ``final`` of a run.
         bundled: The model.
         changes: Arguments of ``ListwiseRerank`` that replace the run's.
+        scale: Share of the trained change of weights that the model gets: 0 is the base, 1 the run (WiSE-FT,
+            arXiv 2109.01903).
 
     Raises:
         ValueError: The run trained no prompt adapter, or one of a different base; or a change is not allowed.
@@ -71,8 +75,10 @@ def ship(run: Path, bundled: Bundled, changes: dict[str, Any]) -> None:
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / name, fresh / name)
         config = read_json(fresh / ADAPTER)
+        config["lora_alpha"] *= scale
         if not COMMIT.fullmatch(str(config["revision"])):  # a state of a cache that no one else has
-            write_json(fresh / ADAPTER, config | {"revision": None})
+            config["revision"] = None
+        write_json(fresh / ADAPTER, config)
         told = read_json(fresh / LISTWISE) | changes
         reranker = ListwiseRerank(**told)  # the same check as in the model
         write_json(fresh / LISTWISE, {name: getattr(reranker, name) for name in told})
