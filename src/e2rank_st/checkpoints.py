@@ -1,4 +1,4 @@
-"""The known checkpoints and their wiring into a model: one frozen row for each family; and that of all other models.
+"""The known checkpoints and their wiring into a model, one frozen row for each family; and what may name a model.
 
 A plain transformers checkpoint does not describe its pooling, the end of a text, or the form of its listwise prompt.
 The rows here do. A model that this package saved has all of that in its own folder, and does not need a row.
@@ -6,12 +6,19 @@ The rows here do. A model that this package saved has all of that in its own fol
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-__all__ = ["CHECKPOINTS", "HUB_ID", "MODEL_ID", "UNTRAINED", "Checkpoint", "find_checkpoint", "instruction_template"]
+from e2rank_st.bundled import NAMES
+
+__all__ = [
+    "CHECKPOINTS", "HUB_ID", "MODEL_ID", "UNTRAINED", "Checkpoint", "check_name", "find_checkpoint",
+    "instruction_template", "name_of_model",
+]  # fmt: skip
 
 MODEL_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # of the Hub; Sentence-Transformers adds its own org to a bare name
 INSTRUCTED = re.compile(r"(Instruct: ).*?(\n ?Query: ?)", re.DOTALL)
@@ -127,3 +134,27 @@ def instruction_template(prompt: str | None) -> str | None:
     """The query prompt with the field ``{instruction}``, if it has an instruction that another may replace."""
     match = INSTRUCTED.fullmatch(prompt or "")
     return f"{match[1]}{{instruction}}{match[2]}" if match else None
+
+
+def name_of_model(name: Any) -> str:
+    """Return a name or path as a string.
+
+    Raises:
+        ValueError: It is something else, or empty.
+    """
+    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
+        raise ValueError(f"Got the model {name!r:.80}, which is neither a folder here nor a Hub id (org/name).")
+    return str(os.fspath(name))
+
+
+def check_name(name: str) -> None:
+    """Check that a name can belong to a model; only loading shows whether the Hub has it.
+
+    Raises:
+        ValueError: The name is neither a folder nor a Hub id.
+    """
+    if name not in NAMES and not (name and Path(name).is_dir()) and not MODEL_ID.fullmatch(name):
+        known = ", ".join(map(repr, NAMES))
+        raise ValueError(
+            f"Got the model {name!r}, which is neither a folder here nor a Hub id (org/name); give one, or {known}."
+        )

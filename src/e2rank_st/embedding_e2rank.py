@@ -147,12 +147,13 @@ class Embedder:
         self.model.eval()
         with tqdm(total=len(distinct), desc=kind, unit=kind, disable=not self.show_progress_bar) as progress:
             for batch in token_batches([len(ids) for ids in distinct], self.batch_size):
-                features: dict[str, Any] = {**self._features([distinct[row] for row in batch]), **shared}
+                features: dict[str, Any] = {**self.features([distinct[row] for row in batch]), **shared}
                 vectors[batch] = model(features)["sentence_embedding"][:, : vectors.shape[1]].float()
                 progress.update(len(batch))
         return vectors[[rows[ids] for ids in sequences]]
 
-    def _features(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+    def features(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
+        """Returns what a model's ``forward`` takes: token ids and attention mask, both (sequences, L)."""
         width = max(map(len, sequences))
         input_ids = torch.full((len(sequences), width), self.texts.tokenizer.pad_token_id or 0)
         attention_mask = torch.zeros_like(input_ids)

@@ -7,7 +7,8 @@ from typing import Any
 
 from e2rank_st.adapter_e2rank import ADAPTER_CONFIG
 from e2rank_st.bundled import NAMES
-from e2rank_st.model import E2Rank, check_name, name_of_model
+from e2rank_st.checkpoints import check_name, name_of_model
+from e2rank_st.model import E2Rank
 from e2rank_st.wiring import check_device
 
 __all__ = ["load_model"]

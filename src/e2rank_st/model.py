@@ -6,11 +6,13 @@ inherited. Reranking is in :mod:`e2rank_st.modeling_e2rank`, which is also the r
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, overload
 
@@ -29,7 +31,7 @@ from e2rank_st.adapters import (
     read_adapter_config,
 )
 from e2rank_st.bundled import BASE, BUNDLED, NAMES, base_here
-from e2rank_st.checkpoints import MODEL_ID, find_checkpoint
+from e2rank_st.checkpoints import check_name, find_checkpoint, name_of_model
 from e2rank_st.documents_e2rank import Document
 from e2rank_st.folders.check import HOME, MODULES, check_folder
 from e2rank_st.folders.hub import fetch
@@ -47,7 +49,7 @@ from e2rank_st.wiring import (
     wire,
 )
 
-__all__ = ["E2Rank", "check_name", "name_of_model"]
+__all__ = ["E2Rank"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +103,13 @@ class E2Rank(SentenceTransformer):
         self.commit: str | None = None  # of the weights, if they are from the Hub
         self.untrained = False
         self._has_warned = False
-        name = name_of_model(model_name_or_path)
-        self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
-        super().__init__(name, **kwargs)
+        if model_name_or_path is None and "modules" in kwargs:
+            self.name = "modules"
+        else:
+            model_name_or_path = name_of_model(model_name_or_path)
+            is_folder = Path(model_name_or_path).is_dir()
+            self.name = str(Path(model_name_or_path).resolve()) if is_folder else model_name_or_path
+        super().__init__(model_name_or_path, **kwargs)
 
     @classmethod
     def from_bundled(cls, name: str = "bundled", **kwargs: Any) -> E2Rank:
@@ -177,6 +183,59 @@ class E2Rank(SentenceTransformer):
             fill_adapter(model.transformers_model, folder / ADAPTER_WEIGHTS)
         model._configure(folder)
         return model
+
+    @classmethod
+    def remote(
+        cls,
+        url: str,
+        tokenizer: str,
+        *,
+        model: str | None = None,
+        prompt_model: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        max_retries: int = 3,
+        concurrency: int = 4,
+        **listwise: Any,
+    ) -> E2Rank:
+        """A model whose vectors come from an OpenAI-compatible server, such as vLLM, TEI, or ``e2rank serve``.
+
+        Texts are tokenised here, and prompts are built here. Everything else works as with a model of this process.
+
+        Args:
+            url: The server's address, such as ``http://127.0.0.1:8000``.
+            tokenizer: The model whose tokenizer and settings are read here, without its weights: a Hub id, a folder, or
+                the name of a bundled model.
+            model: The server's name for it; by default the only one that the server lists, or else ``tokenizer``.
+            prompt_model: The server's name for the model that embeds listwise prompts, where a prompt adapter does.
+            api_key: The server's key; by default the environment variable ``E2RANK_API_KEY``.
+            timeout: Seconds to wait for an answer.
+            max_retries: How often a failed request is repeated.
+            concurrency: Most requests at a time of one forward pass.
+            **listwise: Arguments of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank` instead of the model's, such as
+                ``prompt_format``.
+
+        Raises:
+            ValueError: A value is not allowed, or the tokenizer is not that of the server's model.
+            OSError: The server is not reachable or fails, or the tokenizer cannot be loaded.
+            ImportError: The package ``openai`` is missing.
+        """
+        from e2rank_st.backends.connect import connect, read_settings
+        from e2rank_st.backends.remote import Server
+
+        server = Server(url, api_key=api_key, timeout=timeout, max_retries=max_retries, concurrency=concurrency)
+        settings = read_settings(name_of_model(tokenizer))
+        if model is None:
+            listed = [name for name in server.models() if name != prompt_model and not name.endswith(":prompt")]
+            model = listed[0] if len(listed) == 1 else tokenizer
+        modules = connect(server, settings, model, prompt_model, **listwise)
+        found = cls(modules=modules, prompts=settings.prompts, device="cpu")
+        found.name = model
+        return found
+
+    async def arerank(self, query: Any, documents: Any, **options: Any) -> Any:
+        """As :meth:`rerank`, in a thread of its own, so that the event loop goes on meanwhile."""
+        return await asyncio.to_thread(partial(self.rerank, query, documents, **options))
 
     def _configure(self, folder: Path) -> None:
         """Take over length limit, prompts and reranking configuration of a saved model."""
@@ -380,30 +439,6 @@ class E2Rank(SentenceTransformer):
         if path is not None:
             make_tokenizer_portable(self, Path(path))
             make_portable(Path(path))
-
-
-def name_of_model(name: Any) -> str:
-    """Return a name or path as a string.
-
-    Raises:
-        ValueError: It is something else, or empty.
-    """
-    if not isinstance(name, (str, os.PathLike)) or not os.fspath(name):
-        raise ValueError(f"Got the model {name!r:.80}, which is neither a folder here nor a Hub id (org/name).")
-    return str(os.fspath(name))
-
-
-def check_name(name: str) -> None:
-    """Check that a name can belong to a model; only loading shows whether the Hub has it.
-
-    Raises:
-        ValueError: The name is neither a folder nor a Hub id.
-    """
-    if name not in NAMES and not (name and Path(name).is_dir()) and not MODEL_ID.fullmatch(name):
-        known = ", ".join(map(repr, NAMES))
-        raise ValueError(
-            f"Got the model {name!r}, which is neither a folder here nor a Hub id (org/name); give one, or {known}."
-        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from typing import Any
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 
-__all__ = ["Backend", "PromptBackend"]
+__all__ = ["PROMPT_SUFFIX", "Backend", "PromptBackend"]
+
+PROMPT_SUFFIX = ":prompt"  # what `e2rank serve` appends to a model's name for the one with its prompt adapter
 
 
 class Backend(InputModule):
@@ -48,7 +50,8 @@ class Backend(InputModule):
         """Tokenises texts as the model's own first module does."""
         texts = self._prepend_prompt(list(inputs), prompt) if prompt else list(inputs)
         limit = {"truncation": True, "max_length": self.max_seq_length} if self.max_seq_length else {}
-        return dict(self.tokenizer(texts, padding=True, return_tensors="pt", **limit))
+        tokenize: Any = self.tokenizer
+        return dict(tokenize(texts, padding=True, return_tensors="pt", **limit))
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds ``sentence_embedding`` (B, D) to features with ``input_ids`` and ``attention_mask``, both (B, L)."""
@@ -86,4 +89,3 @@ class PromptBackend:
     def applied(self, transformer: nn.Module, backbone: nn.Module | None) -> nn.Module:
         """Returns the backend of prompts."""
         return self.backend
-

@@ -27,13 +27,12 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("Remote models need openai: pip install 'e2rank-st[remote]'") from error
 
-__all__ = ["KEY", "PROMPT_SUFFIX", "RemoteBackend", "Server", "ServerError"]
+__all__ = ["KEY", "RemoteBackend", "Server", "ServerError"]
 
 logger = logging.getLogger(__name__)
 
 KEY = "E2RANK_API_KEY"
 NO_KEY = "no-key-given"  # the client does not start without one
-PROMPT_SUFFIX = ":prompt"  # what `e2rank serve` appends to a model's name for the one that embeds listwise prompts
 PROBES = ("how long do fleas live", "Größe: 3 µm (±5 %) — «naïve» 東京 №7")
 SAME = 0.999  # cosine of two vectors of one text, in whatever precision the server computes
 
@@ -169,6 +168,8 @@ class RemoteBackend(Backend):
         backend.no_truncation()
         backend.encode_special_tokens = False
         self._backend = backend
+        marks = backend.encode("a").special_tokens_mask
+        self._before, self._after = marks.index(0), marks[::-1].index(0)  # special tokens around each text
         vectors = server.embed(name, PROBES)
         super().__init__(tokenizer, vectors.shape[1], max_seq_length)
         self.server, self.name = server, name
@@ -202,7 +203,8 @@ class RemoteBackend(Backend):
         """
         if self.takes_ids:
             return self.server.embed(self.name, sequences)
-        texts = self._backend.decode_batch([list(ids) for ids in sequences], skip_special_tokens=True)
+        inner = [list(ids[self._before : len(ids) - self._after]) for ids in sequences]
+        texts = self._backend.decode_batch(inner, skip_special_tokens=False)
         read = [encoding.ids for encoding in self._backend.encode_batch(texts)]
         if changed := sum(there != list(here) for there, here in zip(read, sequences, strict=True)):
             logger.warning(

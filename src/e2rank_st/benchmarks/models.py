@@ -12,8 +12,9 @@ from typing import Any
 from sentence_transformers import CrossEncoder
 
 from e2rank_st.bundled import BASE, BUNDLED
+from e2rank_st.checkpoints import check_name
 from e2rank_st.loading import load_model
-from e2rank_st.model import E2Rank, check_name
+from e2rank_st.model import E2Rank
 from e2rank_st.provenance import model_digest
 from e2rank_st.search.kept import kept_vectors
 from e2rank_st.search.texts import TextVectors

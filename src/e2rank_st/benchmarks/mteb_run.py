@@ -34,8 +34,8 @@ from e2rank_st.benchmarks.mteb_tasks import (
     use_folder,
 )
 from e2rank_st.benchmarks.results import Result, SystemResult
+from e2rank_st.checkpoints import check_name
 from e2rank_st.console import scrubbed
-from e2rank_st.model import check_name
 from e2rank_st.provenance import environment
 
 __all__ = ["FAILED", "MODES", "Options", "Outcome", "metric_name", "plan", "run"]

@@ -24,8 +24,8 @@ from e2rank_st.benchmarks.models import Subject, load
 from e2rank_st.benchmarks.report import Table
 from e2rank_st.benchmarks.tasks import Task, find_tasks
 from e2rank_st.bundled import BASE
+from e2rank_st.checkpoints import check_name
 from e2rank_st.data.beir import JudgedCorpus
-from e2rank_st.model import check_name
 from e2rank_st.provenance import environment
 from e2rank_st.search.exact import Rules, nearest
 from e2rank_st.search.vectors import Matrix

@@ -35,9 +35,10 @@ from e2rank_st.benchmarks.models import Subject, load, load_cross_encoder
 from e2rank_st.benchmarks.results import Result
 from e2rank_st.benchmarks.systems import Embedding, FirstStage, Fused, Listwise, Pointwise, Rocchio, System
 from e2rank_st.benchmarks.tasks import Task, find_tasks
+from e2rank_st.checkpoints import check_name
 from e2rank_st.data.trec import write_run
 from e2rank_st.evaluation.metrics import MAIN
-from e2rank_st.model import E2Rank, check_name
+from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import num_positions
 from e2rank_st.provenance import environment
 from e2rank_st.search.texts import TextVectors

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from e2rank_st import __version__
-from e2rank_st.cli import evaluate, search
+from e2rank_st.cli import evaluate, search, serve
 from e2rank_st.cli.models import BUNDLED, ModelName, load_encoder, step
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.console import Column, json_line, log_to_stderr, reported_errors, show
@@ -75,6 +75,7 @@ app = typer.Typer(
 app.add_typer(evaluate.app, name="eval")
 app.command(epilog=search.INDEX_EXAMPLES)(search.index)
 app.command(epilog=search.SEARCH_EXAMPLES)(search.search)
+app.command(epilog=serve.SERVE_EXAMPLES)(serve.serve)
 
 Source = Annotated[
     str, typer.Argument(metavar="FILE", help="One document a line, or JSON lines or CSV with 'text'; - is stdin.")

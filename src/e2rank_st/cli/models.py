@@ -18,12 +18,18 @@ from e2rank_st.bundled import NAMES
 if TYPE_CHECKING:
     from e2rank_st.model import E2Rank
 
-__all__ = ["BUNDLED", "ModelName", "load_encoder", "step"]
+__all__ = ["BUNDLED", "IndexModel", "ModelName", "load_encoder", "name_of_maker", "step"]
 
 BUNDLED = "bundled"
 ModelName = Annotated[
     str,
     typer.Option("--model", metavar="NAME", help="Hub id or folder; 'bundled' is the small model in the package."),
+]
+
+
+IndexModel = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="Hub id or folder; by default the model that made the index."),
 ]
 
 
@@ -53,3 +59,14 @@ def load_encoder(name: str, device: str | None, dtype: str, *, tell: bool = Fals
             return load_model(name, device=device, model_kwargs={"dtype": dtype})
         finally:
             enable_progress_bar()  # the bars of reranking use the same switch
+
+
+def name_of_maker(folder: str) -> str | None:
+    """The name of the model that made an index; None if there is no index, or no name."""
+    from e2rank_st.search.index import SearchIndex
+
+    try:
+        name: str | None = SearchIndex.open(folder).settings["model"]
+    except FileNotFoundError:
+        return None
+    return name

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from e2rank_st.cli.models import BUNDLED, load_encoder, step
+from e2rank_st.cli.models import BUNDLED, IndexModel, load_encoder, name_of_maker, step
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.console import Column, json_line, show
 from e2rank_st.data.documents import iter_documents
@@ -41,10 +41,6 @@ SEARCH_EXAMPLES = examples(
     'search articles.lance "how long do fleas live" --where "year > 2020" --json',
     "search articles.lance --queries queries.jsonl --run out.trec",
 )
-IndexModel = Annotated[
-    str | None,
-    typer.Option("--model", metavar="NAME", help="Hub id or folder; by default the model that made the index."),
-]
 
 
 def index(
@@ -84,7 +80,7 @@ def index(
         return
     if source != "-" and not Path(source).exists():
         raise FileNotFoundError(f"There is no file or folder {source}.")
-    name = model or _maker(to) or BUNDLED
+    name = model or name_of_maker(to) or BUNDLED
     encoder = load_encoder(name, device, dtype)
     with step(f"indexing {source}", spin=False):
         found = SearchIndex.create(to, encoder, long_documents=long_documents)
@@ -176,17 +172,6 @@ def _show(hits: list[dict[str, Any]], title: str) -> None:
 
 def _documents(source: str) -> Any:
     return iter_documents(source) if source == "-" else Path(source)
-
-
-def _maker(folder: str) -> str | None:
-    """The name of the model that made an index; None if there is no index, or no name."""
-    from e2rank_st.search.index import SearchIndex
-
-    try:
-        name: str | None = SearchIndex.open(folder).settings["model"]
-    except FileNotFoundError:
-        return None
-    return name
 
 
 def _queries(source: str) -> dict[str, str]:

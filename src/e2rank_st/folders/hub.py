@@ -25,6 +25,7 @@ def fetch(
     cache_folder: str | None = None,
     local_files_only: bool = False,
     more: tuple[str, ...] = (),
+    with_weights: bool = True,
 ) -> Path:
     """Find a model's folder; download it if the name is a Hub id.
 
@@ -35,6 +36,7 @@ def fetch(
         cache_folder: Folder of the downloads; by default that of the Hub's client.
         local_files_only: Whether to read the cache only.
         more: Patterns of files that are also downloaded.
+        with_weights: Whether to download the weights, too.
 
     Raises:
         OSError: The files cannot be downloaded.
@@ -51,6 +53,7 @@ def fetch(
             cache_dir=cache_folder,
             local_files_only=local_files_only,
             allow_patterns=patterns,
+            ignore_patterns=None if with_weights else "*.safetensors",
         )
     )
 

@@ -1,0 +1,1 @@
+"""A model, and perhaps an index, behind a URL."""
