@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before huggingface_hub is imported. HF_HUB_OFFLINE=0 lets the tests marked "network" reach the Hub.
+# Before huggingface_hub and haystack are imported. HF_HUB_OFFLINE=0 lets the tests marked "network" reach the Hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is: spinning threads starve a busy 2-core machine
 
 import pytest
