@@ -6,13 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from e2rank_st.adapter_e2rank import LoraAdapter
 from e2rank_st.bundled import BUNDLED, Bundled
 from e2rank_st.training.settings import parse_settings
 from tests import ROOT, load_script
 
 RECIPE = ROOT / "recipes" / "bundled"
-RECIPES = {"bundled": "minilm.yaml"}
+RECIPES = {"bundled": "minilm.yaml", "bundled-mpnet": "mpnet.yaml"}
 ship = load_script("recipes/bundled/ship.py")
 
 
@@ -48,6 +50,15 @@ def test_what_is_shipped(run: Path, model: Bundled) -> None:
     assert hashes == {name: hashlib.sha256((model.folder / name).read_bytes()).hexdigest() for name in ship.KEPT}
     before, after = (json.loads((folder / ship.LISTWISE).read_text()) for folder in (run, model.folder))
     assert after == before | {"query_weight": 0.25}
+
+
+def test_a_share_of_the_trained_change(run: Path, model: Bundled) -> None:
+    """Guards against a scale that loading does not see."""
+    ship.ship(run, model, {}, scale=0.5)
+    whole, half = (LoraAdapter.read(*(folder / name for name in ship.KEPT[1::-1])) for folder in (run, model.folder))
+    assert half.config == whole.config | {"lora_alpha": whole.config["lora_alpha"] / 2, "revision": None}
+    weight, (down, up) = torch.zeros(3, 4), (torch.ones(half.config["r"], 4), torch.ones(3, half.config["r"]))
+    assert torch.equal(half.changed(weight, down, up), whole.changed(weight, down, up) / 2)
 
 
 @pytest.mark.parametrize(("revision", "shipped"), [("from-pypi", None), (None, None), ("0a" * 20, "0a" * 20)])
