@@ -1,6 +1,6 @@
 """Measure what an index takes as it grows: time to write and to search, recall, disk and memory.
 
-    python eval/scale.py --sizes 10000,100000,1000000
+    python eval/scale.py --sizes 10000,100000,1000000 --docs docs/scale.md
 
 A million documents take some minutes and 3 GB of disk. The options: ``--help``.
 """
@@ -21,16 +21,20 @@ def main(
     sizes: Annotated[str, typer.Option(help="Numbers of documents, separated by commas.")] = "10000,100000,1000000",
     folder: Annotated[Path | None, typer.Option(help="Where the indexes are written; they are removed again.")] = None,
     output: Annotated[Path, typer.Option(help="File of results.")] = RESULTS,
+    docs: Annotated[Path | None, typer.Option(help="Put the table between the marks of this file.")] = None,
 ) -> None:
     """Write and search indexes of several sizes, exactly and approximately."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as the command e2rank does
     from e2rank_st import E2Rank
-    from e2rank_st.benchmarks.scale import Scale, measure, real_vectors, table
+    from e2rank_st.benchmarks.scale import measure, real_vectors, table
+    from e2rank_st.benchmarks.summary import put_into
 
     found = measure(real_vectors(E2Rank.from_bundled(device="cpu")), [int(size) for size in sizes.split(",")], folder)
     output.parent.mkdir(exist_ok=True)
     write_json(output, found)
-    typer.echo(table([Scale(**row) for row in found["results"]]), nl=False)
+    typer.echo(table(found), nl=False)
+    if docs is not None:
+        put_into(docs, table(found), "scale")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_sizes_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert all(row.data_bytes > row.documents * 16 * 2 for row in rows)
     assert [row.index_bytes > 0 for row in rows] == [False, True, False, True]
     assert found["environment"]["hardware"]["cpus"]
-    assert scale.table(rows).count("\n") == 6
+    assert scale.table(found).count("\n") == 6
 
 
 def test_mixes_are_seeded_and_near_each_other():

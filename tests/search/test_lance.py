@@ -172,7 +172,7 @@ def test_approximate_search(index: SearchIndex, path: Path, tiny: E2Rank, monkey
     many = [{"id": f"m{row}", "text": f"fact {row} about {'fleas' if row % 2 else 'iron'}"} for row in range(300)]
     index.add(many)
     exact = index.search(QUERY, 20, rerank=False)
-    for kind in ("int8", "pq", "exact"):
+    for kind in ("int8", "rabitq", "exact"):
         index.optimize(kind)
         assert SearchIndex.open(path).info()["vector_index"] == kind
         found = index.search(QUERY, 20, rerank=False)

@@ -14,7 +14,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from e2rank_st.search.vectors import Matrix, unit_rows
 
 __all__ = ["Scale", "measure", "real_vectors", "table"]
 
-KINDS: tuple[VectorIndex, ...] = ("exact", "int8", "pq")
+KINDS: tuple[VectorIndex, ...] = ("exact", "int8", "rabitq")
 QUERIES, COUNT = 100, 100  # B, and the documents that a search returns
 TOGETHER = 10_000  # documents of a write
 SHARE, NOISE = 0.5, 0.6  # of the second vector, and the length of the noise, in a mix
@@ -147,8 +147,9 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def table(rows: Sequence[Scale]) -> str:
-    """Write the results as a table in Markdown."""
+def table(found: Mapping[str, Any]) -> str:
+    """Write what :func:`measure` found as a table in Markdown."""
+    rows = [Scale(**row) for row in found["results"]]
     header = (
         "vector_index", "documents", "recall@100", "ms a search", "build, s", "write, s", "data, MB", "index, MB",
         "peak memory, MB",

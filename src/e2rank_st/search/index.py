@@ -306,9 +306,9 @@ class SearchIndex:
         """Join small files, and bring the indexes of words and vectors up to date. :meth:`add` does it at its end.
 
         Args:
-            vector_index: How to find near vectors: ``"exact"`` compares all of them, ``"int8"`` and ``"pq"`` (product
-                quantisation) some, by small copies. ``"auto"`` keeps what there is, and chooses ``"int8"`` for a large
-                collection. An index in memory is always exact.
+            vector_index: How to find near vectors: ``"exact"`` compares all of them, ``"int8"`` and ``"rabitq"`` (one
+                bit a dimension, arXiv 2405.12497) some, by small copies. ``"auto"`` keeps what there is, and chooses
+                ``"int8"`` for a large collection. An index in memory is always exact.
 
         Raises:
             ValueError: It is none of them.

@@ -31,7 +31,7 @@ try:
     import lancedb
     import pyarrow as pa
     from lancedb.expr import Expr, col, lit
-    from lancedb.index import FTS, IvfPq, IvfSq
+    from lancedb.index import FTS, IvfRq, IvfSq
     from lancedb.query import FullTextOperator, MultiMatchQuery
 except ModuleNotFoundError as error:
     raise ImportError("An index on disk needs LanceDB: pip install 'e2rank-st[search]'") from error
@@ -44,9 +44,10 @@ TABLE = "documents"
 ABOUT = b"e2rank-st"  # key of the description in the table's schema
 OWN = ("id", "title", "text", "vector")
 VECTORS = "vectors"  # name of their index
-KINDS = {"int8": IvfSq, "pq": IvfPq}
+KINDS = {"int8": IvfSq, "rabitq": IvfRq}
 APPROXIMATE_FROM = 100_000  # documents
-PROBES, REFINE = 20, 2  # parts of the index that a search reads; so many times the wanted rows are compared exactly
+PROBES = 20  # parts of the index that a search reads
+REFINE = {"exact": 1, "int8": 2, "rabitq": 10}  # so many times the wanted rows are compared exactly
 WORDS = ("title", "text")  # the columns that have an index of words
 LOCK = ".e2rank.lock"
 SOURCE_LINE = re.compile(r", /\S+:\d+:\d+$")  # LanceDB ends a message with the line of its own source
@@ -190,12 +191,13 @@ class LanceStore:
         """
         condition = _condition(where, self._table.schema.names)
         with _clear_errors(self.place, where):
+            refine = REFINE[self.vector_index]
             return [
-                _found(self._asked(*asked, first_stage, condition).limit(count).to_arrow())
+                _found(self._asked(*asked, first_stage, condition, refine).limit(count).to_arrow())
                 for asked in zip(queries, vectors, strict=True)
             ]
 
-    def _asked(self, query: str, vector: Matrix, first_stage: FirstStage, condition: Any) -> Any:
+    def _asked(self, query: str, vector: Matrix, first_stage: FirstStage, condition: Any, refine: int) -> Any:
         words = MultiMatchQuery(query, list(WORDS), operator=FullTextOperator.OR, boosts=None)
         if first_stage == "text":
             found = self._table.search(words, query_type="fts")
@@ -205,12 +207,12 @@ class LanceStore:
             found = self._table.search(query_type="hybrid", vector_column_name="vector")
             found = found.vector(vector).text(words).distance_type("cosine")
         if first_stage != "text":
-            found = found.nprobes(PROBES).refine_factor(REFINE)
+            found = found.nprobes(PROBES).refine_factor(refine)
         return found if condition is None else found.where(condition, prefilter=True)
 
     @property
     def vector_index(self) -> str:
-        """How near vectors are found: ``"exact"``, ``"int8"`` or ``"pq"``."""
+        """How near vectors are found: ``"exact"``, ``"int8"`` or ``"rabitq"``."""
         made = {index.index_type for index in self._table.list_indices() if index.name == VECTORS}
         return next((name for name, kind in KINDS.items() if kind.__name__ in made), "exact")
 
