@@ -387,3 +387,17 @@ def test_prompt_adapters_leave_an_index_valid(tiny: E2Rank, facts: list[str], tm
     assert [hit["text"] for hit in hits] != [
         hit["text"] for hit in SearchIndex.create(None, tiny, facts).search(QUERY, 10)
     ]
+
+
+def test_a_large_index_is_written_in_larger_parts(tiny: E2Rank, monkeypatch: pytest.MonkeyPatch):
+    """Guards against a version for every few documents of a large index: each lists all files that are there."""
+    monkeypatch.setattr(module, "PART_DOCUMENTS", 2)
+    monkeypatch.setattr(module, "MOST_DOCUMENTS", 5)
+    index = SearchIndex.create(None, tiny, [f"fact {row}" for row in range(300)])
+    written: list[int] = []
+    add = index.store.add
+    monkeypatch.setattr(index.store, "add", lambda entries: (written.append(len(entries)), add(entries)))
+    index.add([f"more {row}" for row in range(320)])
+    assert (
+        written[0] == 3 and max(written) == 5 and sum(written) == 320 and written == sorted(written)[:-1] + written[-1:]
+    )

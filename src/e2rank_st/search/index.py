@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 DTYPES = ("float16", "float32")
-PART_DOCUMENTS = 256  # that are embedded and written at a time: an interruption costs no more
+# Documents of a write: an interruption costs no more. A version lists all files, so a large index has fewer writes.
+PART_DOCUMENTS, MOST_DOCUMENTS = 256, 8_192
 
 
 class SearchOptions(TypedDict, total=False):
@@ -247,13 +248,16 @@ class SearchIndex:
         changes = Changes()
         shown = progress_wanted(show_progress_bar, logger)
         with tqdm(total=total, desc="index", unit=" documents", disable=not shown) as progress:
-            for part in grouped(records(documents), PART_DOCUMENTS):
+            for part in grouped(records(documents), self._part_size):
                 found = self._add(list({record.id: record for record in part}.values()), batch_size)
                 changes = Changes(*map(sum, zip(changes, found, strict=True)))
                 progress.update(len(part))
         if optimize and (changes.embedded or changes.rewritten):
             self.optimize()
         return changes
+
+    def _part_size(self) -> int:
+        return min(MOST_DOCUMENTS, max(PART_DOCUMENTS, len(self) // 100))
 
     def _add(self, part: list[Record], batch_size: int) -> Changes:
         known = self.store.get([record.id for record in part])

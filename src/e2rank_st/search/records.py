@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -92,17 +92,17 @@ def records(documents: Any) -> Iterator[Record]:
             raise (error if error.place else error.at(place.format(source, number))) from error.__cause__
 
 
-def grouped(documents: Iterator[Record], size: int) -> Iterator[list[Record]]:
-    """Group documents, so that memory does not grow with their number: at most ``size``, fewer if they are long."""
+def grouped(documents: Iterator[Record], size: Callable[[], int]) -> Iterator[list[Record]]:
+    """Group documents, so that memory does not grow with their number: ``size()``, fewer if they are long."""
     group: list[Record] = []
-    characters = 0
+    characters, most = 0, size()
     try:
         for record in documents:
             group.append(record)
             characters += len(record.text)
-            if len(group) == size or characters > MOST_CHARACTERS:
+            if len(group) == most or characters > MOST_CHARACTERS:
                 yield group
-                group, characters = [], 0
+                group, characters, most = [], 0, size()
     except (ValueError, OSError):  # those before a bad one are not lost
         if group:
             yield group
