@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from e2rank_st.benchmarks import scale
 from e2rank_st.benchmarks.relevance import read_separations, tables
 from e2rank_st.benchmarks.results import read_entries
 from e2rank_st.benchmarks.summary import short_summary, summary
@@ -93,6 +94,14 @@ def test_relevance_is_that_of_the_measurement():
     table = tables(read_separations(ROOT / "eval" / "relevance" / "relevance.json"))
     page = (ROOT / "docs" / "reranking.md").read_text(encoding="utf-8")
     assert f"<!-- relevance -->\n{table}<!-- /relevance -->" in page, "make eval"
+
+
+def test_growth_is_that_of_the_measurement():
+    """Guards against figures of an index that nobody measured."""
+    found = json.loads((ROOT / "eval" / "scale" / "results.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    for name, make in (("scale", scale.table), ("plan", scale.plan)):
+        assert f"<!-- {name} -->\n{make(found)}<!-- /{name} -->" in page, "python eval/scale.py --docs docs/scale.md"
 
 
 def test_make_targets_exist():

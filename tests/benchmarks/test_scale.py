@@ -15,7 +15,8 @@ def test_sizes_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scale, "TOGETHER", 200)
     monkeypatch.setattr(scale, "KINDS", ("exact", "int8"))
     real = unit_rows(np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32))
-    found = scale.measure(real, [600, 300], tmp_path)
+    took = scale.Embedded(documents=10, characters=5_000, tokens=900, seconds=3.6, cores=2)
+    found = scale.measure(real, took, [600, 300], tmp_path)
     assert not list(tmp_path.iterdir())
     rows = [scale.Scale(**row) for row in json.loads(json.dumps(found))["results"]]
     assert [(row.documents, row.vector_index) for row in rows] == [
@@ -40,3 +41,18 @@ def test_mixes_are_seeded_and_near_each_other():
     assert not (one == other).all()
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-5)
     assert np.sort(one @ one[0])[-2] > 0.6
+
+
+def test_a_plan_in_closed_form():
+    """Guards against a plan of the wrong size, unit or number of cores."""
+    row = {"recall": 1.0, "milliseconds": 1.0, "lookup_milliseconds": 1.0, "write_seconds": 1.0, "peak_bytes": 1}
+    sizes = {"exact": (0, 0.0), "int8": (500_000, 3.6), "rabitq": (100_000, 1.0)}
+    results = [
+        {**row, "documents": 1_000, "vector_index": name, "data_bytes": 0, "index_bytes": size, "build_seconds": build}
+        for name, (size, build) in sizes.items()
+    ]
+    took = {"documents": 10, "characters": 5_000, "tokens": 900, "seconds": 3.6, "cores": 2}
+    lines = scale.plan({"dimension": 500, "embedded": took, "results": results}).splitlines()
+    assert [cell.strip() for cell in lines[-1].split("|")[1:-1]] == [
+        "1,000,000,000", "1,000.0", "500.0", "500.0", "100.0", "200,000", "131", "1,000.00",
+    ]  # fmt: skip
