@@ -25,7 +25,8 @@ from e2rank_st.storage import file_sha256, read_json, replacing, write_json
 
 LISTWISE = f"{HOME}/config.json"
 ADAPTER = f"{HOME}/{CONFIG}"
-KEPT = (f"{HOME}/{WEIGHTS}", ADAPTER, LISTWISE, "training.json")
+RECORD = "training.json"
+KEPT = (f"{HOME}/{WEIGHTS}", ADAPTER, LISTWISE, RECORD)
 COMMIT = re.compile("[0-9a-f]{40}")
 CURVES = "curves.png"
 MANIFEST = "manifest.json"
@@ -79,6 +80,8 @@ def ship(run: Path, bundled: Bundled, changes: dict[str, Any], scale: float = 1.
         if not COMMIT.fullmatch(str(config["revision"])):  # a state of a cache that no one else has
             config["revision"] = None
         write_json(fresh / ADAPTER, config)
+        if scale != 1:
+            write_json(fresh / RECORD, read_json(fresh / RECORD) | {"adapter_scale": scale})
         told = read_json(fresh / LISTWISE) | changes
         reranker = ListwiseRerank(**told)  # the same check as in the model
         write_json(fresh / LISTWISE, {name: getattr(reranker, name) for name in told})

@@ -56,6 +56,7 @@ def test_a_share_of_the_trained_change(run: Path, model: Bundled) -> None:
     """Guards against a scale that loading does not see."""
     ship.ship(run, model, {}, scale=0.5)
     whole, half = (LoraAdapter.read(*(folder / name for name in ship.KEPT[1::-1])) for folder in (run, model.folder))
+    assert json.loads((model.folder / "training.json").read_text(encoding="utf-8"))["adapter_scale"] == 0.5
     assert half.config == whole.config | {"lora_alpha": whole.config["lora_alpha"] / 2, "revision": None}
     weight, (down, up) = torch.zeros(3, 4), (torch.ones(half.config["r"], 4), torch.ones(3, half.config["r"]))
     assert torch.equal(half.changed(weight, down, up), whole.changed(weight, down, up) / 2)

@@ -191,6 +191,8 @@ def _stage(run: Mapping[str, Any]) -> str:
     steps = f"{run['steps']:,} steps" + (f" of {batch} slates" if batch else "")
     kept = f", of which the checkpoint of step {run['best_step']} was kept" if run["best_step"] is not None else ""
     head = f"{steps}{kept}; weights of the loss: {parts}; {frozen}."
+    if (scale := run.get("adapter_scale")) is not None:
+        head += f" The model has {scale:.0%} of the trained change of weights; *after* is with all of it."
     rows = [
         (data, f"{record['slates']}", system, f"{100 * run['before'][name]:.2f}", f"{100 * run['after'][name]:.2f}", p)
         for data, record in by_name(run["data"]["dev"]).items()
