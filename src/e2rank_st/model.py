@@ -227,8 +227,7 @@ class E2Rank(SentenceTransformer):
         settings = read_settings(name_of_model(tokenizer))
         name = model or choose(server, tokenizer, prompt_model)
         modules = connect(server, settings, name, prompt_model, **listwise)
-        default = settings.default_prompt_name
-        found = cls(modules=modules, prompts=settings.prompts, default_prompt_name=default, device="cpu")
+        found = cls(modules=modules, device="cpu", **settings.options)
         found.name, found.untrained = name, settings.untrained and prompt_model is None
         return found
 

@@ -36,18 +36,16 @@ class Settings:
     Attributes:
         tokenizer: Its tokenizer.
         max_seq_length: Most tokens of a text.
-        prompts: Its retrieval prompts.
+        options: Arguments of :class:`~e2rank_st.model.E2Rank`, such as its retrieval prompts.
         listwise: Arguments of :class:`~e2rank_st.modeling_e2rank.ListwiseRerank`.
-        default_prompt_name: The prompt of texts that are neither queries nor documents.
         untrained: Whether the model was trained to embed only.
         has_adapter: Whether prompts are embedded with a prompt adapter.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_seq_length: int | None
-    prompts: dict[str, str]
+    options: dict[str, Any]
     listwise: dict[str, Any]
-    default_prompt_name: str | None = None
     untrained: bool = False
     has_adapter: bool = False
 
@@ -72,22 +70,30 @@ def read_settings(name: str) -> Settings:
             listwise = read_json(folder / HOME / "config.json")
             return replace(base, listwise=listwise, untrained=False, has_adapter=True)
         return _of_checkpoint(folder, name)
+    return _of_model(folder, name, adapted)
+
+
+def _of_model(folder: Path, name: str, adapted: bool) -> Settings:
+    """The settings of a model of Sentence-Transformers."""
     rows = read_json(folder / "modules.json")
     home, own = folder / str(rows[0]["path"]), _read(folder / "config_sentence_transformers.json")
-    for row in rows:
-        if _read(folder / str(row["path"]) / "config.json").get("include_prompt") is False:
-            raise ValueError(f"The pooling of {name!r} leaves prompts out, which servers cannot. Load it here.")
+    transformer = _read(home / "sentence_bert_config.json")
+    limits = (transformer.get("processing_kwargs") or {}).get("text") or {}
+    poolings = [_read(folder / str(row["path"]) / "config.json") for row in rows[1:]]
+    if transformer.get("query_length") or transformer.get("document_length"):
+        raise ValueError(f"{name} has different limits for queries and documents, so it cannot be remote.")
+    if any(pooling.get("include_prompt") is False for pooling in poolings):
+        raise ValueError(f"The pooling of {name} leaves prompts out, and a server does not, so it cannot be remote.")
     try:
         listwise, untrained = read_json(listwise_config(folder)), False
     except ValueError:  # an embedding model
         listwise, untrained = _fitting(UNTRAINED, home), True
-    length = _read(home / "sentence_bert_config.json").get("max_seq_length") or saved_length(home)
+    length = limits.get("max_length") or transformer.get("max_seq_length") or saved_length(home)
     return Settings(
         AutoTokenizer.from_pretrained(str(home), trust_remote_code=False),
-        length,
-        own.get("prompts") or {},
+        None if limits.get("truncation", True) in (False, "do_not_truncate") else length,
+        {key: own[key] for key in ("prompts", "default_prompt_name", "similarity_fn_name") if own.get(key)},
         listwise,
-        default_prompt_name=own.get("default_prompt_name"),
         untrained=untrained,
         has_adapter=adapted,
     )
@@ -98,8 +104,9 @@ def _of_checkpoint(folder: Path, name: str) -> Settings:
     row = find_checkpoint(None, name, read_json(folder / "config.json").get("architectures") or ())
     tokenizer = AutoTokenizer.from_pretrained(str(folder), split_special_tokens=True, trust_remote_code=False)
     seal_tokenizer(tokenizer, row.eos_token)
-    prompts, listwise = {"query": row.query_prompt}, _fitting(ListwiseRerank(**row.listwise).get_config_dict(), folder)
-    return Settings(tokenizer, row.max_seq_length, prompts, listwise, untrained=not row.reranks)
+    listwise = _fitting(ListwiseRerank(**row.listwise).get_config_dict(), folder)
+    options = {"prompts": {"query": row.query_prompt}}
+    return Settings(tokenizer, row.max_seq_length, options, listwise, untrained=not row.reranks)
 
 
 def _fitting(listwise: Mapping[str, Any], home: Path) -> dict[str, Any]:
@@ -167,8 +174,8 @@ def connect(
         reranker.adapter = PromptBackend(prompts)  # type: ignore[assignment]
     if reranker.format.chat and not prompts.takes_ids and prompts.adds_tokens:
         raise ValueError(
-            f"The prompt format {reranker.format.name!r} ends without the tokenizer's end token, and {server.url} takes "
-            "texts only, to which it adds that token. Use a server that takes token ids, such as vLLM or TEI."
+            f"A prompt of the format {reranker.format.name!r} does not end with the tokenizer's end token, and "
+            f"{server.url} takes texts only, and ends them with it. Use a server that takes token ids: vLLM or TEI."
         )
     prompts.check_length(reranker.max_prompt_tokens)
     return [backend, reranker]

@@ -21,18 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from e2rank_st.arguments_e2rank import matrix, natural
-from e2rank_st.backends.module import Backend
+from e2rank_st.backends.module import KEY, Backend
 
 try:
     import openai
 except ModuleNotFoundError as error:
     raise ImportError("Remote models need openai: pip install 'e2rank-st[remote]'") from error
 
-__all__ = ["KEY", "RefusedError", "RemoteBackend", "Server", "ServerError"]
+__all__ = ["RefusedError", "RemoteBackend", "Server", "ServerError"]
 
 logger = logging.getLogger(__name__)
 
-KEY = "E2RANK_API_KEY"
 NO_KEY = "no-key-given"  # the client does not start without one
 PROBES = ("how long do fleas live", "Größe: 3 µm (±5 %) — «naïve» 東京 №7")
 SAME = 0.999  # cosine of two vectors of one text, in whatever precision the server computes
@@ -153,27 +152,36 @@ class Server:
                 return F.normalize(matrix("vectors", [rows[row] for row in range(len(inputs))]), dim=-1)
         except openai.OpenAIError as error:
             raise self._error(error) from None
-        except (AttributeError, KeyError, TypeError, ValueError):  # the answer has a different form
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # the answer has a different form
             pass
         raise ServerError(f"{self.url} did not give a finite vector of one length for each of {len(inputs)} texts.")
 
     def _error(self, error: openai.OpenAIError) -> ServerError:
-        status, told = getattr(error, "status_code", None), str(error)
-        again = f", also after {self.max_retries} more attempts" if self.max_retries else ""
+        status = getattr(error, "status_code", None)
         if status in (401, 403):
             return ServerError(f"{self.url} refuses the key ({status}). Set {KEY} to the server's key.")
+        told = _told(error)
         if self._key:  # some servers repeat what they got
             told = told.replace(self._key, "***")
         if status in REFUSED:
             return RefusedError(f"{self.url} refuses the request ({status}): {told:.300}")
+        if status == 404:
+            return ServerError(f"{self.url} has no embeddings, or none of this model (404): {told:.300}")
+        again = f", also after {self.max_retries} more attempts" if self.max_retries else ""
         if isinstance(error, openai.APITimeoutError):
             return ServerError(f"{self.url} does not answer within {self.timeout:g} seconds{again}.")
         if isinstance(error, openai.APIConnectionError):
-            return ServerError(f"{self.url} is not reachable{again}: {error.__cause__ or told!s:.300}")
-        if status == 404:
-            return ServerError(f"{self.url} has no embeddings, or none of this model (404): {told:.300}")
-        is_final = status is not None and status < 500 and status not in (408, 409, 429)
-        return ServerError(f"{self.url} failed{'' if is_final else again}: {told:.300}")
+            return ServerError(f"{self.url} is not reachable{again}: {told:.300}")
+        is_repeated = status is None or status >= 500 or status in (408, 409, 429)
+        return ServerError(f"{self.url} failed ({status}){again if is_repeated else ''}: {told:.300}")
+
+
+def _told(error: openai.OpenAIError) -> str:
+    """What a server, or else the network, says."""
+    body = getattr(error, "body", None)
+    if isinstance(body, dict):
+        body = body.get("message") or body.get("detail") or body
+    return str(body or error.__cause__ or error)
 
 
 class RemoteBackend(Backend):
