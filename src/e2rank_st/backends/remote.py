@@ -205,9 +205,8 @@ class RemoteBackend(Backend):
         backend.no_truncation()
         backend.encode_special_tokens = False
         self._backend = backend
-        marks = backend.encode("a").special_tokens_mask
-        # Special tokens around each text.
-        self._before, self._after = marks.index(0), marks[::-1].index(0)
+        marks: list[int] = backend.encode("a").special_tokens_mask
+        self._before, self._after = marks.index(0), marks[::-1].index(0)  # special tokens around each text
         self._has_warned = False
         vectors = server.embed(name, PROBES)
         super().__init__(tokenizer, vectors.shape[1], max_seq_length)

@@ -60,5 +60,5 @@ def deployment(
         return create_app(lambda: loaded, limits, batching, key or os.environ.get(KEY) or None)
 
     # Serve's five requests at a time would leave the queue little to put together.
-    chosen = {"name": "e2rank", "max_ongoing_requests": batching.threads} | options
+    chosen: dict[str, Any] = {"name": "e2rank", "max_ongoing_requests": batching.threads} | options
     return serve.deployment(**chosen)(serve.ingress(build)())
