@@ -5,13 +5,13 @@ import re
 from fnmatch import fnmatch
 
 import pytest
-import tomllib
 import typer
 
 from e2rank_st.cli.app import app
 from tests import ROOT
 
 yaml = pytest.importorskip("yaml")
+tomllib = pytest.importorskip("tomllib")  # Python 3.11
 DEPLOY = ROOT / "deploy"
 SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
