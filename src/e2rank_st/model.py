@@ -206,7 +206,7 @@ class E2Rank(SentenceTransformer):
             url: The server's address, such as ``http://127.0.0.1:8000``.
             tokenizer: The model whose tokenizer and settings are read here, without its weights: a Hub id, a folder, or
                 the name of a bundled model.
-            model: The server's name for it; by default the only one that the server lists, or else ``tokenizer``.
+            model: The server's name for it; by default the only one that the server lists, or that of ``tokenizer``.
             prompt_model: The server's name for the model that embeds listwise prompts, where a prompt adapter does.
             api_key: The server's key; by default the environment variable ``E2RANK_API_KEY``.
             timeout: Seconds to wait for an answer.
@@ -220,17 +220,15 @@ class E2Rank(SentenceTransformer):
             OSError: The server is not reachable or fails, or the tokenizer cannot be loaded.
             ImportError: The package ``openai`` is missing.
         """
-        from e2rank_st.backends.connect import connect, read_settings
+        from e2rank_st.backends.connect import choose, connect, read_settings
         from e2rank_st.backends.remote import Server
 
         server = Server(url, api_key=api_key, timeout=timeout, max_retries=max_retries, concurrency=concurrency)
         settings = read_settings(name_of_model(tokenizer))
-        if model is None:
-            listed = [name for name in server.models() if name != prompt_model and not name.endswith(":prompt")]
-            model = listed[0] if len(listed) == 1 else tokenizer
-        modules = connect(server, settings, model, prompt_model, **listwise)
-        found = cls(modules=modules, prompts=settings.prompts, device="cpu")
-        found.name = model
+        name = model or choose(server, tokenizer, prompt_model)
+        modules = connect(server, settings, name, prompt_model, **listwise)
+        found = cls(modules=modules, device="cpu", **settings.options)
+        found.name, found.untrained = name, settings.untrained and prompt_model is None
         return found
 
     async def arerank(self, query: Any, documents: Any, **options: Any) -> Any:

@@ -15,8 +15,9 @@ from typing import Any
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 
-__all__ = ["PROMPT_SUFFIX", "Backend", "PromptBackend"]
+__all__ = ["KEY", "PROMPT_SUFFIX", "Backend", "PromptBackend"]
 
+KEY = "E2RANK_API_KEY"  # the environment variable with a server's key
 PROMPT_SUFFIX = ":prompt"  # what `e2rank serve` appends to a model's name for the one with its prompt adapter
 
 
