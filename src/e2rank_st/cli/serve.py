@@ -20,7 +20,6 @@ __all__ = ["SERVE_EXAMPLES", "serve"]
 
 logger = logging.getLogger(__name__)
 
-KEY = "E2RANK_API_KEY"
 SERVE_EXAMPLES = examples(
     "serve",
     "serve notes.lance --port 9000",
@@ -52,6 +51,7 @@ def serve(
     The page /docs shows all paths. If the environment variable E2RANK_API_KEY is set, requests must give it as
     'Authorization: Bearer KEY'.
     """
+    from e2rank_st.backends.module import KEY
     from e2rank_st.serving.app import Batching, create_app
     from e2rank_st.serving.limits import Limits
     from e2rank_st.serving.run import run
