@@ -5,12 +5,13 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import anyio
 
-__all__ = ["Gate", "Limits", "failure"]
+__all__ = ["Gate", "Limits", "TooManyError", "check_number", "failure"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -37,6 +38,24 @@ class Limits:
     max_tokens: int = 1_000_000
     max_queue: int = 256
     timeout: float = 60.0
+
+
+_limits: ContextVar[Limits | None] = ContextVar("_limits", default=None)
+
+
+class TooManyError(Exception):
+    """A request has more documents or token ids than it may."""
+
+
+def check_number(count: int, what: str, limit: str = "max_documents") -> None:
+    """Refuse too many values of the request that is read here, before each of them is checked and copied.
+
+    Raises:
+        TooManyError: There are more than the limit of this name.
+    """
+    limits = _limits.get()
+    if limits is not None and count > (most := getattr(limits, limit)):
+        raise TooManyError(f"Got {count:,} {what}; the most is {most:,}. Send them in several requests.")
 
 
 class Gate:
@@ -71,6 +90,7 @@ class Gate:
         if body is None:
             return await self._too_large(send)
         rest = iter([{"type": "http.request", "body": body, "more_body": False}])
+        _limits.set(self.limits)
 
         async def replay() -> Message:
             return next(rest, None) or await receive()
@@ -96,7 +116,7 @@ class Gate:
 
 def failure(error: str, kind: str) -> dict[str, str]:
     """The body of an answer that tells an error, in TEI's form."""
-    return {"error": error, "error_type": kind}
+    return {"error": error.encode(errors="replace").decode(), "error_type": kind}  # half of a surrogate pair
 
 
 async def _refuse(send: Send, status: int, error: str, kind: str) -> None:
