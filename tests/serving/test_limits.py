@@ -76,7 +76,7 @@ def test_the_key(given, status: int, monkeypatch: pytest.MonkeyPatch):
     assert len(compared) == 1
     if status == 401:
         assert headers[b"www-authenticate"] == b"Bearer"
-        assert "Authorization: Bearer" in json.loads(body)["error"] and b"secret" not in body
+        assert "Authorization: Bearer" in json.loads(body)["error"]["message"] and b"secret" not in body
     assert ask(gate, path="/health")[0] == 200
     assert ask(gate, path="/metrics")[0] == 401
 
@@ -87,8 +87,8 @@ def test_sizes():
     gate = Gate(inner, Limits(max_body_bytes=10), None)
     assert ask(gate, [b"1234567890"])[0] == 200
     status, _, body = ask(gate, [b"x" * 6] * 100, wait=True)
-    assert (status, json.loads(body)["error_type"]) == (413, "too_large")
-    assert "more than 10 bytes" in json.loads(body)["error"]
+    assert (status, json.loads(body)["error"]["type"]) == (413, "too_large")
+    assert "more than 10 bytes" in json.loads(body)["error"]["message"]
     assert ask(gate, [b""], [(b"content-length", b"11")], wait=True)[0] == 413
     assert ask(gate, [b"1"], [(b"content-length", b"eleven")])[0] == 200
     assert len(inner.bodies) == 2
@@ -98,7 +98,7 @@ def test_a_body_that_does_not_arrive():
     """Guards against a slow sender who keeps a request open for ever."""
     status, headers, body = ask(Gate(Inner(), Limits(timeout=0.01), None), [b"{"], wait=True)
     assert (status, headers[b"connection"]) == (408, b"close")
-    assert "within 0.01 seconds" in json.loads(body)["error"]
+    assert "within 0.01 seconds" in json.loads(body)["error"]["message"]
 
 
 def test_numbers_are_those_of_the_server():
@@ -111,4 +111,4 @@ def test_numbers_are_those_of_the_server():
 
 def test_an_error_is_text():
     """Guards against an answer that cannot be written, because it repeats half of a character."""
-    assert json.dumps(failure("no \ud800", "x"), ensure_ascii=False).encode() == b'{"error": "no ?", "error_type": "x"}'
+    assert json.dumps(failure("/rerank", "no \ud800", "x"), ensure_ascii=False).encode() == b'{"error": "no ?", "error_type": "x"}'

@@ -298,25 +298,26 @@ def _add_errors(app: FastAPI) -> None:
         if "json" not in request.headers.get("content-type", ""):
             problems.append("Send the header Content-Type: application/json")
         status = 400 if parts[0]["type"] == "json_invalid" else 422
-        return JSONResponse(failure("; ".join(problems), "validation"), status)
+        return JSONResponse(failure(request.url.path, "; ".join(problems), "validation"), status)
 
     @app.exception_handler(AnyHTTPException)
     async def refused(request: Request, error: AnyHTTPException) -> Response:
         kinds = {400: "validation", 404: "not_found", 405: "not_found", 429: "overloaded", 503: "unavailable"}
         text = "The body is not JSON in UTF-8." if error.status_code == 400 else str(error.detail)
-        body = failure(text, kinds.get(error.status_code, "error"))
+        body = failure(request.url.path, text, kinds.get(error.status_code, "error"))
         return JSONResponse(body, error.status_code, error.headers)
 
     async def failed(request: Request, error: Exception) -> Response:
         status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
-        return JSONResponse(failure(str(error), kind), status, {"Retry-After": "5"} if status == 503 else None)
+        return JSONResponse(failure(request.url.path, str(error), kind), status, {"Retry-After": "5"} if status == 503 else None)
 
     for kind, _, _ in ERRORS:
         app.add_exception_handler(kind, failed)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        body = failure("The server failed on this request; its log tells more.", "internal")
+        text = "The server failed on this request; its log tells more."
+        body = failure(request.url.path, text, "internal")
         return JSONResponse(body, 500, {"Connection": "close"})  # uvicorn closes it after any exception
 
 

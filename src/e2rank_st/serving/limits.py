@@ -77,18 +77,19 @@ class Gate:
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
         given = headers.get(b"authorization", b"")
-        if self._expected and scope["path"] not in OPEN and not hmac.compare_digest(given, self._expected):
-            return await _refuse(send, 401, "Give the server's key: Authorization: Bearer KEY.", "unauthorized")
+        path: str = scope["path"]
+        if self._expected and path not in OPEN and not hmac.compare_digest(given, self._expected):
+            return await _refuse(path, send, 401, "Give the server's key: Authorization: Bearer KEY.", "unauthorized")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.limits.max_body_bytes:
-            return await self._too_large(send)
+            return await self._too_large(path, send)
         with anyio.move_on_after(self.limits.timeout) as clock:
             body = await self._read(receive)
         if clock.cancelled_caught:
             text = f"The request did not arrive within {self.limits.timeout:g} seconds."
-            return await _refuse(send, 408, text, "timeout")
+            return await _refuse(path, send, 408, text, "timeout")
         if body is None:
-            return await self._too_large(send)
+            return await self._too_large(path, send)
         rest = iter([{"type": "http.request", "body": body, "more_body": False}])
         _limits.set(self.limits)
 
@@ -109,19 +110,22 @@ class Gate:
             if not message.get("more_body"):  # or the client has left
                 return b"".join(parts)
 
-    async def _too_large(self, send: Send) -> None:
+    async def _too_large(self, path: str, send: Send) -> None:
         text = f"The request has more than {self.limits.max_body_bytes:,} bytes. Send fewer documents at a time."
-        await _refuse(send, 413, text, "too_large")
+        await _refuse(path, send, 413, text, "too_large")
 
 
-def failure(error: str, kind: str) -> dict[str, str]:
-    """The body of an answer that tells an error, in TEI's form."""
-    return {"error": error.encode(errors="replace").decode(), "error_type": kind}  # half of a surrogate pair
+def failure(path: str, error: str, kind: str) -> dict[str, Any]:
+    """The body of an answer that tells an error: OpenAI's form below /v1, whose client shows no other, and else TEI's."""
+    error = error.encode(errors="replace").decode()  # half of a surrogate pair cannot be written
+    if path.startswith("/v1/"):
+        return {"error": {"message": error, "type": kind, "param": None, "code": None}}
+    return {"error": error, "error_type": kind}
 
 
-async def _refuse(send: Send, status: int, error: str, kind: str) -> None:
+async def _refuse(path: str, send: Send, status: int, error: str, kind: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(failure(error, kind)).encode()})
+    await send({"type": "http.response.body", "body": json.dumps(failure(path, error, kind)).encode()})

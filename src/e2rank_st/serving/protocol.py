@@ -191,8 +191,17 @@ class Listed(BaseModel):
     data: list[dict[str, Any]]
 
 
-class Failed(BaseModel):
+class Problem(BaseModel):
     """What was wrong, and what to do."""
 
-    error: str
-    error_type: str
+    message: str
+    type: str
+    param: None = None
+    code: None = None
+
+
+class Failed(BaseModel):
+    """An error: OpenAI's form below /v1, and else TEI's."""
+
+    error: Problem | str
+    error_type: str | None = None
