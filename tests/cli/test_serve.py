@@ -77,8 +77,23 @@ def test_options(asked, monkeypatch: pytest.MonkeyPatch):
     """Guards against an option that arrives in a different unit, or not at all."""
     monkeypatch.setenv("E2RANK_API_KEY", "secret")
     said = invoke(
-        *"--host ::1 --port 9000 --max-documents 5 --max-tokens 6 --max-body-mb 0.5 --max-queue 7 --timeout 8".split(),
-        *"--batch-tokens 1 --batch-wait-ms 0 --cache-mb 2".split(),
+        *[
+            "--host",
+            "::1",
+            "--port",
+            "9000",
+            "--max-documents",
+            "5",
+            "--max-tokens",
+            "6",
+            "--max-body-mb",
+            "0.5",
+            "--max-queue",
+            "7",
+            "--timeout",
+            "8",
+        ],
+        *["--batch-tokens", "1", "--batch-wait-ms", "0", "--cache-mb", "2"],
     )
     assert "http://[::1]:9000" in said and "secret" not in said
     limits, batching = asked.limits, asked.batching
@@ -150,7 +165,7 @@ def test_a_process(model: str, tiny, facts, tmp_path: Path):
     assert QUERY not in said and facts[0] not in said
 
 
-@pytest.mark.parametrize("reason", ["no model", "no index", "port"])
+@pytest.mark.parametrize("reason", ["no model", "port"])
 def test_it_cannot_start(reason: str, model: str, tmp_path: Path):
     """Guards against a process that stays without a model, and a traceback instead of a reason."""
     with socket.socket() as taken:
@@ -159,7 +174,6 @@ def test_it_cannot_start(reason: str, model: str, tmp_path: Path):
         port = str(taken.getsockname()[1] if reason == "port" else free_port())
         arguments = {
             "no model": ("--model", str(tmp_path / "none")),
-            "no index": (str(tmp_path / "none.lance"), "--model", model),
             "port": ("--model", model),
         }
         process = start(*arguments[reason], "--port", port)
@@ -167,5 +181,5 @@ def test_it_cannot_start(reason: str, model: str, tmp_path: Path):
     assert process.returncode == 1, said
     message = [line for line in said.splitlines() if line.startswith("e2rank: error: ")]
     assert len(message) == 1 and "Traceback" not in said, said
-    told = {"no model": "none", "no index": "none.lance", "port": f"127.0.0.1:{port}. Is the port in use"}
+    told = {"no model": "none", "port": f"127.0.0.1:{port}. Is the port in use"}
     assert told[reason] in message[0]

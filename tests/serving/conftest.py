@@ -46,6 +46,7 @@ class Held:
         assert self._begun.acquire(timeout=60)
 
     def close(self) -> None:
+        """Let all go on, from now on."""
         self.goes_on.set()
         self._handle.remove()
 

@@ -319,7 +319,9 @@ def test_a_client_that_hangs_up(tiny, held: Held):
         body = json.dumps({"query": "q", "documents": [f"document {row}" for row in range(96)]}).encode()
         address = urlsplit(str(client.base_url))
         with socket.create_connection((address.hostname, address.port)) as connection:
-            head = f"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            head = (
+                f"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            )
             connection.sendall(head.encode() + b"\r\n\r\n" + body)
             held.wait()
         # The server has seen it when a request that came later is answered, but for its work.

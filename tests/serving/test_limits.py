@@ -17,6 +17,7 @@ class Inner:
         self.after: list[str] = []
 
     async def __call__(self, scope, receive, send) -> None:
+        """Read the request to its end, and wait for what comes after it."""
         message = await receive()
         self.bodies.append(message["body"])
         assert not message["more_body"]
@@ -111,4 +112,7 @@ def test_numbers_are_those_of_the_server():
 
 def test_an_error_is_text():
     """Guards against an answer that cannot be written, because it repeats half of a character."""
-    assert json.dumps(failure("/rerank", "no \ud800", "x"), ensure_ascii=False).encode() == b'{"error": "no ?", "error_type": "x"}'
+    assert (
+        json.dumps(failure("/rerank", "no \ud800", "x"), ensure_ascii=False).encode()
+        == b'{"error": "no ?", "error_type": "x"}'
+    )

@@ -154,7 +154,9 @@ def test_token_ids(tiny, tiny_service: Service, facts):
     rows = [list(texts.with_special_tokens(ids)) for ids in texts.ids(facts)]
     found = tiny_service.embed(EmbeddingRequest(input=rows))
     np.testing.assert_allclose([one.embedding for one in found], tiny.encode(facts, prompt=""), atol=1e-5)
-    assert tiny_service.embed(EmbeddingRequest(input=rows[0]))[0].embedding == pytest.approx(found[0].embedding, abs=1e-5)
+    assert tiny_service.embed(EmbeddingRequest(input=rows[0]))[0].embedding == pytest.approx(
+        found[0].embedding, abs=1e-5
+    )
     for bad in ([[]], [[-1]], [[10**9]], [[10**30]], [[1] * 40_000]):
         with pytest.raises(ValueError, match="Token ids must be from 0 to"):
             tiny_service.embed(EmbeddingRequest(input=bad))

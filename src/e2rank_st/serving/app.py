@@ -309,7 +309,9 @@ def _add_errors(app: FastAPI) -> None:
 
     async def failed(request: Request, error: Exception) -> Response:
         status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
-        return JSONResponse(failure(request.url.path, str(error), kind), status, {"Retry-After": "5"} if status == 503 else None)
+        return JSONResponse(
+            failure(request.url.path, str(error), kind), status, {"Retry-After": "5"} if status == 503 else None
+        )
 
     for kind, _, _ in ERRORS:
         app.add_exception_handler(kind, failed)

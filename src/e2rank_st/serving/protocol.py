@@ -168,7 +168,8 @@ class SearchRequest(BaseModel):
     num_candidates: Annotated[int, Field(ge=1, le=1000)] = 100
     first_stage: Literal["vector", "text", "hybrid"] = "vector"
     where: Annotated[
-        dict[str, Value | list[Value]] | None, Field(description="Values that fields must have.", examples=[{"year": [2020, 2021]}])
+        dict[str, Value | list[Value]] | None,
+        Field(description="Values that fields must have.", examples=[{"year": [2020, 2021]}]),
     ] = None
     rerank: bool = True
     first_stage_weight: Annotated[float | None, Field(ge=0, le=1)] = None
