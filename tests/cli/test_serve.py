@@ -23,6 +23,7 @@ import httpx  # noqa: E402
 from e2rank_st import E2Rank, SearchIndex  # noqa: E402
 from e2rank_st.cli.app import app  # noqa: E402
 from e2rank_st.loading import load_model  # noqa: E402
+from e2rank_st.serving.app import Batching, Limits  # noqa: E402
 from tests import ROOT  # noqa: E402
 
 QUERY = "how long do fleas live"
@@ -76,30 +77,13 @@ def test_defaults(asked):
 def test_options(asked, monkeypatch: pytest.MonkeyPatch):
     """Guards against an option that arrives in a different unit, or not at all."""
     monkeypatch.setenv("E2RANK_API_KEY", "secret")
-    said = invoke(
-        *[
-            "--host",
-            "::1",
-            "--port",
-            "9000",
-            "--max-documents",
-            "5",
-            "--max-tokens",
-            "6",
-            "--max-body-mb",
-            "0.5",
-            "--max-queue",
-            "7",
-            "--timeout",
-            "8",
-        ],
-        *["--batch-tokens", "1", "--batch-wait-ms", "0", "--cache-mb", "2"],
-    )
+    limits = "--max-documents 5 --max-tokens 6 --max-body-mb 0.5 --max-queue 7 --timeout 8"
+    batching = "--batch-tokens 1 --batch-wait-ms 0 --cache-mb 2"
+    said = invoke(*f"--host ::1 --port 9000 {limits} {batching}".split())
     assert "http://[::1]:9000" in said and "secret" not in said
-    limits, batching = asked.limits, asked.batching
-    assert (limits.max_body_bytes, limits.max_documents, limits.max_tokens) == (500_000, 5, 6)
-    assert (limits.max_queue, limits.timeout, asked.timeout) == (7, 8, 8)
-    assert (batching.max_tokens, batching.wait, batching.cache_bytes) == (1, 0, 2_000_000)
+    assert asked.limits == Limits(500_000, 5, 6, 7, 8)
+    assert asked.timeout == 8
+    assert asked.batching == Batching(1, 0, 2_000_000)
     assert asked.key == "secret"
 
 

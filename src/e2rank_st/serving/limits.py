@@ -116,7 +116,7 @@ class Gate:
 
 
 def failure(path: str, error: str, kind: str) -> dict[str, Any]:
-    """The body of an answer that tells an error: OpenAI's form below /v1, whose client shows no other, and else TEI's."""
+    """The body of an answer that tells an error: OpenAI's form below /v1, since its client shows no other, or TEI's."""
     error = error.encode(errors="replace").decode()  # half of a surrogate pair cannot be written
     if path.startswith("/v1/"):
         return {"error": {"message": error, "type": kind, "param": None, "code": None}}
