@@ -32,11 +32,11 @@ def test_both_servers_are_measured(tiny, given, tmp_path):
     """Guards against answers that nobody compares, a ratio of something else, and servers that stay."""
     tiny.save_pretrained(str(tmp_path / "model"))
     wrong = replace(given[0], expected=given[0].expected + 2e-5)
-    found = load.measure(str(tmp_path / "model"), [*given, wrong], clients=[2], seconds=0.6, turns=2)
+    found = load.measure(str(tmp_path / "model"), [wrong, *given[1:]], clients=[2], seconds=0.6, turns=2)
     one, other = (load.Load(**row) for row in json.loads(json.dumps(found))["results"])
     assert (one.server, other.server, one.clients) == ("batching", "no batching", 2)
     for row in (one, other):
-        assert row.requests > 6 * row.wrong / 2 and row.wrong > 0
+        assert row.requests > 0 and row.wrong >= 2, "the first client begins each turn with the wrong one"
         assert 0 < row.p50 <= row.p95 <= row.p99
         assert row.throughput > 0 and row.peak_bytes > 50_000_000
     assert other.ratio == 1
