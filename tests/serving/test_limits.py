@@ -82,8 +82,9 @@ def test_the_key(given, status: int, monkeypatch: pytest.MonkeyPatch):
     assert ask(gate, path="/metrics")[0] == 401
 
 
-def test_sizes():
-    """Guards against a large body that is read to its end, whether it tells its size or not."""
+def test_sizes(monkeypatch: pytest.MonkeyPatch):
+    """Guards against a large body that is kept, or waited for, whether it tells its size or not."""
+    monkeypatch.setattr(limits, "REST_SECONDS", 0.01)
     inner = Inner()
     gate = Gate(inner, Limits(max_body_bytes=10), None)
     assert ask(gate, [b"1234567890"])[0] == 200

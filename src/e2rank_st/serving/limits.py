@@ -18,6 +18,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+REST_SECONDS = 5.0  # to send what nobody reads: a client that is cut off while it sends may not see the answer
 OPEN = ("/health",)  # for those who ask without a key whether the server works
 
 
@@ -79,17 +80,19 @@ class Gate:
         given = headers.get(b"authorization", b"")
         path: str = scope["path"]
         if self._expected and path not in OPEN and not hmac.compare_digest(given, self._expected):
-            return await _refuse(path, send, 401, "Give the server's key: Authorization: Bearer KEY.", "unauthorized")
+            return await _refuse(
+                path, receive, send, 401, "Give the server's key: Authorization: Bearer KEY.", "unauthorized"
+            )
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.limits.max_body_bytes:
-            return await self._too_large(path, send)
+            return await self._too_large(path, receive, send)
         with anyio.move_on_after(self.limits.timeout) as clock:
             body = await self._read(receive)
         if clock.cancelled_caught:
             text = f"The request did not arrive within {self.limits.timeout:g} seconds."
-            return await _refuse(path, send, 408, text, "timeout")
+            return await _refuse(path, None, send, 408, text, "timeout")
         if body is None:
-            return await self._too_large(path, send)
+            return await self._too_large(path, receive, send)
         rest = iter([{"type": "http.request", "body": body, "more_body": False}])
         _limits.set(self.limits)
 
@@ -110,9 +113,9 @@ class Gate:
             if not message.get("more_body"):  # or the client has left
                 return b"".join(parts)
 
-    async def _too_large(self, path: str, send: Send) -> None:
+    async def _too_large(self, path: str, receive: Receive, send: Send) -> None:
         text = f"The request has more than {self.limits.max_body_bytes:,} bytes. Send fewer documents at a time."
-        await _refuse(path, send, 413, text, "too_large")
+        await _refuse(path, receive, send, 413, text, "too_large")
 
 
 def failure(path: str, error: str, kind: str) -> dict[str, Any]:
@@ -123,9 +126,14 @@ def failure(path: str, error: str, kind: str) -> dict[str, Any]:
     return {"error": error, "error_type": kind}
 
 
-async def _refuse(path: str, send: Send, status: int, error: str, kind: str) -> None:
+async def _refuse(path: str, receive: Receive | None, send: Send, status: int, error: str, kind: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(failure(path, error, kind)).encode()})
+    body = json.dumps(failure(path, error, kind)).encode()
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with anyio.move_on_after(REST_SECONDS):
+        while receive is not None and (await receive()).get("more_body"):
+            pass
+    await send({"type": "http.response.body", "body": b""})
