@@ -67,7 +67,8 @@ def serve(
         logger.warning("Anyone who reaches %s may use this server. Set %s to ask for a key.", host, KEY)
     limits = Limits(int(max_body_mb * 1e6), max_documents, max_tokens, max_queue, timeout)
     batching = Batching(batch_tokens, batch_wait_ms / 1000, cache_mb * 1_000_000)
-    typer.echo(f"serving at http://{host}:{port}, all paths at /docs; Ctrl-C ends it", err=True)
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"serving at http://{shown}:{port}, all paths at /docs; Ctrl-C ends it", err=True)
     run(lambda on_failure: create_app(load, limits, batching, key, on_failure), host, port, timeout)
 
 

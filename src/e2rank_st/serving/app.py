@@ -26,7 +26,7 @@ try:
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException as AnyHTTPException
 
-    from e2rank_st.serving.limits import Gate, Limits, failure
+    from e2rank_st.serving.limits import Gate, Limits, TooManyError, failure
     from e2rank_st.serving.metrics import Metrics
     from e2rank_st.serving.protocol import (
         EmbeddingRequest,
@@ -42,7 +42,7 @@ try:
         Usage,
     )
     from e2rank_st.serving.queue import ForwardQueue, Job, LateError, LeftError, TokenLimitError
-    from e2rank_st.serving.service import Service, TooManyError
+    from e2rank_st.serving.service import Service
 except ModuleNotFoundError as error:
     raise ImportError(f"A server needs {error.name}: pip install 'e2rank-st[serve]'") from error
 
@@ -103,7 +103,7 @@ class _State:
     service: Service | None = None
     waiting: int = 0
     seconds: float = 0.1  # of an answer, as a moving mean
-    is_stopping: bool = False
+    has_failed: bool = False
     threads: anyio.CapacityLimiter = field(init=False)
     metrics: Metrics = field(init=False)
 
@@ -115,6 +115,7 @@ class _State:
         try:
             model, index = self.load()
         except BaseException as error:
+            self.has_failed = True
             self.on_failure(error)
             raise
         how = self.batching
@@ -125,11 +126,13 @@ class _State:
             cache_bytes=how.cache_bytes,
             on_batch=self.metrics.computed,
         )
-        self.service = Service(queue, self.limits.max_documents, index)
+        self.service = Service(queue, index)
         logger.info("Ready: %s", self.service.name)
 
     def ready(self) -> Service:
         """The service, or an error that asks to come again."""
+        if self.has_failed:
+            raise HTTPException(503, "The model cannot be loaded; the server's log tells why.")
         if self.service is None:
             raise HTTPException(503, "The model is being loaded. Try again in some seconds.", {"Retry-After": "2"})
         return self.service
@@ -165,12 +168,16 @@ async def _watch(request: Request, job: Job) -> None:
     job.leave()
 
 
+def _log(error: BaseException) -> None:
+    logger.error("The model cannot be loaded: %s", error)
+
+
 def create_app(
     load: Callable[[], Loaded],
     limits: Limits = Limits(),  # noqa: B008  # it cannot be changed
     batching: Batching = Batching(),
     key: str | None = None,
-    on_failure: Callable[[BaseException], None] = lambda error: None,
+    on_failure: Callable[[BaseException], None] = _log,
 ) -> Any:
     """Make the application of a server.
 
@@ -179,7 +186,7 @@ def create_app(
         limits: What requests may cost.
         batching: How they share forward passes.
         key: The key that requests must give; None lets everyone in.
-        on_failure: Is told if the model cannot be loaded.
+        on_failure: Is told if the model cannot be loaded; by default, the log is.
 
     Returns:
         An ASGI application.
@@ -227,7 +234,7 @@ def _add_status(app: FastAPI, state: _State) -> None:
         """Tells whether the server is ready: 200, or 503 while it loads."""
         if state.service is None:
             response.status_code = 503
-            return {"status": "loading"}
+            return {"status": "failed" if state.has_failed else "loading"}
         return {"status": "ready", "model": state.service.name, "version": __version__}
 
     @app.get("/metrics", tags=["status"], response_class=Response)
@@ -286,25 +293,34 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        problems = [f"{'.'.join(map(str, part['loc'][1:])) or 'body'}: {part['msg']}" for part in error.errors()[:5]]
-        return JSONResponse(failure("; ".join(problems), "validation"), 422)
+        parts = error.errors()[:5]
+        problems = [f"{'.'.join(map(str, part['loc'][1:])) or 'body'}: {part['msg']}" for part in parts]
+        if "json" not in request.headers.get("content-type", ""):
+            problems.append("Send the header Content-Type: application/json")
+        status = 400 if parts[0]["type"] == "json_invalid" else 422
+        return JSONResponse(failure(request.url.path, "; ".join(problems), "validation"), status)
 
     @app.exception_handler(AnyHTTPException)
     async def refused(request: Request, error: AnyHTTPException) -> Response:
         kinds = {400: "validation", 404: "not_found", 405: "not_found", 429: "overloaded", 503: "unavailable"}
-        body = failure(str(error.detail), kinds.get(error.status_code, "error"))
+        text = "The body is not JSON in UTF-8." if error.status_code == 400 else str(error.detail)
+        body = failure(request.url.path, text, kinds.get(error.status_code, "error"))
         return JSONResponse(body, error.status_code, error.headers)
 
     async def failed(request: Request, error: Exception) -> Response:
         status, kind = next((status, kind) for cls, status, kind in ERRORS if isinstance(error, cls))
-        return JSONResponse(failure(str(error), kind), status, {"Retry-After": "5"} if status == 503 else None)
+        return JSONResponse(
+            failure(request.url.path, str(error), kind), status, {"Retry-After": "5"} if status == 503 else None
+        )
 
     for kind, _, _ in ERRORS:
         app.add_exception_handler(kind, failed)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return JSONResponse(failure("The server failed on this request; its log tells more.", "internal"), 500)
+        text = "The server failed on this request; its log tells more."
+        body = failure(request.url.path, text, "internal")
+        return JSONResponse(body, 500, {"Connection": "close"})  # uvicorn closes it after any exception
 
 
 class Counted:

@@ -5,20 +5,47 @@ Fields that are not here are ignored: each client sends some of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
+
+from e2rank_st.serving.limits import check_number
 
 __all__ = [
     "Embedded", "EmbeddingRequest", "Embeddings", "Failed", "Listed", "RankedText", "RerankBody", "RerankRequest",
     "Reranked", "SearchRequest", "Searched", "TEIRequest", "Usage",
 ]  # fmt: skip
 
-Text: TypeAlias = Annotated[str, Field(examples=["An adult flea lives from two to three months."])]
-Query: TypeAlias = Annotated[str, Field(examples=["how long do fleas live"])]
+LONGEST = 1_000_000  # characters of a text; no model reads more, and a tokenizer takes 400 bytes for each
+Text: TypeAlias = Annotated[str, Field(max_length=LONGEST, examples=["An adult flea lives from two to three months."])]
+Query: TypeAlias = Annotated[str, Field(max_length=LONGEST, examples=["how long do fleas live"])]
 Model: TypeAlias = Annotated[
     str | None, Field(description="Any name is accepted, since one server has one model.", examples=["bundled"])
 ]
+Vector: TypeAlias = Annotated[list[float], Field(fail_fast=True)]
+Tokens: TypeAlias = Annotated[list[int], Field(fail_fast=True)]
+Value: TypeAlias = bool | int | float | str  # of a field
+
+
+def _few(what: str) -> Callable[[Any], Any]:
+    """Check the number of entries before their kinds: a million wrong ones would be a million errors."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list):
+            check_number(len(value), what)
+        return value
+
+    return check
+
+
+def _few_inputs(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        value = [value]
+    if isinstance(value, list):
+        check_number(len(value), "inputs")
+        check_number(sum(len(ids) for ids in value if isinstance(ids, list)), "token ids", "max_tokens")
+    return value
 
 
 class TitledText(BaseModel):
@@ -33,13 +60,17 @@ class RerankRequest(BaseModel):
 
     model: Model = None
     query: Query
-    documents: list[Text | TitledText]
+    documents: Annotated[list[Text | TitledText], BeforeValidator(_few("documents"))]
     top_n: Annotated[int | None, Field(ge=0, description="Number of results; all, if it is 0 or left out.")] = None
     return_documents: bool = False
     max_tokens_per_doc: Annotated[int | None, Field(ge=1, description="A document is cut to that many.")] = None
-    instruction: Annotated[str | None, Field(description="The task; by default the model's own.")] = None
+    instruction: Annotated[
+        str | None, Field(max_length=LONGEST, description="The task; by default the model's own.")
+    ] = None
     document_embeddings: Annotated[
-        list[list[float]] | None, Field(description="Stored vectors of all documents, which are then not embedded.")
+        list[Vector] | None,
+        BeforeValidator(_few("document_embeddings")),
+        Field(description="Stored vectors of all documents, which are then not embedded."),
     ] = None
 
 
@@ -47,7 +78,7 @@ class TEIRequest(BaseModel):
     """As TEI has it."""
 
     query: Query
-    texts: list[Text]
+    texts: Annotated[list[Text], BeforeValidator(_few("texts"))]
     raw_scores: Annotated[bool, Field(description="Cosines instead of values from 0 to 1.")] = False
     return_text: bool = False
     truncate: Annotated[bool, Field(description="Accepted; the model always cuts what is too long.")] = False
@@ -101,7 +132,8 @@ class EmbeddingRequest(BaseModel):
 
     model: Model = None
     input: Annotated[
-        str | list[str] | list[int] | list[list[int]],
+        Text | list[Text] | Tokens | Annotated[list[Tokens], Field(fail_fast=True)],
+        BeforeValidator(_few_inputs),
         Field(description="Texts, or token ids, which are taken as they are.", examples=["how long do fleas live"]),
     ]
     encoding_format: Literal["float", "base64"] = "float"
@@ -136,7 +168,8 @@ class SearchRequest(BaseModel):
     num_candidates: Annotated[int, Field(ge=1, le=1000)] = 100
     first_stage: Literal["vector", "text", "hybrid"] = "vector"
     where: Annotated[
-        dict[str, Any] | None, Field(description="Values that fields must have.", examples=[{"year": [2020, 2021]}])
+        dict[str, Value | list[Value]] | None,
+        Field(description="Values that fields must have.", examples=[{"year": [2020, 2021]}]),
     ] = None
     rerank: bool = True
     first_stage_weight: Annotated[float | None, Field(ge=0, le=1)] = None
@@ -159,8 +192,17 @@ class Listed(BaseModel):
     data: list[dict[str, Any]]
 
 
-class Failed(BaseModel):
+class Problem(BaseModel):
     """What was wrong, and what to do."""
 
-    error: str
-    error_type: str
+    message: str
+    type: str
+    param: None = None
+    code: None = None
+
+
+class Failed(BaseModel):
+    """An error: OpenAI's form below /v1, and else TEI's."""
+
+    error: Problem | str
+    error_type: str | None = None

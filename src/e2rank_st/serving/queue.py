@@ -20,17 +20,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from cachetools import LRUCache
 from torch import Tensor, nn
 
 from e2rank_st.backends.module import Backend, PromptBackend
 from e2rank_st.embedding_e2rank import token_batches
 from e2rank_st.model import E2Rank
 from e2rank_st.modeling_e2rank import ListwiseRerank
+from e2rank_st.serving.cache import Tokens, VectorCache
 
 __all__ = ["ForwardQueue", "Job", "LateError", "LeftError", "QueueBackend", "TokenLimitError", "queued"]
 
-Tokens = tuple[int, ...]
 TEXT, PROMPT = "text", "prompt"
 LARGEST = 256  # most sequences in a forward pass; the number of tokens is bounded, too
 
@@ -147,8 +146,7 @@ class ForwardQueue:
         self._features = model.listwise.embedder().features
         self._dimension = model.get_embedding_dimension() or 0
         self.max_tokens, self.wait, self._on_batch = max_tokens, wait, on_batch
-        size = 4 * self._dimension + 400  # of a vector, and about that of its key and of its entry
-        self._cache: LRUCache[Any, Tensor] = LRUCache(cache_bytes // size)
+        self._cache = VectorCache(cache_bytes, self._dimension)
         self._parts: deque[_Part] = deque()
         self._running = 0
         self._changed = threading.Condition()
@@ -195,12 +193,7 @@ class ForwardQueue:
         """
         job = _job.get() or Job()
         job.count(sum(map(len, sequences)))
-        known: dict[Tokens, Tensor] = {}
-        if self._cache.maxsize and network == TEXT:
-            with self._changed:
-                known = {
-                    ids: self._cache[prompt_length, ids] for ids in sequences if (prompt_length, ids) in self._cache
-                }
+        known = self._cache.find(sequences, prompt_length) if network == TEXT else {}
         if fresh := [ids for ids in dict.fromkeys(sequences) if ids not in known]:
             part = _Part((network, prompt_length), fresh, Future())
             with self._changed:
@@ -259,10 +252,8 @@ class ForwardQueue:
             found = self._networks[network]({**self._features(rows), **shared})["sentence_embedding"]
             vectors |= zip(rows, found[:, : self._dimension].float().cpu(), strict=True)
         self._on_batch(len(parts), len(distinct), sum(map(len, distinct)))
-        if self._cache.maxsize and network == TEXT:
-            with self._changed:
-                for ids, vector in vectors.items():
-                    self._cache[prompt_length, ids] = vector.clone()  # not a view of its whole batch
+        if network == TEXT:
+            self._cache.keep(vectors, prompt_length)
         return vectors
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,11 +25,7 @@ from e2rank_st.serving.protocol import (
 )
 from e2rank_st.serving.queue import PROMPT, TEXT, ForwardQueue, queued
 
-__all__ = ["Service", "TooManyError", "relevance"]
-
-
-class TooManyError(ValueError):
-    """A request has more documents than it may."""
+__all__ = ["Service", "relevance"]
 
 
 @dataclass(eq=False)
@@ -39,12 +34,10 @@ class Service:
 
     Attributes:
         queue: The queue before the model.
-        max_documents: Most documents of a request.
         index: The index that is searched; None if there is none.
     """
 
     queue: ForwardQueue
-    max_documents: int
     index: SearchIndex | None = None
 
     def __post_init__(self) -> None:
@@ -67,18 +60,17 @@ class Service:
         """Rank documents.
 
         Raises:
-            TooManyError: There are too many.
             ValueError: A value is not allowed.
         """
         documents = [text if isinstance(text, str) else text.model_dump() for text in request.documents]
-        self._check_number(len(documents), "documents")
         if request.max_tokens_per_doc is not None:
             documents = [self._cut(document, request.max_tokens_per_doc) for document in documents]
-        vectors = None
-        if request.document_embeddings is not None:
-            vectors = np.array(request.document_embeddings, np.float32) if documents else None
         hits = self._ranked(
-            request.query, documents, request.top_n, document_embeddings=vectors, instruction=request.instruction
+            request.query,
+            documents,
+            request.top_n,
+            document_embeddings=request.document_embeddings,
+            instruction=request.instruction,
         )
         return [
             Ranked(
@@ -90,12 +82,7 @@ class Service:
         ]
 
     def rerank_tei(self, request: TEIRequest) -> list[RankedText]:
-        """Rank texts, in TEI's form.
-
-        Raises:
-            TooManyError: There are too many.
-        """
-        self._check_number(len(request.texts), "texts")
+        """Rank texts, in TEI's form."""
         return [
             RankedText(
                 index=hit["corpus_id"],
@@ -122,13 +109,11 @@ class Service:
         """Embed texts or token ids.
 
         Raises:
-            TooManyError: There are too many inputs.
             ValueError: A value is not allowed.
         """
         inputs: list[Any] = [request.input] if isinstance(request.input, str) else list(request.input)
         if inputs and isinstance(inputs[0], int):
             inputs = [inputs]
-        self._check_number(len(inputs), "inputs")
         network = PROMPT if (request.model or "").endswith(PROMPT_SUFFIX) and len(self.names) > 1 else TEXT
         size = self.model.get_embedding_dimension() or 0
         if request.dimensions is not None and request.dimensions > size:
@@ -176,10 +161,6 @@ class Service:
         options = request.model_dump(exclude={"query"}, exclude_none=True)
         hits: list[dict[str, Any]] = self.index.search(request.query, **options)
         return hits
-
-    def _check_number(self, count: int, what: str) -> None:
-        if count > self.max_documents:
-            raise TooManyError(f"Got {count} {what}; the most is {self.max_documents}. Send them in several requests.")
 
 
 def relevance(cosine: float) -> float:
