@@ -16,6 +16,7 @@ def served(load, *, ready: bool = True, **options) -> Iterator[httpx.Client]:
     """Serve ``create_app(load, **options)``; gives a client, once the model is ready."""
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
+        place.listen(100)  # connections wait until the server takes them
         config = uvicorn.Config(create_app(load, **options), log_config=None, access_log=False)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
