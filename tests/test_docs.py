@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from e2rank_st import E2Rank
-from e2rank_st.benchmarks import scale
+from e2rank_st.benchmarks import scale, vector_indexes
 from e2rank_st.benchmarks.relevance import read_separations, tables
 from e2rank_st.benchmarks.results import read_entries
 from e2rank_st.benchmarks.summary import short_summary, summary
@@ -115,6 +115,14 @@ def test_growth_is_that_of_the_measurement():
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     for name, make in (("scale", scale.table), ("plan", scale.plan)):
         assert f"<!-- {name} -->\n{make(found)}<!-- /{name} -->" in page, "python eval/scale.py --docs docs/scale.md"
+
+
+def test_costs_of_approximate_search_are_those_of_the_measurement():
+    """Guards against figures of a search that nobody measured."""
+    found = json.loads((ROOT / "eval" / "vector_indexes" / "results.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    expected = f"<!-- vector indexes -->\n{vector_indexes.table(found)}<!-- /vector indexes -->"
+    assert expected in page, "python eval/vector_indexes.py --docs docs/search.md"
 
 
 def test_make_targets_exist():

@@ -17,9 +17,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import numpy as np
 import torch
 
@@ -27,7 +29,7 @@ from e2rank_st.console import markdown_table
 from e2rank_st.model import E2Rank
 from e2rank_st.provenance import environment
 from e2rank_st.search.exact import nearest
-from e2rank_st.search.lance import LanceStore
+from e2rank_st.search.lance import TABLE, LanceStore
 from e2rank_st.search.records import Record
 from e2rank_st.search.store import Entry, VectorIndex
 from e2rank_st.search.vectors import Matrix, unit_rows
@@ -53,7 +55,7 @@ class Scale:
         lookup_milliseconds: Median time to find 256 documents by their ids, as each write does first.
         build_seconds: Time to make the index of the vectors.
         write_seconds: Time to write all documents.
-        data_bytes: Size of texts and vectors on disk.
+        data_bytes: Size of texts, vectors and index of words on disk.
         index_bytes: Size of the index of the vectors.
         peak_bytes: Largest memory of the process so far; sizes are measured in ascending order.
     """
@@ -150,9 +152,10 @@ def _measured(real: Matrix, size: int, place: Path, seed: int) -> Iterator[Scale
     truth = [{f"d{int(row)}" for row in found[:, 0]} for found in best]
     data = _size(place)
     for kind in KINDS:
-        begin, before = time.perf_counter(), _size(place)
+        begin = time.perf_counter()
         store.optimize(kind)
         build = time.perf_counter() - begin
+        index_bytes = _size(place) - data
         times, shares, lookups = [], [], []
         for query, expected in zip(queries, truth, strict=True):
             begin = time.perf_counter()
@@ -172,7 +175,7 @@ def _measured(real: Matrix, size: int, place: Path, seed: int) -> Iterator[Scale
             build_seconds=round(build if kind != "exact" else 0.0, 2),
             write_seconds=round(seconds, 2),
             data_bytes=data,
-            index_bytes=0 if kind == "exact" else _size(place) - before,
+            index_bytes=index_bytes,
             peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
     shutil.rmtree(place)
@@ -188,6 +191,9 @@ def _mixed(real: Matrix, size: int, seed: int) -> Iterator[Matrix]:
 
 
 def _size(folder: Path) -> int:
+    """The bytes of the index as it is now, without its earlier versions, which LanceDB keeps for seven days."""
+    table = lancedb.connect(folder).open_table(TABLE)
+    table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

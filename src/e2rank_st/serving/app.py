@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import threading
@@ -127,6 +128,7 @@ class _State:
             on_batch=self.metrics.computed,
         )
         self.service = Service(queue, index)
+        gc.freeze()  # what is loaded stays: else collections while a large request is read walk through all of it
         logger.info("Ready: %s", self.service.name)
 
     def ready(self) -> Service:
