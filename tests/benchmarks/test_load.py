@@ -28,6 +28,7 @@ def test_requests_are_mixed_and_seeded(tiny, given):
     assert np.shape(body["document_embeddings"]) == (4, 32)
 
 
+@pytest.mark.slow  # a minute: two servers are started
 def test_both_servers_are_measured(tiny, given, tmp_path):
     """Guards against answers that nobody compares, a ratio of something else, and servers that stay."""
     tiny.save_pretrained(str(tmp_path / "model"))
