@@ -75,12 +75,12 @@ def ship(run: Path, bundled: Bundled, changes: dict[str, Any], scale: float = 1.
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run / name, fresh / name)
         config = read_json(fresh / ADAPTER)
-        config["lora_alpha"] *= scale
+        if scale != 1:
+            config["lora_alpha"] *= scale
+            write_json(fresh / RECORD, read_json(fresh / RECORD) | {"adapter_scale": scale})
         if not COMMIT.fullmatch(str(config["revision"])):  # a state of a cache that no one else has
             config["revision"] = None
         write_json(fresh / ADAPTER, config)
-        if scale != 1:
-            write_json(fresh / RECORD, read_json(fresh / RECORD) | {"adapter_scale": scale})
         told = read_json(fresh / LISTWISE) | changes
         reranker = ListwiseRerank(**told)  # the same check as in the model
         write_json(fresh / LISTWISE, {name: getattr(reranker, name) for name in told})
