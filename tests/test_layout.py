@@ -14,9 +14,9 @@ PACKAGE = ROOT / "src" / "e2rank_st"
 ORDER = (
     "documents_e2rank", "adapter_e2rank", "arguments_e2rank", "prompts_e2rank", "embedding_e2rank", "passages_e2rank",
     "ranking_e2rank", "modeling_e2rank",
-    "storage", "console", "provenance", "bundled", "checkpoints", "folders", "adapters", "wiring", "data", "backends",
-    "search", "model", "loading", "evaluation", "training", "labelling", "benchmarks", "publishing", "serving",
-    "integrations", "cli",
+    "storage", "console", "provenance", "bundled", "checkpoints", "folders", "adapters", "wiring", "precision", "data",
+    "backends", "search", "model", "loading", "evaluation", "training", "labelling", "benchmarks", "publishing",
+    "serving", "integrations", "cli",
 )  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 

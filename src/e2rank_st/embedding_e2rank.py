@@ -8,9 +8,10 @@ Axes: B queries, N documents of one query, L tokens, D dimensions.
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,13 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
-from .prompts_e2rank import Prompt, PromptBuilder, TextTokenizer, TokenizedText
+from .prompts_e2rank import Prompt, PromptBuilder, TokenizedText
 
 __all__ = ["RETRIEVAL_PROMPTS", "Embedder", "cosine", "fuse", "interpolate", "token_batches"]
 
 logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 RETRIEVAL_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}  # as ST's encode_* choose them
 MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward pass, for every batch size
@@ -53,23 +56,39 @@ class Embedder:
         self.texts = builder.texts
         self.batch_size = batch_size
         self.show_progress_bar = show_progress_bar
-        self._tokens: dict[tuple[str, TextTokenizer], dict[str, TokenizedText]] = {}
+        self._tokens: dict[str, dict[str, TokenizedText]] = {}  # by task, by text
+        self._ids: dict[str, dict[str, array[int]]] = {}
 
-    def tokens(self, task: str, texts: Iterable[str], *, embedded: bool = False) -> list[TokenizedText]:
-        """Returns the tokens of each text after the model's retrieval prompt for the task; each is tokenised once.
+    def tokens(self, task: str, texts: Iterable[str]) -> list[TokenizedText]:
+        """Returns the tokens of each text as a listwise prompt shows it; each is tokenised once.
 
         Args:
             task: ``"query"`` or ``"document"``.
             texts: The texts.
-            embedded: Whether they are embedded, and not shown in a listwise prompt. A model whose tokenizer keeps
-                control tokens embeds them as such; in a prompt they are ordinary characters.
         """
-        tokenizer = self.texts.own if embedded else self.texts
-        texts, known = list(texts), self._tokens.setdefault((task, tokenizer), {})
+        return self._tokenised(task, texts, self.texts.texts, self._tokens)
+
+    def ids(self, task: str, texts: Iterable[str]) -> list[array[int]]:
+        """Returns the token ids of each text as it is embedded; each is tokenised once.
+
+        A model whose tokenizer keeps control tokens embeds them as such; in a listwise prompt they are ordinary
+        characters.
+        """
+        return self._tokenised(task, texts, self.texts.own.text_ids, self._ids)
+
+    def _tokenised(
+        self,
+        task: str,
+        texts: Iterable[str],
+        tokenise: Callable[[Iterable[str], str, int | None], dict[str, Made]],
+        kept: dict[str, dict[str, Made]],
+    ) -> list[Made]:
+        """Tokenises each text behind the model's retrieval prompt for the task, and keeps it."""
+        texts, known = list(texts), kept.setdefault(task, {})
         prompt, limit = self.prompt(task), self.limit(task)
         in_prompt = self.builder.max_query_tokens if task == "query" else self.builder.max_tokens
         needed = None if limit is None else max(limit, in_prompt) + 1  # one more tells that a text is cut
-        known |= tokenizer.texts((text for text in texts if text not in known), prompt, needed)
+        known |= tokenise((text for text in texts if text not in known), prompt, needed)
         return [known[text] for text in texts]
 
     def prompt(self, task: str) -> str:
@@ -107,14 +126,12 @@ class Embedder:
     def embed_texts(self, task: str, texts: Iterable[str]) -> Tensor:
         """Returns the vectors of ``encode_query`` or ``encode_document``, of shape (texts, D)."""
         limit = self.limit(task)
-        tokens = self.tokens(task, texts, embedded=True)
-        sequences = [self.texts.with_special_tokens(text.ids, limit) for text in tokens]
-        cut = sum(
-            len(self.texts.with_special_tokens(text.ids)) > len(ids)
-            for text, ids in zip(tokens, sequences, strict=True)
-        )
+        found = self.ids(task, texts)
+        sequences = [self.texts.with_special_tokens(ids, limit) for ids in found]
+        special = len(self.texts.with_special_tokens(()))
+        cut = sum(len(whole) + special > len(ids) for whole, ids in zip(found, sequences, strict=True))
         if cut:
-            logger.info("Embedding at most %d tokens of a %s: cut %d of %d.", limit, task, cut, len(tokens))
+            logger.info("Embedding at most %d tokens of a %s: cut %d of %d.", limit, task, cut, len(found))
         return self.embed(sequences, task, self._prompt_length(task))
 
     def candidates(self, lists: Sequence[Sequence[str]]) -> Callable[[int], Tensor]:
@@ -144,7 +161,6 @@ class Embedder:
         distinct = list(rows)
         vectors = torch.empty(len(distinct), self.model.get_embedding_dimension() or 0, device=self.model.device)
         model = self.prompt_model if kind == "prompt" else self.model
-        self.model.eval()
         with tqdm(total=len(distinct), desc=kind, unit=kind, disable=not self.show_progress_bar) as progress:
             for batch in token_batches([len(ids) for ids in distinct], self.batch_size):
                 features: dict[str, Any] = {**self.features([distinct[row] for row in batch]), **shared}
@@ -154,13 +170,11 @@ class Embedder:
 
     def features(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
         """Returns what a model's ``forward`` takes: token ids and attention mask, both (sequences, L)."""
-        width = max(map(len, sequences))
-        input_ids = torch.full((len(sequences), width), self.texts.tokenizer.pad_token_id or 0)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(sequences):
-            # Padding on the right: absolute positions count from the left, and the pooling finds the last token.
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            attention_mask[row, : len(ids)] = 1
+        lengths, padding = torch.tensor([len(ids) for ids in sequences]), self.texts.tokenizer.pad_token_id or 0
+        width = int(lengths.max())
+        # Padding on the right: absolute positions count from the left, and the pooling finds the last token.
+        input_ids = torch.tensor([(*ids, *[padding] * (width - len(ids))) for ids in sequences])
+        attention_mask = (torch.arange(width) < lengths[:, None]).long()
         device = self.model.device
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 

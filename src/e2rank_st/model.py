@@ -37,6 +37,7 @@ from e2rank_st.folders.check import HOME, MODULES, check_folder
 from e2rank_st.folders.hub import fetch
 from e2rank_st.folders.saved import E2RankModelCardData, listwise_config, make_portable
 from e2rank_st.modeling_e2rank import ListwiseRerank
+from e2rank_st.precision import with_dtype
 from e2rank_st.prompts_e2rank import LONG_TOKEN
 from e2rank_st.storage import read_json, write_errors
 from e2rank_st.wiring import (
@@ -84,8 +85,9 @@ class E2Rank(SentenceTransformer):
             :data:`~e2rank_st.checkpoints.CHECKPOINTS`). An embedding model keeps its vectors bit for bit; its reranking
             is :data:`~e2rank_st.checkpoints.UNTRAINED`.
         preset: Wire the checkpoint by this row, and ignore the wiring in its folder.
-        **kwargs: Arguments of ``SentenceTransformer``, such as ``device``, ``revision`` or
-            ``model_kwargs={"dtype": "bfloat16"}``.
+        dtype: Type of the weights, such as ``"bfloat16"``. ``"saved"`` is the checkpoint's own; ``"auto"`` is bfloat16
+            where that is faster, see :func:`~e2rank_st.precision.fastest_dtype`.
+        **kwargs: Arguments of ``SentenceTransformer``, such as ``device`` or ``revision``.
 
     Attributes:
         name: What loads the model again: a Hub id, the whole path of a folder, or the name of a bundled model.
@@ -97,7 +99,9 @@ class E2Rank(SentenceTransformer):
 
     model_card_data_class = E2RankModelCardData
 
-    def __init__(self, model_name_or_path: str | None = None, *, preset: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model_name_or_path: str | None = None, *, preset: str | None = None, dtype: Any = "saved", **kwargs: Any
+    ) -> None:
         self._preset = preset
         self._tokenizing = Lock()
         self.commit: str | None = None  # of the weights, if they are from the Hub
@@ -109,7 +113,7 @@ class E2Rank(SentenceTransformer):
             model_name_or_path = name_of_model(model_name_or_path)
             is_folder = Path(model_name_or_path).is_dir()
             self.name = str(Path(model_name_or_path).resolve()) if is_folder else model_name_or_path
-        super().__init__(model_name_or_path, **kwargs)
+        super().__init__(model_name_or_path, **with_dtype(dtype, **kwargs))
 
     @classmethod
     def from_bundled(cls, name: str = "bundled", **kwargs: Any) -> E2Rank:

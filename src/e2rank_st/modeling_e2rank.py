@@ -362,6 +362,7 @@ class ListwiseRerank(Module):
         first_stage = score_lists("first_stage_scores", first_stage_scores, texts, single)
         results = Results.of(top_k, return_documents, min_similarity)
         embedder = self.embedder(batch_size, show_progress_bar)
+        self._parent.eval()
         scores, similar = listwise_scores(embedder, queries, asked, texts, stored, chosen, min_similarity is not None)
         if first_stage is not None:
             scores = [fuse(*both, chosen.first_stage_weight) for both in zip(scores, first_stage, strict=True)]

@@ -33,10 +33,9 @@ def passages(embedder: Embedder, texts: Iterable[str]) -> dict[str, list[str]]:
     """
     distinct = list(dict.fromkeys(texts))
     room = _room(embedder)
-    tokens = embedder.tokens("document", distinct, embedded=True)
     return {
-        text: [text] if room is None or len(found.ids) <= room else _windows(embedder, text, room)
-        for text, found in zip(distinct, tokens, strict=True)
+        text: [text] if room is None or len(ids) <= room else _windows(embedder, text, room)
+        for text, ids in zip(distinct, embedder.ids("document", distinct), strict=True)
     }
 
 
@@ -75,7 +74,7 @@ def _window(embedder: Embedder, text: str, begin: int, room: int) -> tuple[int, 
     count = max(fitting, 0)
     while (size := max(starts[count], least)) > least:
         # Cut from its text, a passage may have more tokens than in it.
-        excess = len(embedder.tokens("document", [part[:size]], embedded=True)[0].ids) - room
+        excess = len(embedder.ids("document", [part[:size]])[0]) - room
         if excess <= 0:
             break
         count = max(count - excess, 0)

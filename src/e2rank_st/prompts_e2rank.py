@@ -168,14 +168,15 @@ class TextTokenizer:
             )
         self.prefix, self.suffix = full[:start], full[start + len(bare) :]
 
-    def encodings(self, texts: Sequence[str]) -> Iterator[Any]:
-        """Yields one backend encoding for each text, without special tokens and uncut."""
+    def encodings(self, texts: Sequence[str], *, offsets: bool = True) -> Iterator[Any]:
+        """Yields one backend encoding for each text, without special tokens and uncut; sooner without offsets."""
+        encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
         for start in range(0, len(texts), TOKENIZER_CHUNK):
-            yield from self._backend.encode_batch(texts[start : start + TOKENIZER_CHUNK], add_special_tokens=False)
+            yield from encode(texts[start : start + TOKENIZER_CHUNK], add_special_tokens=False)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the token ids of each text, without special tokens and uncut."""
-        return [encoding.ids for encoding in self.encodings(texts)]
+        return [encoding.ids for encoding in self.encodings(texts, offsets=False)]
 
     def rendered_ids(self, text: str, add_special_tokens: bool) -> list[int]:
         """Returns the token ids of a whole prompt as a string, whose control tokens count as such."""
@@ -213,15 +214,22 @@ class TextTokenizer:
             prompt: A text before each.
             num_tokens: Number of tokens that are needed; later ones of a very long text may be missing.
         """
-        distinct = list(dict.fromkeys(texts))
-        needed = None if num_tokens is None else num_tokens + len(prompt)
-        kept = [self.start(prompt + text, needed) for text in distinct]
-        tokenized = {}
-        for text, part, encoding in zip(distinct, kept, self.encodings(kept), strict=True):
+        kept, tokenized = self._prompted(texts, prompt, num_tokens), {}
+        for (text, part), encoding in zip(kept.items(), self.encodings(list(kept.values())), strict=True):
             # A token of the text may begin in the prompt, for example with the space before the first word.
             starts = [max(start - len(prompt), 0) for start, end in encoding.offsets if end > len(prompt)]
             tokenized[text] = TokenizedText(part[len(prompt) :], array("i", encoding.ids), array("i", starts))
         return tokenized
+
+    def text_ids(self, texts: Iterable[str], prompt: str = "", num_tokens: int | None = None) -> dict[str, array[int]]:
+        """Maps each distinct text to the token ids of ``prompt + text``, as :meth:`texts` does, without its starts."""
+        kept = self._prompted(texts, prompt, num_tokens)
+        return {text: array("i", ids) for text, ids in zip(kept, self.ids(list(kept.values())), strict=True)}
+
+    def _prompted(self, texts: Iterable[str], prompt: str, num_tokens: int | None) -> dict[str, str]:
+        """Maps each distinct text to as much of ``prompt + text`` as is needed."""
+        needed = None if num_tokens is None else num_tokens + len(prompt)
+        return {text: self.start(prompt + text, needed) for text in dict.fromkeys(texts)}
 
     def with_special_tokens(self, ids: Sequence[int], max_length: int | None = None) -> tuple[int, ...]:
         """Puts the ids between the tokenizer's own special tokens, cut to ``max_length`` tokens in total."""

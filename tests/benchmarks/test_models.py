@@ -86,11 +86,12 @@ def test_one_rule_for_the_type_of_the_weights(tiny: E2Rank, tmp_path: Path, dtyp
     assert json.loads(command.stdout)["embedding"] == api.encode_document(["fleas"])[0].tolist()
     assert (load(folder, **OPTIONS).describe()["dtype"], str(api.dtype)) == (dtype, f"torch.{dtype}")
     assert load_model(folder, **OPTIONS).dtype == api.dtype
-    for options in ({"model_kwargs": {"dtype": "float32"}}, {"model_kwargs": {"dtype": "auto"}}):
-        wanted = options["model_kwargs"]["dtype"]
-        expected = api.dtype if wanted == "auto" else torch.float32
+    for wanted in ("float32", "saved"):
+        expected = api.dtype if wanted == "saved" else torch.float32
         assert (
-            E2Rank(folder, **OPTIONS, **options).dtype == load(folder, **OPTIONS, dtype=wanted).model.dtype == expected
+            E2Rank(folder, **OPTIONS, dtype=wanted).dtype
+            == load(folder, **OPTIONS, dtype=wanted).model.dtype
+            == expected
         )
 
 

@@ -15,9 +15,9 @@ def spy(tiny: E2Rank, monkeypatch):
     handle = tiny[0].register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0]["input_ids"].shape)))
     encodings = TextTokenizer.encodings
 
-    def recording(tokenizer, given):
+    def recording(tokenizer, given, **options):
         texts.extend(given)
-        return encodings(tokenizer, given)
+        return encodings(tokenizer, given, **options)
 
     monkeypatch.setattr(TextTokenizer, "encodings", recording)
     yield SimpleNamespace(shapes=shapes, texts=texts)

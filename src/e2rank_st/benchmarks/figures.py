@@ -10,12 +10,15 @@ import importlib
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from e2rank_st.benchmarks.results import Entry, column_with_marks, titled
 from e2rank_st.evaluation.tuning import Tuning
 
-__all__ = ["FIGURES", "draw", "draw_tuning", "separation"]
+if TYPE_CHECKING:
+    from e2rank_st.benchmarks.speed import Line
+
+__all__ = ["FIGURES", "draw", "draw_speed", "draw_tuning", "separation"]
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#666666")
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "++", "oo")
@@ -272,6 +275,44 @@ def draw_tuning(tuning: Tuning) -> Any:
     pairs = zip(tuning.per_query["held_out"], tuning.per_query["first_stage"], strict=True)
     _gain_area(right, sorted((100 * (score - other) for score, other in pairs), reverse=True))
     _axes(right, "held-out queries", "queries, by gain", "nDCG@10 gained")
+    return figure
+
+
+def draw_speed(lines: Sequence[Line]) -> Any:
+    """The milliseconds a query of each way to rank, over a logarithmic axis; a panel for each model and work.
+
+    A black mark shows the floor: what the needed operations take at the rate of a matrix product.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    panels = list(dict.fromkeys((line.model, line.work) for line in lines))
+    ways = list(dict.fromkeys(line.way for line in lines))[::-1]
+    types = list(dict.fromkeys(line.dtype for line in lines))
+    figure = _figure(3.2 + 3.6 * len(panels), 1.4 + 0.32 * len(ways) * len(types))
+    height = 0.8 / len(types)
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
+        for line in (line for line in lines if (line.model, line.work) == panel):
+            colour, hatch, _, _ = _style(types.index(line.dtype))
+            place = ways.index(line.way) - (types.index(line.dtype) - (len(types) - 1) / 2) * height
+            axes.barh(
+                place, line.milliseconds, height, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6,
+                xerr=[[line.milliseconds - line.least], [line.most - line.milliseconds]],
+                error_kw={"linewidth": 0.8, "capsize": 2},
+            )  # fmt: skip
+            axes.plot(line.floor, place, "|", color="black", markersize=10, markeredgewidth=2)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(ways)), ways)
+        _axes(axes, f"{panel[0]}, {panel[1]} documents", "milliseconds a query", "")
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", alpha=0.3)
+    if len(types) > 1:
+        patches = importlib.import_module("matplotlib.patches")
+        shown = [
+            patches.Patch(facecolor=_style(place)[0], hatch=_style(place)[1], edgecolor="black", label=name)
+            for place, name in enumerate(types)
+        ]
+        figure.legend(handles=shown, loc="outside upper center", ncols=len(types), fontsize="small", frameon=False)
     return figure
 
 

@@ -68,7 +68,7 @@ def load(
     name: str | None = None,
     revision: str | None = None,
     device: str | None = None,
-    dtype: str = "auto",
+    dtype: str = "saved",
     vectors: Path | None = None,
 ) -> Subject:
     """Load an E2Rank model from a folder or the Hub, or a bundled one.
@@ -82,7 +82,7 @@ def load(
         OSError: The model cannot be loaded.
         ImportError: The weights are not installed and the Hub cannot be reached.
     """
-    options: dict[str, Any] = {"device": device, "model_kwargs": {"dtype": dtype}}
+    options: dict[str, Any] = {"device": device, "dtype": dtype}
     folder = Path(source)
     if source in BUNDLED:
         default = f"e2rank-st/{BUNDLED[source].name}"

@@ -285,7 +285,7 @@ def load_e2rank(
         ValueError: A value is not allowed.
         OSError: The model cannot be loaded.
     """
-    model = E2Rank(name, revision=revision, device=device, prompts=prompts, model_kwargs={"dtype": dtype})
+    model = E2Rank(name, revision=revision, device=device, prompts=prompts, dtype=dtype)
     options: Any = {"rerank_depth": rerank_depth, "num_prompt_documents": prompt_documents}
     options["first_stage_weight"] = first_stage_weight
     return E2RankMTEB(model, name=name, revision=revision or "main", mode=mode, **options)

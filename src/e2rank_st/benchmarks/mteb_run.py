@@ -70,7 +70,7 @@ class Options:
     first_stage_weight: float | None = None
     batch_size: int = 32
     device: str | None = None
-    dtype: str = "auto"
+    dtype: str = "saved"
     vectors: Path | None = None
     overwrite: bool = False
     show_progress_bar: bool = False

@@ -50,7 +50,7 @@ class Options:
     data_dir: Path
     model: str = BASE
     device: str | None = None
-    dtype: str = "auto"
+    dtype: str = "saved"
     batch_size: int = 32
     output_dir: Path = Path(NAME)
     show_progress_bar: bool = False

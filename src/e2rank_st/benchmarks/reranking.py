@@ -82,7 +82,7 @@ class Options:
     baseline: str | None = None
     cross_encoder: str | None = None
     device: str | None = None
-    dtype: str = "auto"
+    dtype: str = "saved"
     batch_size: int = 32
     systems: Sequence[str] = VECTOR_SYSTEMS[:-1]
     num_prompt_documents: Sequence[int] = ()

@@ -101,8 +101,8 @@ def real_vectors(model: E2Rank) -> tuple[Matrix, Embedded]:
     vectors = unit_rows(model.encode_document(texts, show_progress_bar=True))
     seconds = round(time.perf_counter() - begin, 2)
     embedder = model.listwise.embedder()
-    limit, known = embedder.limit("document"), embedder.tokens("document", texts, embedded=True)
-    tokens = sum(len(embedder.texts.with_special_tokens(text.ids, limit)) for text in known)
+    limit, known = embedder.limit("document"), embedder.ids("document", texts)
+    tokens = sum(len(embedder.texts.with_special_tokens(ids, limit)) for ids in known)
     return vectors, Embedded(len(texts), sum(map(len, texts)), tokens, seconds, torch.get_num_threads())
 
 

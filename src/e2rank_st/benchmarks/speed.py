@@ -1,104 +1,336 @@
-"""Time of one rerank: this package against the plain recipe of the public model card, same weights, same candidates.
+"""Models and candidates → the time of each way to rank them, as a ratio to a cross-encoder, and beside the floor.
 
-The recipe is one padded batch of the listwise prompt and all documents through the transformer, pooled and compared.
-Candidates are the 100 nearest docstrings of Python's standard library to each of the demo's queries, so no data file
-is needed. Variants take turns, so that a machine whose speed drifts treats all alike; a ratio is the median over turns.
+Everything happens in one process. The ways take turns on the same candidates, so that a machine whose speed drifts
+treats all alike; ratios are made within a turn. Quality is not measured here: decoders have weights that are drawn.
 """
 
 from __future__ import annotations
 
-import copy
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import normalize
+from transformers.utils.logging import tqdm
 
-from e2rank_st import E2Rank
+from e2rank_st.benchmarks.meter import Meter, product_rate, synchronize
+from e2rank_st.benchmarks.peers import SHAPES, Generative, cross_encoder, plain_recipe, write_random_decoder
+from e2rank_st.bundled import BUNDLED, base_here
+from e2rank_st.console import markdown_table
 from e2rank_st.data.docstrings import QUERIES, collect
+from e2rank_st.data.formats import read_results
+from e2rank_st.loading import load_model
+from e2rank_st.model import E2Rank
 from e2rank_st.provenance import environment
 from e2rank_st.search.texts import TextVectors
 
-__all__ = ["time_reranking"]
+__all__ = ["REFERENCE", "WORKS", "Line", "Work", "measure", "tables", "works"]
 
-NUM_CANDIDATES = 100
-
-
-def plain_recipe(model: E2Rank, query: str, documents: list[str]) -> list[int]:
-    """The model card's way: one list of prompt and documents, padded to the longest, mean-pooled, compared."""
-    listwise = model.listwise
-    prompt = listwise.format.render(listwise.instruction, query, documents[: listwise.num_prompt_documents])
-    texts = [prompt, *documents]
-    batch = model.tokenizer(
-        texts, padding=True, truncation=True, max_length=listwise.max_prompt_tokens, return_tensors="pt"
-    )
-    backbone: Any = model.transformers_model
-    with torch.inference_mode():
-        hidden = backbone(**batch.to(model.device)).last_hidden_state  # (1 + N, L, D)
-    mask = batch["attention_mask"].unsqueeze(-1)
-    vectors = normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)  # (1 + N, D)
-    order: list[int] = (vectors[1:] @ vectors[0]).argsort(descending=True).tolist()
-    return order
+REFERENCE = "CrossEncoder.rank"  # in float32, the ratios' denominator
+WORKS = {"short": 1, "long": 5}  # passages that a document is made of
+NUM_CANDIDATES, MANY = 100, 32
+WORDS = 55  # of a docstring that stands for a passage: about 75 tokens
+AT_LEAST = 0.2  # seconds; a quick way is repeated in its turn
+LARGE_K = 20
 
 
-def variants(model: E2Rank) -> dict[str, Callable[[str, list[str], np.ndarray], object]]:
-    """The variants: name → function of query, documents and their stored vectors (N, D)."""
-    half = copy.deepcopy(model).bfloat16()
-    return {
-        "plain recipe, float32": lambda query, documents, _: plain_recipe(model, query, documents),
-        "rerank, float32": lambda query, documents, _: model.rerank(query, documents),
-        "rerank, bfloat16": lambda query, documents, _: half.rerank(query, documents),
-        "rerank stored vectors, float32": lambda query, documents, vectors: model.rerank(
-            query, documents, document_embeddings=vectors, candidate_order="given"
-        ),
-    }
+class Work(NamedTuple):
+    """What is ranked in a turn.
+
+    Attributes:
+        query: The query.
+        documents: N candidates.
+    """
+
+    query: str
+    documents: list[str]
 
 
-def candidates(model: E2Rank) -> list[tuple[str, list[str], np.ndarray]]:
-    """Each of the demo's queries with its nearest documents, nearest first, and their vectors."""
-    index = TextVectors.build(model, [docstring.document for docstring in collect()], show_progress_bar=False)
-    _, rows = index.retrieve(model.encode_query(list(QUERIES)), NUM_CANDIDATES)
-    return [
-        (query, [index.texts[row] for row in found], index.embeddings[found])
-        for query, found in zip(QUERIES, rows, strict=True)
-    ]
+@dataclass(frozen=True)
+class Line:
+    """The time of one way to rank.
+
+    Attributes:
+        model: The backbone.
+        work: Length of the documents, a name of :data:`WORKS`.
+        dtype: Type of the weights.
+        way: What was done.
+        milliseconds: For a query: the median of the turns.
+        least: The shortest turn.
+        most: The longest turn.
+        ratio: How many times faster than the cross-encoder in float32; None for a model without one.
+        tokens: That went through the model for a query, without padding.
+        floor: Milliseconds that the needed operations take at the rate of a matrix product.
+        outside: Share of the time that was not spent in the model: tokenising, prompts, sorting, Python.
+        peak_bytes: Most memory beyond the weights; None where the device does not tell.
+    """
+
+    model: str
+    work: str
+    dtype: str
+    way: str
+    milliseconds: float
+    least: float
+    most: float
+    ratio: float | None
+    tokens: int
+    floor: float
+    outside: float
+    peak_bytes: int | None
+
+    @property
+    def of_floor(self) -> float:
+        """Share of the machine's rate that is reached."""
+        return self.floor / self.milliseconds
 
 
-def measure(model: E2Rank, turns: int) -> dict[str, list[float]]:
-    """Seconds a query of each variant: one figure a turn, after a warm-up that is not counted."""
-    cases, functions = candidates(model), variants(model)
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(turns + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            for case in cases:
-                function(*case)
-            if turn:
-                seconds[name].append((time.perf_counter() - start) / len(cases))
-    return seconds
+@dataclass
+class _Way:
+    """One way to rank, with what its turns took."""
+
+    dtype: torch.dtype
+    name: str
+    run: Callable[[Work], object]
+    meter: Meter
+    queries: int = 1
+    prepare: Callable[[Work], object] = lambda _: None  # before the time counts
+    seconds: list[float] = field(default_factory=list)
+    inside: list[float] = field(default_factory=list)
+    flops: float = 0.0
+    tokens: float = 0.0
+    peak: int | None = None
 
 
-def time_reranking(turns: int = 5) -> tuple[str, list[tuple[str, float, float]]]:
-    """Time the variants with the bundled model on the CPU.
+def works(results: Path | None, size: int, turns: int) -> list[Work]:
+    """Read or make queries with candidates.
 
     Args:
-        turns: Counted runs of each, at least 1.
+        results: First-stage results with text, JSON lines; by default, docstrings of the standard library.
+        size: Passages that a document is made of: candidates that follow each other.
+        turns: Number of queries; they come again where there are fewer.
+
+    Raises:
+        ValueError: A query has no candidates.
+    """
+    if results is None:
+        texts = [" ".join(part.document.split()[:WORDS]) for part in collect()]
+        texts = [text for text in texts if len(text.split()) > WORDS // 2]
+        draw = np.random.default_rng(0)
+        found = [(query, list(draw.choice(texts, NUM_CANDIDATES))) for query in QUERIES]
+    else:
+        found = [(slate.query, list(slate.documents[:NUM_CANDIDATES])) for slate in read_results(results)[:turns]]
+    if not found or not all(documents for _, documents in found):
+        raise ValueError(f"{results} has a query without candidates; give some for each.")
+    made = []
+    for query, parts in found:
+        around = parts + parts  # the last candidates are followed by the first
+        made.append(Work(query, [" ".join(around[row : row + size]) for row in range(len(parts))]))
+    return [made[turn % len(made)] for turn in range(turns)]
+
+
+def measure(
+    names: Sequence[str],
+    given: Mapping[str, Sequence[Work]],
+    dtypes: Sequence[str],
+    *,
+    device: str | None = None,
+    tokenizer: str = "Qwen/Qwen3-0.6B",
+    show_progress_bar: bool = False,
+) -> dict[str, Any]:
+    """Time every way to rank, for each model, work and type of the weights.
+
+    Args:
+        names: Bundled models, or shapes of decoders, see :data:`~e2rank_st.benchmarks.peers.SHAPES`.
+        given: For each length of documents, the queries of the turns. The first is a warm-up that is not counted.
+        dtypes: Types of the weights.
+        device: Where to compute; by default the best device.
+        tokenizer: Tokenizer of the decoders: folder or Hub id.
+        show_progress_bar: Whether to show a bar of the turns.
 
     Returns:
-        A title with sizes and device. For each variant its name, milliseconds a query, and its speedup over the first.
+        ``environment`` and ``lines``, as JSON can hold them.
+
+    Raises:
+        ValueError: A name is not one of those.
     """
-    seconds = measure(E2Rank.from_bundled(device="cpu"), turns)
-    baseline = next(iter(seconds.values()))
-    rows = [
-        (
-            name,
-            round(1000 * statistics.median(times), 1),
-            round(statistics.median(a / b for a, b in zip(baseline, times, strict=True)), 2),
-        )
-        for name, times in seconds.items()
-    ]
-    size = f"{NUM_CANDIDATES} candidates, {len(QUERIES)} queries, {turns} turns"
-    return f"{size}; {environment(torch.device('cpu'))['hardware']['device']}", rows
+    lines: list[Line] = []
+    rates: dict[str, float] = {}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    for name in names:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = _backbone(name, tokenizer, Path(scratch))
+            loaded = name if name in BUNDLED else folder
+            models = {dtype: load_model(loaded, device=device, dtype=dtype) for dtype in dtypes}
+            ways = [way for dtype, model in models.items() for way in _ways(model, folder, dtype, name in SHAPES)]
+            for work, queries in given.items():
+                bar = tqdm(queries, desc=f"{name}, {work}", unit="turn", disable=not show_progress_bar)
+                lines += _turns(name, work, bar, ways, models[dtypes[0]].device, rates)
+    place = next(iter(models.values())).device
+    about = environment(place) | {"load_average": load, "dtype_rates": rates}
+    return {"environment": about, "candidates": NUM_CANDIDATES, "lines": [asdict(line) for line in lines]}
+
+
+def _backbone(name: str, tokenizer: str, scratch: Path) -> str:
+    """The folder of a backbone that a cross-encoder can be made of."""
+    if name in BUNDLED:
+        return base_here(BUNDLED[name].base)
+    if name not in SHAPES:
+        raise ValueError(f"Got the model {name!r}; give one of {', '.join(map(repr, [*BUNDLED, *SHAPES]))}.")
+    return str(write_random_decoder(name, tokenizer, scratch / name))
+
+
+def _ways(model: E2Rank, folder: str, dtype: str, is_decoder: bool) -> Iterator[_Way]:
+    """The ways to rank with a model and its peers. Stored vectors are made before the time counts."""
+    weights, listwise = getattr(torch, dtype), model.listwise
+    own = Meter([_backbone_of(model), _backbone_of(listwise.prompt_model)])
+    quiet: dict[str, Any] = {"show_progress_bar": False}
+    stored: dict[int, TextVectors] = {}
+
+    def keep(work: Work) -> None:
+        if id(work) not in stored:
+            stored.clear()
+            stored[id(work)] = TextVectors.build(model, work.documents, **quiet)
+
+    def with_vectors(work: Work, **options: Any) -> object:
+        vectors = stored[id(work)].embeddings
+        return model.rerank(work.query, work.documents, document_embeddings=vectors, **quiet, **options)
+
+    def by_text(work: Work) -> object:
+        vectors = stored[id(work)].vectors(work.documents)
+        return model.rerank(work.query, work.documents, document_embeddings=vectors, **quiet)
+
+    def together(work: Work, **options: Any) -> object:
+        queries = [f"{work.query} {number}" for number in range(MANY)]
+        return model.rerank(queries, work.documents, **quiet, **options)
+
+    def together_with_vectors(work: Work) -> object:
+        return together(work, document_embeddings=stored[id(work)].embeddings)
+
+    for number in dict.fromkeys((listwise.num_prompt_documents, LARGE_K)):
+        ranked = partial(with_vectors, num_prompt_documents=number)
+        yield _Way(weights, f"rerank, stored vectors, K = {number}", ranked, own, prepare=keep)
+    yield _Way(weights, f"rerank, stored vectors, {MANY} queries", together_with_vectors, own, MANY, keep)
+    yield _Way(weights, "rerank, vectors found by text", by_text, own, prepare=keep)
+    yield _Way(weights, "rerank", lambda work: model.rerank(*work, **quiet), own)
+    yield _Way(weights, f"rerank, {MANY} queries, same candidates", together, own, MANY)
+    yield _Way(weights, "encode", lambda work: model.encode_document(work.documents, **quiet), own)
+    yield _Way(weights, "recipe of the model card", lambda work: plain_recipe(model, *work), own)
+    cross = cross_encoder(folder, model, weights)
+    yield _Way(weights, REFERENCE, lambda work: cross.rank(*work, **quiet), Meter([cross.model.base_model]))
+    if is_decoder:
+        writer = Generative(folder, model.device, weights, model.max_seq_length)
+        yield _Way(weights, "generative listwise", lambda work: writer.rank(*work), Meter([writer.model.model]))
+
+
+def _backbone_of(model: Any) -> torch.nn.Module:
+    """The transformers model in a Sentence-Transformers model, or in the model of its prompts."""
+    found: torch.nn.Module = next(iter(model.children())).model
+    return found
+
+
+def _turns(
+    name: str, work: str, queries: Sequence[Work], ways: Sequence[_Way], device: torch.device, rates: dict[str, float]
+) -> Iterator[Line]:
+    """Let the ways take turns; the first turn is not counted."""
+    for way in ways:
+        way.seconds, way.inside, way.peak = [], [], None
+    found: dict[torch.dtype, list[float]] = {way.dtype: [] for way in ways}
+    for turn, query in enumerate(queries):
+        for dtype, of_dtype in found.items():
+            of_dtype.append(product_rate(device, dtype))
+        for way in ways:
+            _take(way, query, device, counts=turn > 0)
+    best = {dtype: max(of_dtype) for dtype, of_dtype in found.items()}
+    for dtype, rate in best.items():
+        key = str(dtype).removeprefix("torch.")
+        rates[key] = max(rate, rates.get(key, 0.0))
+    reference = next((way.seconds for way in ways if way.name == REFERENCE and way.dtype == torch.float32), None)
+    return (_line(name, work, way, best[way.dtype], reference) for way in ways)
+
+
+def _take(way: _Way, query: Work, device: torch.device, *, counts: bool) -> None:
+    """Rank once, or again until enough time has passed to be measured."""
+    way.prepare(query)
+    before = _memory(device)
+    with ExitStack() as stack:
+        meter = stack.enter_context(way.meter)
+        meter.clear()
+        calls, start = 0, time.perf_counter()
+        while True:
+            way.run(query)
+            synchronize(device)
+            calls += 1
+            seconds = time.perf_counter() - start
+            if seconds >= AT_LEAST:
+                break
+    if counts:
+        way.seconds.append(seconds / calls / way.queries)
+        way.inside.append(meter.seconds / seconds)
+        way.flops, way.tokens = (value / calls / way.queries for value in (meter.flops, meter.tokens))
+        peak = _memory(device, peak=True)
+        way.peak = None if peak is None or before is None else max(way.peak or 0, peak - before)
+
+
+def _memory(device: torch.device, *, peak: bool = False) -> int | None:
+    """Bytes in use; or the most since the last call without ``peak``, which begins again."""
+    if device.type == "cuda":
+        if peak:
+            return torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not os.access(reset, os.W_OK):
+        return None
+    if not peak:
+        reset.write_text("5")
+    name = "VmHWM:" if peak else "VmRSS:"
+    lines = [line.split() for line in status.read_text().splitlines()]
+    return next((int(line[1]) * 1024 for line in lines if line and line[0] == name), None)
+
+
+def _line(name: str, work: str, way: _Way, rate: float, reference: Sequence[float] | None) -> Line:
+    median = statistics.median(way.seconds)
+    ratios = [theirs / ours for theirs, ours in zip(reference, way.seconds, strict=True)] if reference else []
+    return Line(
+        model=name,
+        work=work,
+        dtype=str(way.dtype).removeprefix("torch."),
+        way=way.name,
+        milliseconds=round(1000 * median, 2),
+        least=round(1000 * min(way.seconds), 2),
+        most=round(1000 * max(way.seconds), 2),
+        ratio=round(statistics.median(ratios), 2) if ratios else None,
+        tokens=round(way.tokens),
+        floor=round(1000 * way.flops / rate, 2),
+        outside=round(1 - statistics.median(way.inside), 3),
+        peak_bytes=way.peak,
+    )
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """Write what :func:`measure` found as tables in Markdown, one for each model and work."""
+    header = ("", "type", "ms a query", "from, to", "× CrossEncoder", "of the floor", "outside", "tokens", "memory, MB")
+    lines, about = [Line(**line) for line in found["lines"]], found["environment"]
+    hardware = about["hardware"]
+    load = "" if about["load_average"] is None else f", load {about['load_average']:.1f} before"
+    parts = [f"{hardware['device']}, {hardware['threads']} threads{load}.\n"]
+    for model, work in dict.fromkeys((line.model, line.work) for line in lines):
+        rows = [
+            (
+                line.way, line.dtype, f"{line.milliseconds:,.1f}", f"{line.least:,.1f}, {line.most:,.1f}",
+                "" if line.ratio is None else f"{line.ratio:,.2f}", f"{line.of_floor:.0%}", f"{line.outside:.0%}",
+                f"{line.tokens:,}", "" if line.peak_bytes is None else f"{line.peak_bytes / 1e6:,.0f}",
+            )
+            for line in lines
+            if (line.model, line.work) == (model, work)
+        ]  # fmt: skip
+        parts += [f"\n`{model}`, {work} documents:\n\n", markdown_table(header, rows, labels=2) + "\n"]
+    return "".join(parts)

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from e2rank_st import __version__
-from e2rank_st.cli import evaluate, search, serve
+from e2rank_st.cli import bench, evaluate, search, serve
 from e2rank_st.cli.models import BUNDLED, ModelName, load_encoder, step
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.console import Column, json_line, log_to_stderr, reported_errors, show
@@ -76,6 +76,7 @@ app.add_typer(evaluate.app, name="eval")
 app.command(epilog=search.INDEX_EXAMPLES)(search.index)
 app.command(epilog=search.SEARCH_EXAMPLES)(search.search)
 app.command(epilog=serve.SERVE_EXAMPLES)(serve.serve)
+app.command(epilog=bench.BENCH_EXAMPLES)(bench.bench)
 
 Source = Annotated[
     str, typer.Argument(metavar="FILE", help="One document a line, or JSON lines or CSV with 'text'; - is stdin.")
@@ -205,7 +206,7 @@ def embed(
     file_format: FileFormat = "auto",
     model: ModelName = BUNDLED,
     device: Device = None,
-    dtype: Dtype = "auto",
+    dtype: Dtype = "saved",
     batch_size: BatchSize = 32,
     verbose: Verbose = 0,
 ) -> None:
@@ -247,7 +248,7 @@ def tune(
     top_n: Annotated[int, typer.Option(min=2, metavar="N", help="Candidates a query.")] = 100,
     model: ModelName = BUNDLED,
     device: Device = None,
-    dtype: Dtype = "auto",
+    dtype: Dtype = "saved",
     batch_size: BatchSize = 32,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the folds and the tests.")] = 0,
     write: Annotated[bool, typer.Option("--write", help="Write the settings into the folder --model.")] = False,

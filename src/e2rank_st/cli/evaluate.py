@@ -165,7 +165,7 @@ def mteb(
     ] = None,
     batch_size: BatchSize = 32,
     device: Device = None,
-    dtype: Dtype = "auto",
+    dtype: Dtype = "saved",
     vectors: Vectors = None,
     output_dir: Annotated[Path, Option(metavar="DIR", help="Where results go and are kept.")] = Path("results"),
     overwrite: Annotated[bool, Option("--overwrite", help="Replace results, whatever they are of.")] = False,
@@ -217,7 +217,7 @@ def rerank(
     baseline: Annotated[str | None, Option(metavar="NAME", help="A second model, side by side.")] = None,
     cross_encoder: Annotated[str | None, Option(metavar="NAME", help="A cross-encoder, side by side.")] = None,
     device: Device = None,
-    dtype: Dtype = "auto",
+    dtype: Dtype = "saved",
     batch_size: BatchSize = 32,
     systems: Annotated[str, Option(metavar="NAME,...", help="Of each model; or fused.")] = "embedding,rocchio,listwise",
     num_prompt_documents: Annotated[
@@ -360,7 +360,7 @@ def relevance(
     model: ModelName = "bundled-base",
     batch_size: BatchSize = 32,
     device: Device = None,
-    dtype: Dtype = "auto",
+    dtype: Dtype = "saved",
     output_dir: Annotated[Path, Option(metavar="DIR", help="Where similarities, tables and figure go.")] = Path(
         "relevance"
     ),

@@ -56,7 +56,7 @@ def load_encoder(name: str, device: str | None, dtype: str, *, tell: bool = Fals
         if is_local or not sys.stderr.isatty():
             disable_progress_bar()
         try:
-            return load_model(name, device=device, model_kwargs={"dtype": dtype})
+            return load_model(name, device=device, dtype=dtype)
         finally:
             enable_progress_bar()  # the bars of reranking use the same switch
 

@@ -26,9 +26,14 @@ def _set_verbosity(verbosity: int) -> int:
 
 
 Device = Annotated[str | None, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; by default the best device.")]
-DtypeName: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+DtypeName: TypeAlias = Literal["auto", "saved", "float32", "bfloat16", "float16"]
 Dtype = Annotated[
-    DtypeName, Option(metavar="TYPE", help="Of the weights: auto (as saved), float32, bfloat16 or float16.")
+    DtypeName,
+    Option(
+        metavar="TYPE",
+        help="Of the weights: auto (bfloat16 where it is faster, else float32), saved (as the model has them), "
+        "float32, bfloat16 or float16.",
+    ),
 ]
 BatchSize = Annotated[int, Option(min=1, metavar="N", help="Texts in a forward pass.")]
 Verbose = Annotated[

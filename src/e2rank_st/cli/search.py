@@ -64,7 +64,7 @@ def index(
     ] = 0,
     model: IndexModel = None,
     device: Device = None,
-    dtype: Dtype = "auto",
+    dtype: Dtype = "saved",
     batch_size: BatchSize = 32,
     verbose: Verbose = 0,
 ) -> None:
@@ -88,7 +88,7 @@ def index(
             from e2rank_st.integrations.ray import add_with_ray
             from e2rank_st.loading import load_model
 
-            load = partial(load_model, name, device=device, model_kwargs={"dtype": dtype})
+            load = partial(load_model, name, device=device, dtype=dtype)
             changes = add_with_ray(to, load, source, workers=workers, batch_size=batch_size)
         else:
             changes = found.add(_documents(source), batch_size=batch_size, show_progress_bar=sys.stderr.isatty())

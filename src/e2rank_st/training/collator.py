@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -198,27 +199,33 @@ class SlateCollator(SentenceTransformerDataCollator):
                 yield self._builder.build(query, shown, instruction, tokens_of).ids
             return
         if column == "query":
-            tokens = self._queries(rows, embedder, embedded=True)
+            found = self._query_ids(rows, embedder)
         elif column == "guarded":
             drawn = list(zip(rows, draws, strict=True))[::GUARDED_EVERY]
             texts = [row["documents"][draw.randrange(len(row["documents"]))] for row, draw in drawn]
-            tokens = embedder.tokens("document", texts, embedded=True)
+            found = embedder.ids("document", texts)
         else:
             texts = []
             for row, places in zip(rows, slates, strict=True):
                 texts += [row["documents"][place] for place in places]
                 texts += [FILLER] * (self._slate_size(slates) - len(places))
-            tokens = embedder.tokens("document", texts, embedded=True)
-        for text in tokens:
-            yield embedder.texts.with_special_tokens(text.ids, self.model.max_seq_length)
+            found = embedder.ids("document", texts)
+        for ids in found:
+            yield embedder.texts.with_special_tokens(ids, self.model.max_seq_length)
 
-    def _queries(self, rows: Sequence[Row], embedder: Embedder, *, embedded: bool = False) -> list[TokenizedText]:
-        """The tokens of each query behind its retrieval prompt, to be embedded or shown in a listwise prompt."""
+    def _queries(self, rows: Sequence[Row], embedder: Embedder) -> list[TokenizedText]:
+        """The tokens of each query behind its retrieval prompt, to be shown in a listwise prompt."""
         if not self._wordings:
-            return embedder.tokens("query", [row["query"] for row in rows], embedded=embedded)
-        tokenizer = embedder.texts.own if embedded else embedder.texts
-        found = (tokenizer.texts([row["query"]], self._wording(row).query_prompt) for row in rows)
+            return embedder.tokens("query", [row["query"] for row in rows])
+        found = (embedder.texts.texts([row["query"]], self._wording(row).query_prompt) for row in rows)
         return [text for texts in found for text in texts.values()]
+
+    def _query_ids(self, rows: Sequence[Row], embedder: Embedder) -> list[array[int]]:
+        """The token ids of each query behind its retrieval prompt, to be embedded."""
+        if not self._wordings:
+            return embedder.ids("query", [row["query"] for row in rows])
+        found = (embedder.texts.own.text_ids([row["query"]], self._wording(row).query_prompt) for row in rows)
+        return [ids for texts in found for ids in texts.values()]
 
     def _vectors(self, rows: Sequence[Row], slates: Sequence[Sequence[int]]) -> Tensor:
         """The stored vectors of all slates, (B·N, D); zeros fill up."""

@@ -1,0 +1,117 @@
+"""Transformers at work → the seconds inside them, and the floating-point operations that the work needs at least.
+
+The needed operations are those of the layers' matrix products, for the tokens without padding. Divided by the rate of
+a matrix product on the same device, they are the least time that any program could take: the floor.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Meter", "forward_flops", "product_rate", "synchronize"]
+
+ONCE_A_SEQUENCE = "pooler"  # a layer behind the last one that sees one token
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is timed
+
+
+class Meter:
+    """Counts, while it is entered, what goes through some transformers models.
+
+    Args:
+        backbones: The models.
+
+    Attributes:
+        seconds: Inside the models.
+        flops: Operations that their inputs need.
+        tokens: Tokens of their inputs, without padding.
+    """
+
+    def __init__(self, backbones: Iterable[nn.Module]) -> None:
+        self.backbones = list(dict.fromkeys(backbones))
+        self._hooks: list[Any] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin again from zero."""
+        self.seconds, self.flops, self.tokens = 0.0, 0, 0
+
+    def __enter__(self) -> Meter:
+        """Start to count."""
+        for backbone in self.backbones:
+            self._hooks += [
+                backbone.register_forward_pre_hook(self._before, with_kwargs=True),
+                backbone.register_forward_hook(self._after),
+            ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, and leave the models as they were."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _before(self, backbone: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+        given = inspect.signature(backbone.forward).bind_partial(*arguments, **named).arguments
+        rows = _rows({**given, **given.get("kwargs", {})})
+        self.flops += sum(forward_flops(backbone, new, total) for new, total in rows)
+        self.tokens += sum(new for new, _ in rows)
+        synchronize(next(backbone.parameters()).device)
+        self._start = time.perf_counter()
+
+    def _after(self, backbone: nn.Module, *_: object) -> None:
+        synchronize(next(backbone.parameters()).device)
+        self.seconds += time.perf_counter() - self._start
+
+
+def _rows(given: dict[str, Any]) -> list[tuple[int, int]]:
+    """For each sequence of an input, its new tokens, and all tokens that they attend to."""
+    ids: Tensor = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
+    if (ends := given.get("cu_seq_lens_q")) is not None:
+        return [(size, size) for size in ends.diff().tolist()]
+    rows, width = ids.shape[:2]
+    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    past = cache.get_seq_length() if cache is not None else 0
+    if mask is None or mask.ndim != 2:
+        return [(width, past + width)] * rows
+    return list(zip(mask[:, -width:].sum(1).tolist(), mask.sum(1).tolist(), strict=True))
+
+
+def forward_flops(backbone: Any, new: int, total: int) -> int:
+    """Operations of the matrix products for ``new`` tokens that attend to ``total``, themselves included.
+
+    Two for each weight of a linear layer and token; four for each value of the attention's heads, and pair of tokens
+    (Kaplan et al. 2020, table 1). A causal model needs half of the pairs of its new tokens.
+    """
+    config = backbone.config
+    layers = [(name, layer) for name, layer in backbone.named_modules() if isinstance(layer, nn.Linear)]
+    weights = sum(layer.weight.numel() for name, layer in layers if ONCE_A_SEQUENCE not in name)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = config.num_hidden_layers * config.num_attention_heads * head
+    is_causal = any(getattr(part, "is_causal", False) for part in backbone.modules())
+    pairs = new * total - (new * (new - 1) // 2 if is_causal else 0)
+    return 2 * weights * new + 4 * width * pairs
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, repeat: int = 3) -> float:
+    """Measure operations a second of the product of two square matrices; the best of some."""
+    side = SIDE.get(device.type, SIDE["cpu"])
+    one, other = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(repeat + 1):
+        synchronize(device)
+        start = time.perf_counter()
+        one @ other
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times[1:])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done its work; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,49 @@
+"""The peers do what they are compared for."""
+
+import torch
+
+from e2rank_st import E2Rank
+from e2rank_st.benchmarks import peers
+from e2rank_st.benchmarks.meter import Meter
+from e2rank_st.bundled import BUNDLED, base_here
+
+
+def test_the_plain_recipe_ranks_as_rerank_does(bundled: E2Rank, facts: list[str]):
+    """Guards against a comparison with something else: same prompt, same documents, same order."""
+    query = "how long do fleas live"
+    ranking = bundled.rerank(query, facts, query_weight=0.0, candidate_order="given")
+    assert peers.plain_recipe(bundled, query, facts) == [hit["corpus_id"] for hit in ranking]
+
+
+def test_a_generative_reranker_reads_windows_and_writes_identifiers(checkpoint, facts, monkeypatch):
+    """Guards against a peer that does too much or too little: 9 windows of 20 for 100, a token for each document."""
+    writer = peers.Generative(str(checkpoint), torch.device("cpu"), torch.float32, 64)
+    monkeypatch.setattr(peers, "WINDOW", 4)
+    monkeypatch.setattr(peers, "STEP", 2)
+    made, generate = [], writer.model.generate
+
+    def recording(**options):
+        answer = generate(**options)
+        made.append(answer.shape[1] - options["input_ids"].shape[1])
+        return answer
+
+    monkeypatch.setattr(writer.model, "generate", recording)
+    with Meter([writer.model.model]) as meter:
+        writer.rank("how long do fleas live", facts)
+    assert made == [4] * 4, "windows begin at 6, 4, 2 and 0"
+    assert meter.tokens > 4 * 4
+    made.clear()
+    writer.rank("how long do fleas live", facts[:3])
+    assert made == [3]
+
+
+def test_a_cross_encoder_of_the_same_backbone(bundled: E2Rank, tiny: E2Rank, checkpoint, facts):
+    """Guards against a peer of another size, type or length."""
+    for model, folder in ((bundled, base_here(BUNDLED["bundled"].base)), (tiny, str(checkpoint))):
+        cross = peers.cross_encoder(folder, model, torch.bfloat16)
+        assert cross.max_seq_length == model.max_seq_length
+        assert next(cross.model.parameters()).dtype == torch.bfloat16
+        ours = sum(part.numel() for part in model.transformers_model.parameters())
+        theirs = sum(part.numel() for part in cross.model.base_model.parameters())
+        assert abs(theirs - ours) / ours < 0.01
+        assert len(cross.rank("fleas", facts, show_progress_bar=False)) == len(facts)
