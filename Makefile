@@ -119,8 +119,8 @@ report-%: $(RESULTS)
 $(RELEVANCE): | $(VENV)/.dev
 	$(EVAL) relevance --tasks nfcorpus-dev,squad-dev --data-dir "$(DATA)" --output-dir $(@D) --docs docs/reranking.md
 
-benchmark: $(VENV)/.base  ## time reranking against the recipe of the public model card, in some minutes
-	$(VENV)/bin/python eval/benchmark_rerank.py
+benchmark: $(VENV)/.base  ## time reranking against a cross-encoder and plain encode, in some minutes
+	$(VENV)/bin/e2rank bench
 
 publish-check: $(VENV)/.dev  ## build and verify the Hub repository of the bundled model, without the Hub
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python push_to_hub.py src/e2rank_st/bundled/e2rank-minilm-l6 --repo-id $(REPO_ID) --dry-run

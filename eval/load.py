@@ -5,7 +5,6 @@
 It takes 7 minutes, and compares every answer with a direct call. The options: ``--help``.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +24,6 @@ def main(
     output: Annotated[Path, typer.Option(help="File of results.")] = RESULTS,
 ) -> None:
     """Ask a server with batching and one without, in turns."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as the command e2rank does
     from e2rank_st.benchmarks.load import Load, measure, requests, table
     from e2rank_st.loading import load_model
 

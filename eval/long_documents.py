@@ -5,7 +5,6 @@
 The options: ``--help``.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +26,6 @@ def main(
     measure_again: Annotated[bool, typer.Option(help="Measure, and not only write the table of the file.")] = True,
 ) -> None:
     """Rerank long documents, cut and as passages."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as the command e2rank does
     from e2rank_st import load_model
     from e2rank_st.benchmarks.long_documents import Measured, as_json, measure, table
 

@@ -5,7 +5,6 @@
 A million documents take some minutes and 3 GB of disk. The options: ``--help``.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,6 @@ def main(
     docs: Annotated[Path | None, typer.Option(help="Put the tables between the marks of this file.")] = None,
 ) -> None:
     """Write and search indexes of several sizes, exactly and approximately."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as the command e2rank does
     from e2rank_st import E2Rank
     from e2rank_st.benchmarks.scale import measure, plan, real_vectors, table
     from e2rank_st.benchmarks.summary import put_into

@@ -5,7 +5,6 @@
 Two cores embed NFCorpus and SciFact in a quarter of an hour. The options: ``--help``.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +24,6 @@ def main(
     docs: Annotated[Path | None, typer.Option(help="Put the table between the marks of this file.")] = None,
 ) -> None:
     """Search judged collections, exactly and approximately, and rerank."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as the command e2rank does
     from e2rank_st import load_model
     from e2rank_st.benchmarks.summary import put_into
     from e2rank_st.benchmarks.vector_indexes import measure, table

@@ -98,6 +98,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def with_yes_and_no(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of the toy tokenizer with the tokens by which a cross-encoder made of a decoder answers."""
+    folder = str(tmp_path_factory.mktemp("tokenizer"))
+    tokenizer = toy_tokenizer()
+    tokenizer.add_tokens(["yes", "no"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny(checkpoint: Path) -> E2Rank:
     """The tiny Qwen3, wired as a released checkpoint. Shared: a test that changes it takes a copy."""
     return E2Rank(str(checkpoint), device="cpu")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,6 +29,8 @@ Made = TypeVar("Made")
 
 RETRIEVAL_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}  # as ST's encode_* choose them
 MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward pass, for every batch size
+# Padded tokens that take as long as the start of one more forward pass: by kind of device, and elsewhere.
+START_TOKENS, OTHER_START_TOKENS = {"cpu": 64}, 4_096
 
 
 class Embedder:
@@ -162,7 +164,7 @@ class Embedder:
         vectors = torch.empty(len(distinct), self.model.get_embedding_dimension() or 0, device=self.model.device)
         model = self.prompt_model if kind == "prompt" else self.model
         with tqdm(total=len(distinct), desc=kind, unit=kind, disable=not self.show_progress_bar) as progress:
-            for batch in token_batches([len(ids) for ids in distinct], self.batch_size):
+            for batch in token_batches([len(ids) for ids in distinct], self.batch_size, vectors.device.type):
                 features: dict[str, Any] = {**self.features([distinct[row] for row in batch]), **shared}
                 vectors[batch] = model(features)["sentence_embedding"][:, : vectors.shape[1]].float()
                 progress.update(len(batch))
@@ -179,19 +181,38 @@ class Embedder:
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
 
-def token_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yields batches of similar lengths: at most ``batch_size`` sequences and ``MAX_BATCH_TOKENS`` padded tokens each.
+def token_batches(lengths: Sequence[int], batch_size: int, device: str = "cpu") -> list[list[int]]:
+    """Splits sequences, sorted by length, into the batches that together cost least: padded tokens, and each start.
 
-    The longest come first, because the peak of memory then comes at once. A sequence above the limit goes alone.
+    The longest come first, because the peak of memory then comes at once. The split is the best one of all: for each
+    number of first sequences it is known what they cost, and which is their last batch (dynamic programming).
+
+    Args:
+        lengths: Tokens of each sequence.
+        batch_size: Most sequences of a batch.
+        device: Kind of the device that computes; the start of a forward pass costs more where tokens cost less.
+
+    Returns:
+        Places of the sequences. A batch has at most ``MAX_BATCH_TOKENS`` padded tokens, or one sequence.
     """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) == batch_size or (len(batch) + 1) * lengths[batch[0]] > MAX_BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    start = START_TOKENS.get(device, OTHER_START_TOKENS)
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    least, begins = [0], [0]
+    for end in range(1, len(order) + 1):
+        cost, begin = least[end - 1] + lengths[order[end - 1]], end - 1
+        for first in range(end - 2, max(end - batch_size, 0) - 1, -1):
+            padded = lengths[order[first]] * (end - first)
+            if padded > MAX_BATCH_TOKENS:
+                break
+            if least[first] + padded < cost:
+                cost, begin = least[first] + padded, first
+        least.append(cost + start)
+        begins.append(begin)
+    batches, end = list[list[int]](), len(order)
+    while end:
+        batches.append(order[begins[end] : end])
+        end = begins[end]
+    return batches[::-1]
 
 
 def cosine(vectors: Tensor, vector: Tensor) -> Tensor:

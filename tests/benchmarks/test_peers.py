@@ -4,7 +4,7 @@ import torch
 
 from e2rank_st import E2Rank
 from e2rank_st.benchmarks import peers
-from e2rank_st.benchmarks.meter import Meter
+from e2rank_st.benchmarks.meter import Meter, backbone_of
 from e2rank_st.bundled import BUNDLED, base_here
 
 
@@ -37,13 +37,15 @@ def test_a_generative_reranker_reads_windows_and_writes_identifiers(checkpoint, 
     assert made == [3]
 
 
-def test_a_cross_encoder_of_the_same_backbone(bundled: E2Rank, tiny: E2Rank, checkpoint, facts):
+def test_a_cross_encoder_of_the_same_backbone(bundled: E2Rank, with_yes_and_no, facts, tmp_path, monkeypatch):
     """Guards against a peer of another size, type or length."""
-    for model, folder in ((bundled, base_here(BUNDLED["bundled"].base)), (tiny, str(checkpoint))):
+    monkeypatch.setitem(peers.SHAPES, "tiny", {**peers.SHAPES["qwen3-small"], "num_hidden_layers": 1})
+    decoder = str(peers.write_random_decoder("tiny", with_yes_and_no, tmp_path / "decoder"))
+    for model, folder in ((bundled, base_here(BUNDLED["bundled"].base)), (E2Rank(decoder, device="cpu"), decoder)):
         cross = peers.cross_encoder(folder, model, torch.bfloat16)
         assert cross.max_seq_length == model.max_seq_length
         assert next(cross.model.parameters()).dtype == torch.bfloat16
         ours = sum(part.numel() for part in model.transformers_model.parameters())
-        theirs = sum(part.numel() for part in cross.model.base_model.parameters())
+        theirs = sum(part.numel() for part in backbone_of(next(cross.children())).parameters())
         assert abs(theirs - ours) / ours < 0.01
         assert len(cross.rank("fleas", facts, show_progress_bar=False)) == len(facts)

@@ -9,7 +9,7 @@ from e2rank_st.benchmarks.figures import draw_speed
 
 
 @pytest.fixture(scope="module")
-def found(checkpoint):
+def found(with_yes_and_no):
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(peers.SHAPES, "tiny", {**small, "num_key_value_heads": 2, "head_dim": 8})
@@ -18,7 +18,7 @@ def found(checkpoint):
         patch.setattr("e2rank_st.benchmarks.meter.SIDE", {"cpu": 64})
         given = {"short": [work._replace(documents=work.documents[:7]) for work in speed.works(None, 1, 3)]}
         types = ["float32", "bfloat16"]
-        return speed.measure(["tiny"], given, types, device="cpu", tokenizer=str(checkpoint))
+        return speed.measure(["tiny"], given, types, device="cpu", tokenizer=with_yes_and_no)
 
 
 def test_all_take_part_in_each_type(found):

@@ -9,7 +9,7 @@ from e2rank_st.benchmarks import peers, speed
 from e2rank_st.cli.app import app
 
 
-def test_a_table_and_files(checkpoint, tmp_path, monkeypatch):
+def test_a_table_and_files(with_yes_and_no, tmp_path, monkeypatch):
     """Guards against a command that measures, but writes nothing down."""
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     monkeypatch.setitem(peers.SHAPES, "tiny", {**small, "num_key_value_heads": 2, "head_dim": 8})
@@ -18,7 +18,7 @@ def test_a_table_and_files(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "MANY", 2)
     monkeypatch.setattr("e2rank_st.benchmarks.meter.SIDE", {"cpu": 64})
     output, figure = tmp_path / "speed.json", tmp_path / "speed.svg"
-    chosen = ["--model", "tiny", "--tokenizer", str(checkpoint), "--device", "cpu", "--work", "short", "--turns", "1"]
+    chosen = ["--model", "tiny", "--tokenizer", with_yes_and_no, "--device", "cpu", "--work", "short", "--turns", "1"]
     files = ["--output", str(output), "--figure", str(figure), "--dtypes", "float32"]
     done = CliRunner().invoke(app, ["bench", *chosen, *files])
     assert done.exit_code == 0, done.output
@@ -30,7 +30,7 @@ def test_a_table_and_files(checkpoint, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--work", "huge"], "got the work 'huge'; give one of short, long"),
+        (["--work", "huge"], "got the work 'huge'; give one of short, medium, long"),
         (["--dtypes", "int3"], "got the type 'int3'"),
         (["--model", "other"], "Got the model 'other'; give one of"),
     ],

@@ -1,12 +1,15 @@
 """What goes through the model for a ranking: which texts, how often, in which batches, cut where."""
 
 import copy
+import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from e2rank_st import E2Rank
-from e2rank_st.embedding_e2rank import MAX_BATCH_TOKENS, cosine, token_batches
+from e2rank_st.embedding_e2rank import MAX_BATCH_TOKENS, START_TOKENS, cosine, token_batches
 from e2rank_st.prompts_e2rank import TextTokenizer
 from tests.modeling_e2rank.rankings import QUERY, assert_same, scores
 
@@ -69,8 +72,36 @@ def test_passes_are_bounded_in_tokens(tiny: E2Rank, spy):
     assert prompt_shape[0] == 1
     assert min(width for _, width in document_shapes) < 40, "short documents are not padded to the long ones"
     lengths = [5, MAX_BATCH_TOKENS + 1, 1, MAX_BATCH_TOKENS // 2, 5, 5]
-    assert list(token_batches(lengths, batch_size=2)) == [[1], [3, 0], [4, 5], [2]], "none is lost or repeated"
-    assert list(token_batches([], 3)) == []
+    batches = token_batches(lengths, batch_size=3)
+    assert batches[:2] == [[1], [3]], "the longest come first, and one above the limit goes alone"
+    assert token_batches([], 3) == []
+
+
+def cost(parts, lengths) -> int:
+    return sum(max(lengths[row] for row in part) * len(part) + START_TOKENS["cpu"] for part in parts)
+
+
+@settings(deadline=None, max_examples=100)
+@given(lengths=st.lists(st.integers(1, 400), max_size=8), batch_size=st.integers(1, 4))
+def test_no_other_batches_cost_less(lengths, batch_size):
+    """Guards against padding: of all ways to split the sorted sequences, the one that costs least is taken."""
+    found = token_batches(lengths, batch_size)
+    assert sorted(row for batch in found for row in batch) == list(range(len(lengths))), "none is lost or repeated"
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    splits = []
+    for ends in itertools.product((False, True), repeat=max(len(lengths) - 1, 0)):
+        bounds = [0, *(row + 1 for row, end in enumerate(ends) if end), len(lengths)]
+        parts = [order[first:last] for first, last in itertools.pairwise(bounds)]
+        splits += [parts] * all(1 <= len(part) <= batch_size for part in parts)
+    assert not lengths or cost(found, lengths) == min(cost(parts, lengths) for parts in splits)
+
+
+def test_batches_of_a_gpu_are_larger():
+    """Guards against many small forward passes where each costs more than some padding."""
+    lengths = list(range(20, 120))
+    assert len(token_batches(lengths, 32, "cuda")) == 4 < len(token_batches(lengths, 32))
+    limited = token_batches([MAX_BATCH_TOKENS // 2] * 5, 32, "cuda")
+    assert sorted(len(batch) for batch in limited) == [1, 2, 2]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -7,24 +7,27 @@ a matrix product on the same device, they are the least time that any program co
 from __future__ import annotations
 
 import inspect
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-__all__ = ["Meter", "forward_flops", "product_rate", "synchronize"]
+__all__ = ["Meter", "backbone_of", "forward_flops", "memory_in_use", "product_rate", "synchronize"]
 
 ONCE_A_SEQUENCE = "pooler"  # a layer behind the last one that sees one token
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is timed
 
 
 class Meter:
-    """Counts, while it is entered, what goes through some transformers models.
+    """Counts, while it is entered, what goes through some models.
 
     Args:
-        backbones: The models.
+        models: First modules of Sentence-Transformers models, or transformers models. One may be inside another.
 
     Attributes:
         seconds: Inside the models.
@@ -32,9 +35,10 @@ class Meter:
         tokens: Tokens of their inputs, without padding.
     """
 
-    def __init__(self, backbones: Iterable[nn.Module]) -> None:
-        self.backbones = list(dict.fromkeys(backbones))
+    def __init__(self, models: Iterable[nn.Module]) -> None:
+        self.models = list(dict.fromkeys(models))
         self._hooks: list[Any] = []
+        self._depth = 0
         self.clear()
 
     def clear(self) -> None:
@@ -43,10 +47,10 @@ class Meter:
 
     def __enter__(self) -> Meter:
         """Start to count."""
-        for backbone in self.backbones:
+        for model in self.models:
             self._hooks += [
-                backbone.register_forward_pre_hook(self._before, with_kwargs=True),
-                backbone.register_forward_hook(self._after),
+                model.register_forward_pre_hook(self._before, with_kwargs=True),
+                model.register_forward_hook(self._after),
             ]
         return self
 
@@ -55,20 +59,35 @@ class Meter:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def _before(self, backbone: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
-        given = inspect.signature(backbone.forward).bind_partial(*arguments, **named).arguments
-        rows = _rows({**given, **given.get("kwargs", {})})
+    def _before(self, model: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+        self._depth += 1
+        if self._depth > 1:
+            return
+        backbone = backbone_of(model)
+        if arguments and isinstance(arguments[0], Mapping):
+            rows = _rows(arguments[0])
+        else:
+            given = inspect.signature(model.forward).bind_partial(*arguments, **named).arguments
+            rows = _rows({**given, **given.get("kwargs", {})})
         self.flops += sum(forward_flops(backbone, new, total) for new, total in rows)
         self.tokens += sum(new for new, _ in rows)
-        synchronize(next(backbone.parameters()).device)
+        synchronize(next(model.parameters()).device)
         self._start = time.perf_counter()
 
-    def _after(self, backbone: nn.Module, *_: object) -> None:
-        synchronize(next(backbone.parameters()).device)
-        self.seconds += time.perf_counter() - self._start
+    def _after(self, model: nn.Module, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            synchronize(next(model.parameters()).device)
+            self.seconds += time.perf_counter() - self._start
 
 
-def _rows(given: dict[str, Any]) -> list[tuple[int, int]]:
+def backbone_of(model: Any) -> Any:
+    """The layers of a model, without a head: those of the transformers model itself, or of the one inside."""
+    found = model if isinstance(model, PreTrainedModel) else model.model
+    return found.base_model
+
+
+def _rows(given: Mapping[str, Any]) -> list[tuple[int, int]]:
     """For each sequence of an input, its new tokens, and all tokens that they attend to."""
     ids: Tensor = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
     if (ends := given.get("cu_seq_lens_q")) is not None:
@@ -115,3 +134,20 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done its work; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def memory_in_use(device: torch.device, *, peak: bool = False) -> int | None:
+    """Bytes in use; or the most since the last call without ``peak``, which begins again."""
+    if device.type == "cuda":
+        if peak:
+            return torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not os.access(reset, os.W_OK):
+        return None
+    if not peak:
+        reset.write_text("5")
+    name = "VmHWM:" if peak else "VmRSS:"
+    lines = [line.split() for line in status.read_text().splitlines()]
+    return next((int(line[1]) * 1024 for line in lines if line and line[0] == name), None)

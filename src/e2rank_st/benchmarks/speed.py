@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from torch import nn
 from transformers.utils.logging import tqdm
 
-from e2rank_st.benchmarks.meter import Meter, product_rate, synchronize
+from e2rank_st.benchmarks.meter import Meter, memory_in_use, product_rate, synchronize
 from e2rank_st.benchmarks.peers import SHAPES, Generative, cross_encoder, plain_recipe, write_random_decoder
 from e2rank_st.bundled import BUNDLED, base_here
 from e2rank_st.console import markdown_table
@@ -35,7 +37,7 @@ from e2rank_st.search.texts import TextVectors
 __all__ = ["REFERENCE", "WORKS", "Line", "Work", "measure", "tables", "works"]
 
 REFERENCE = "CrossEncoder.rank"  # in float32, the ratios' denominator
-WORKS = {"short": 1, "long": 5}  # passages that a document is made of
+WORKS = {"short": 1, "medium": 2, "long": 5}  # passages that a document is made of
 NUM_CANDIDATES, MANY = 100, 32
 WORDS = 55  # of a docstring that stands for a passage: about 75 tokens
 AT_LEAST = 0.2  # seconds; a quick way is repeated in its turn
@@ -126,7 +128,9 @@ def works(results: Path | None, size: int, turns: int) -> list[Work]:
         draw = np.random.default_rng(0)
         found = [(query, list(draw.choice(texts, NUM_CANDIDATES))) for query in QUERIES]
     else:
-        found = [(slate.query, list(slate.documents[:NUM_CANDIDATES])) for slate in read_results(results)[:turns]]
+        found = [
+            (slate.query, list(slate.documents[:NUM_CANDIDATES])) for slate in islice(read_results(results), turns)
+        ]
     if not found or not all(documents for _, documents in found):
         raise ValueError(f"{results} has a query without candidates; give some for each.")
     made = []
@@ -190,7 +194,8 @@ def _backbone(name: str, tokenizer: str, scratch: Path) -> str:
 def _ways(model: E2Rank, folder: str, dtype: str, is_decoder: bool) -> Iterator[_Way]:
     """The ways to rank with a model and its peers. Stored vectors are made before the time counts."""
     weights, listwise = getattr(torch, dtype), model.listwise
-    own = Meter([_backbone_of(model), _backbone_of(listwise.prompt_model)])
+    parts: Any = (model, listwise.prompt_model)
+    own = Meter([*(next(part.children()) for part in parts), cast("nn.Module", model.transformers_model)])
     quiet: dict[str, Any] = {"show_progress_bar": False}
     stored: dict[int, TextVectors] = {}
 
@@ -224,16 +229,10 @@ def _ways(model: E2Rank, folder: str, dtype: str, is_decoder: bool) -> Iterator[
     yield _Way(weights, "encode", lambda work: model.encode_document(work.documents, **quiet), own)
     yield _Way(weights, "recipe of the model card", lambda work: plain_recipe(model, *work), own)
     cross = cross_encoder(folder, model, weights)
-    yield _Way(weights, REFERENCE, lambda work: cross.rank(*work, **quiet), Meter([cross.model.base_model]))
+    yield _Way(weights, REFERENCE, lambda work: cross.rank(*work, **quiet), Meter([next(cross.children())]))
     if is_decoder:
         writer = Generative(folder, model.device, weights, model.max_seq_length)
         yield _Way(weights, "generative listwise", lambda work: writer.rank(*work), Meter([writer.model.model]))
-
-
-def _backbone_of(model: Any) -> torch.nn.Module:
-    """The transformers model in a Sentence-Transformers model, or in the model of its prompts."""
-    found: torch.nn.Module = next(iter(model.children())).model
-    return found
 
 
 def _turns(
@@ -259,7 +258,7 @@ def _turns(
 def _take(way: _Way, query: Work, device: torch.device, *, counts: bool) -> None:
     """Rank once, or again until enough time has passed to be measured."""
     way.prepare(query)
-    before = _memory(device)
+    before = memory_in_use(device)
     with ExitStack() as stack:
         meter = stack.enter_context(way.meter)
         meter.clear()
@@ -275,25 +274,8 @@ def _take(way: _Way, query: Work, device: torch.device, *, counts: bool) -> None
         way.seconds.append(seconds / calls / way.queries)
         way.inside.append(meter.seconds / seconds)
         way.flops, way.tokens = (value / calls / way.queries for value in (meter.flops, meter.tokens))
-        peak = _memory(device, peak=True)
+        peak = memory_in_use(device, peak=True)
         way.peak = None if peak is None or before is None else max(way.peak or 0, peak - before)
-
-
-def _memory(device: torch.device, *, peak: bool = False) -> int | None:
-    """Bytes in use; or the most since the last call without ``peak``, which begins again."""
-    if device.type == "cuda":
-        if peak:
-            return torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not os.access(reset, os.W_OK):
-        return None
-    if not peak:
-        reset.write_text("5")
-    name = "VmHWM:" if peak else "VmRSS:"
-    lines = [line.split() for line in status.read_text().splitlines()]
-    return next((int(line[1]) * 1024 for line in lines if line and line[0] == name), None)
 
 
 def _line(name: str, work: str, way: _Way, rate: float, reference: Sequence[float] | None) -> Line:

@@ -7,7 +7,6 @@ them, so ``--help`` answers at once.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from e2rank_st import __version__
 from e2rank_st.cli import bench, evaluate, search, serve
 from e2rank_st.cli.models import BUNDLED, ModelName, load_encoder, step
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
+from e2rank_st.cli.process import settle
 from e2rank_st.console import Column, json_line, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, read_documents
 from e2rank_st.data.files import DataError, number_field, text_field
@@ -47,6 +47,7 @@ class _Commands(TyperGroup):
     """Ends a command after a user's mistake, with one line on stderr instead of a traceback."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        settle()
         with reported_errors("e2rank"):
             return super().main(*args, **kwargs)
 
@@ -259,7 +260,6 @@ def tune(
     verbose: Verbose = 0,
 ) -> None:
     """Is reranking worth it on your queries? Tries orders, K and weights, and judges them on held-out queries."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as for _load_model
     from e2rank_st.cli import tune as work
 
     inputs = work.Inputs(qrels, results, run, index, queries, corpus)

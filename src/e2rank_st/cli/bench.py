@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +23,7 @@ BENCH_EXAMPLES = examples(
     "bench --work short --turns 10 --output speed.json --figure speed.png",
     "bench --model qwen3-0.6b --device cuda --dtypes bfloat16 --results hits.jsonl.gz",
 )
+TYPES = ("float32", "bfloat16", "float16")
 COLUMNS = (
     Column("way", share=1),
     Column("type"),
@@ -41,9 +41,9 @@ def bench(
     model: Annotated[
         str, typer.Option(metavar="NAMES", help="Bundled models; or qwen3-0.6b, qwen3-small: weights are drawn.")
     ] = BUNDLED,
-    work: Annotated[str, typer.Option(metavar="NAMES", help="Documents of one passage (short), or of 5 (long).")] = (
-        "short,long"
-    ),
+    work: Annotated[
+        str, typer.Option(metavar="NAMES", help="Documents of one passage (short), two (medium) or five (long).")
+    ] = ("short,long"),
     turns: Annotated[int, typer.Option(min=1, metavar="N", help="Counted turns of each way.")] = 5,
     results: Annotated[
         Path | None, typer.Option(metavar="FILE", help="First-stage results with text; by default, docstrings.")
@@ -88,7 +88,6 @@ def run(
     Raises:
         typer.BadParameter: A name is not allowed.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as the other commands do
     import torch
     from sentence_transformers.util import get_device_name
 
@@ -101,8 +100,8 @@ def run(
         raise typer.BadParameter(f"got the work {unknown[0]!r}; give one of {', '.join(WORKS)}")
     if types == ["auto"]:
         types = list(dict.fromkeys(("float32", str(fastest_dtype(torch.device(place))).removeprefix("torch."))))
-    if unknown := [name for name in types if not isinstance(getattr(torch, name, None), torch.dtype)]:
-        raise typer.BadParameter(f"got the type {unknown[0]!r}; give float32, bfloat16 or float16")
+    if unknown := [name for name in types if name not in TYPES]:
+        raise typer.BadParameter(f"got the type {unknown[0]!r}; give {', '.join(TYPES)}")
     given = {name: works(results, WORKS[name], turns + 1) for name in lengths}
     shown = sys.stderr.isatty()
     try:

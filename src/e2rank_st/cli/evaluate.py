@@ -7,7 +7,6 @@ Tables go to standard output; everything else (progress, warnings, errors) goes 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import typer
 from typer import Argument, Option
 
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
+from e2rank_st.cli.process import settle
 from e2rank_st.console import Column, printable, reported_errors, show
 
 if TYPE_CHECKING:
@@ -98,13 +98,13 @@ def run_script(command: Callable[..., None]) -> None:
     """
     script = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     script.command()(command)
+    settle()
     with reported_errors(Path(sys.argv[0]).name):
         script()
 
 
 def _library(name: str) -> Any:
-    """Import a module of the library, by then with calm threads: torch reads the variable when it is imported."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    """Import a module of the library."""
     try:
         return importlib.import_module(f"e2rank_st.benchmarks.{name}")
     except ModuleNotFoundError as error:

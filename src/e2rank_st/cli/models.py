@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -46,8 +45,6 @@ def step(doing: str, *, spin: bool = True, tell: bool = True) -> Iterator[None]:
 def load_encoder(name: str, device: str | None, dtype: str, *, tell: bool = False) -> E2Rank:
     """Load the model. A model from the Hub shows the bars of its download instead of a spinner."""
     is_local = name in NAMES or Path(name).is_dir()
-    # torch reads it at its first import. Threads that spin while they wait made a busy 2-core machine 5 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with step("loading the model", spin=is_local, tell=tell):
         from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 

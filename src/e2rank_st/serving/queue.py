@@ -247,7 +247,7 @@ class ForwardQueue:
         distinct = list(dict.fromkeys(ids for part in parts for ids in part.sequences))
         shared = {} if prompt_length is None else {"prompt_length": prompt_length}
         vectors: dict[Tokens, Tensor] = {}
-        for batch in token_batches([len(ids) for ids in distinct], LARGEST):
+        for batch in token_batches([len(ids) for ids in distinct], LARGEST, self.model.device.type):
             rows = [distinct[row] for row in batch]
             found = self._networks[network]({**self._features(rows), **shared})["sentence_embedding"]
             vectors |= zip(rows, found[:, : self._dimension].float().cpu(), strict=True)
