@@ -7,9 +7,10 @@ QUERY ?=
 DATA ?= ../shared/data
 REPO_ID ?= e2rank-st/e2rank-minilm-l6
 # The bundled models: settings in recipes/bundled, folders of adapter, results and card, and names on the command line.
-RECIPES = minilm
-CARDS = e2rank-minilm-l6
+RECIPES = minilm mpnet
+CARDS = e2rank-minilm-l6 e2rank-mpnet-base
 NAME_e2rank-minilm-l6 = bundled
+NAME_e2rank-mpnet-base = bundled-mpnet
 export QUERY
 
 # The first Python that is new enough and can make an environment.

@@ -1,6 +1,7 @@
 """A finished training run → the folder of a bundled model, with the reranking configuration chosen on dev.
 
     python recipes/bundled/ship.py build/minilm/final bundled --query-weight 0.6
+    python recipes/bundled/ship.py build/mpnet/final bundled-mpnet --query-weight 0.6 --adapter-scale 0.5
 
 The folder holds the prompt adapter, the reranking configuration, the record of the run, and a manifest with the hash of
 every file. The curves go beside this script.

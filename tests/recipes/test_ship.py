@@ -14,7 +14,7 @@ from e2rank_st.training.settings import parse_settings
 from tests import ROOT, load_script
 
 RECIPE = ROOT / "recipes" / "bundled"
-RECIPES = {"bundled": "minilm.yaml"}
+RECIPES = {"bundled": "minilm.yaml", "bundled-mpnet": "mpnet.yaml"}
 ship = load_script("recipes/bundled/ship.py")
 
 

@@ -32,6 +32,7 @@ class Bundled:
 
 BUNDLED = {  # by the name on a command line
     "bundled": Bundled("e2rank-minilm-l6", "sentence-transformers/all-MiniLM-L6-v2"),
+    "bundled-mpnet": Bundled("e2rank-mpnet-base", "sentence-transformers/all-mpnet-base-v2"),
 }
 NAMES = (*BUNDLED, BASE)  # of all models on a command line that are not a folder or a Hub id
 
