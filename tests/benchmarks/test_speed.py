@@ -53,6 +53,9 @@ def test_tables_and_figure(found):
     text = speed.tables(found)
     assert text.count("\n| ") == len(found["lines"]) + 1
     assert "`tiny`, short documents" in text
+    short = speed.short_table(found)
+    assert short.count("\n| ") == 8, "four ways, two types"
+    assert "rerank, stored vectors, K = 20" in short
     figure = draw_speed([speed.Line(**line) for line in found["lines"]])
     assert len(figure.axes[0].patches) == len(found["lines"])
 
