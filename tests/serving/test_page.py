@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 import pytest
 
-gradio = pytest.importorskip("gradio")
+pytest.importorskip("gradio")
 
-from gradio_client import Client  # noqa: E402
+from gradio_client import Client
 
-from e2rank_st import E2Rank, SearchIndex  # noqa: E402
-from e2rank_st.serving.comparison import index_of  # noqa: E402
-from e2rank_st.serving.page import CSS, PASTED, Answers, create_page  # noqa: E402
+from e2rank_st import E2Rank, SearchIndex
+from e2rank_st.serving.comparison import index_of
+from e2rank_st.serving.page import CSS, PASTED, Answers, create_page
 
 QUERY = "how long do fleas live"
 HOSTILE = [
@@ -130,7 +130,7 @@ def test_a_running_page(answers: Answers):
         assert list(found[1:]) == list(ask(answers)[1:])
         assert [row[1] for row in rows(client.predict(*inputs, 3, 1, api_name="/compare")[2])] == ["="] * 15
         for mistake in ([*inputs, 10**9, 0], [*inputs, 3, -1], [QUERY, "/etc", "", "lines", 3, 0]):
-            with pytest.raises(ValueError if mistake[1] == "/etc" else gradio.exceptions.AppError):
+            with pytest.raises(ValueError):
                 client.predict(*mistake, api_name="/compare")
         assert list(client.predict(*inputs, 3, 0, api_name="/compare")[1:]) == list(found[1:])
 

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from e2rank_st.console import one_line, printable
@@ -148,7 +148,8 @@ def create_page(answers: Answers, queries: Sequence[str] = ()) -> gr.Blocks:
         queries: Examples; the first one is there at the start.
     """
     listwise = listwise_of(answers.index.model)
-    with gr.Blocks(title="e2rank", analytics_enabled=False) as page:
+    page = gr.Blocks(title="e2rank", analytics_enabled=False)
+    with page:
         gr.Markdown("# One embedding model retrieves and reranks")
         start = queries[0] if queries else ""
         query = gr.Textbox(start, label="Query", max_lines=1, autofocus=True, submit_btn="Search", elem_classes="asked")
@@ -166,12 +167,12 @@ def create_page(answers: Answers, queries: Sequence[str] = ()) -> gr.Blocks:
             weight = gr.Slider(
                 0, 1, listwise.first_stage_weight, step=0.05, label="w, share of the first stage in the score"
             )
-        summary, *tables = (gr.HTML(elem_classes="e2rank", apply_default_css=False, render=False) for _ in range(3))
-        summary.render()
+        panel = partial(gr.HTML, elem_classes="e2rank", apply_default_css=False)
+        summary, tables = panel(), []
         with gr.Row():
-            for table in tables:
-                with gr.Column(min_width=320):
-                    table.render()
+            for _ in range(2):
+                with gr.Column(min_width=320):  # below twice that, one stands under the other
+                    tables.append(panel())
         prompt = gr.Textbox(label="What the prompt held", lines=4, max_lines=40, interactive=False, buttons=["copy"])
         collection.change(lambda name: gr.update(visible=name == PASTED), collection, own, api_visibility="private")
         gr.on(
