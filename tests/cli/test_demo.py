@@ -177,11 +177,6 @@ def test_given_queries_have_answers():
     assert {"asyncio.tasks.gather", "random.Random.sample", "shlex.split"} <= names
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "e2rank_st.cli", "demo", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def test_a_page_of_an_index(tiny: E2Rank, facts: list[str], tmp_path: Path):
     """Guards against a page in tests only: the index, the model that made it, an address of this machine, the end."""
     for library in ("gradio", "lancedb"):
@@ -191,7 +186,8 @@ def test_a_page_of_an_index(tiny: E2Rank, facts: list[str], tmp_path: Path):
     model, folder = tmp_path / "model", tmp_path / "notes.lance"
     tiny.save_pretrained(str(model))
     SearchIndex.create(folder, E2Rank(str(model), device="cpu"), facts)
-    process = start("--web", "--index", str(folder), "--device", "cpu", "--top-k", "3")
+    command = [sys.executable, "-m", "e2rank_st.cli", "demo", "--web", "--index", str(folder), "--top-k", "3"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = next(line for line in process.stderr if "the page is at" in line)
         url = line.split()[4]
@@ -205,21 +201,3 @@ def test_a_page_of_an_index(tiny: E2Rank, facts: list[str], tmp_path: Path):
         process.kill()
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in said
-
-
-def test_a_page_that_cannot_be_shown(tiny: E2Rank, bundled: E2Rank, facts: list[str], tmp_path: Path):
-    """Guards against a page of a model whose vectors the index does not have, and against a traceback."""
-    for library in ("gradio", "lancedb"):
-        pytest.importorskip(library)
-    tiny.save_pretrained(str(tmp_path / "model"))
-    SearchIndex.create(tmp_path / "notes.lance", bundled, facts)
-    arguments = (
-        (["--web", "--index", str(tmp_path / "nothing")], "nothing"),
-        (["--web", "--index", str(tmp_path / "notes.lance"), "--model", str(tmp_path / "model")], "does not give the"),
-        (["--index", str(tmp_path / "notes.lance")], "got --index without --web"),
-    )
-    for given, message in arguments:
-        process = start(*given)
-        out, said = process.communicate(timeout=120)
-        assert (process.returncode, out) == (2 if len(given) == 2 else 1, ""), said
-        assert message in said and "Traceback" not in said
