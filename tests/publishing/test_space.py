@@ -12,7 +12,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
+from typer.testing import CliRunner
 
+import push_to_hub
 from e2rank_st.cli.demo import LIBRARY
 from e2rank_st.publishing.space import GRADIO, write_space
 from tests import ROOT
@@ -45,6 +47,14 @@ def test_a_repository_that_is_none(tmp_path: Path):
     with pytest.raises(ValueError, match="a Hub id looks like org/name"):
         write_space('org/name"); import this #', tmp_path / "space")
     assert not (tmp_path / "space").exists()
+
+
+def test_publishing_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Guards against an option that is forgotten, or a Space of a different model."""
+    monkeypatch.setattr("e2rank_st.publishing.publish_model", lambda *values, **options: None)
+    result = CliRunner().invoke(push_to_hub.app, ["model", "--repo-id", "org/name", "--space", str(tmp_path / "space")])
+    assert result.exit_code == 0, result.stderr
+    assert 'E2Rank("org/name")' in (tmp_path / "space" / "app.py").read_text(encoding="utf-8")
 
 
 def test_the_app_runs(saved: Path, tmp_path: Path):
