@@ -125,8 +125,8 @@ $(RELEVANCE): | $(VENV)/.dev
 benchmark: $(VENV)/.base  ## time reranking against a cross-encoder and plain encode, in some minutes
 	$(VENV)/bin/e2rank bench
 
-publish-check: $(VENV)/.dev  ## build and verify the Hub repository of the bundled model, without the Hub
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python push_to_hub.py src/e2rank_st/bundled/e2rank-minilm-l6 --repo-id $(REPO_ID) --dry-run
+publish-check: $(VENV)/.dev  ## build and verify the Hub repository of the bundled model without the Hub, and write its Space
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python push_to_hub.py src/e2rank_st/bundled/e2rank-minilm-l6 --repo-id $(REPO_ID) --space model_card/space --dry-run
 
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -43,6 +43,9 @@ def main(
     run_card: Annotated[
         bool, typer.Option("--run-card", help="Run the card's Python, without network. Read the card before.")
     ] = False,
+    space: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the files of a Space of the model here.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Do all but upload.")] = False,
 ) -> None:
     """Build, verify and publish a model.
@@ -63,7 +66,7 @@ def main(
     with reported_errors("push_to_hub", RuntimeError):
         # Here, so that --help answers at once.
         from e2rank_st.bundled import BUNDLED
-        from e2rank_st.publishing import Source, Target, publish_model
+        from e2rank_st.publishing import Source, Target, publish_model, write_space
 
         cards = {one.folder.resolve(): CARDS / one.name / "README.md" for one in BUNDLED.values()}
         if own := cards.get(Path(model).resolve()):
@@ -74,6 +77,8 @@ def main(
         run_card = run_card or (card is not None and card.resolve() in cards.values())
         with TemporaryDirectory() as scratch:
             publish_model(source, target, output or Path(scratch, "build"), dry_run, run_card=run_card)
+        if space is not None:
+            write_space(repo_id, space)
 
 
 def run() -> None:

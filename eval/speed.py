@@ -1,6 +1,6 @@
 """Time reranking against its peers, and put the tables into docs/speed.md: ``e2rank bench`` with files.
 
-    python eval/speed.py --results ../data/dl21_bm25_top100.jsonl.gz
+    python eval/speed.py --results dl21_bm25_top100.jsonl.gz --docs docs/speed.md --readme README.md
 
 The options: ``--help``.
 """
@@ -27,11 +27,12 @@ def main(
     device: Annotated[str | None, typer.Option(help="By default the best.")] = None,
     name: Annotated[str, typer.Option(help="Of the file of results and the figure.")] = "cpu",
     docs: Annotated[Path | None, typer.Option(help="Put the tables between the marks of this file.")] = None,
+    readme: Annotated[Path | None, typer.Option(help="Put a short table between the marks of this file.")] = None,
 ) -> None:
     """Measure, and write the results, the figure and the tables."""
     found = run(model, work, turns, results, dtypes, tokenizer, device)
     from e2rank_st.benchmarks.figures import draw_speed
-    from e2rank_st.benchmarks.speed import Line, tables
+    from e2rank_st.benchmarks.speed import Line, short_table, tables
     from e2rank_st.benchmarks.summary import put_into
 
     (FOLDER / "speed").mkdir(exist_ok=True)
@@ -41,6 +42,8 @@ def main(
     typer.echo(tables(found), nl=False)
     if docs is not None:
         put_into(docs, tables(found), f"speed-{name}")
+    if readme is not None:
+        put_into(readme, short_table(found), "speed")
 
 
 if __name__ == "__main__":

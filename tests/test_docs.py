@@ -92,7 +92,8 @@ def test_the_readme_is_short_and_shows_first():
     """Guards against a README that talks first, or for ever."""
     first = BLOCK.search(README)
     assert README[: first.end()].count("\n") <= 45
-    assert len(README.split()) <= 1250
+    written = re.sub(r"(<!-- (\w+) -->).*?(<!-- /\2 -->)", r"\1\3", README, flags=re.DOTALL)  # without measured tables
+    assert len(written.split()) <= 1150
 
 
 @pytest.mark.parametrize(("page", "make"), [("README.md", short_summary), ("docs/evaluation.md", summary)])

@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import e2rank_st.data.docstrings as docstrings_module
-from e2rank_st import E2Rank, __version__
+from e2rank_st import E2Rank, SearchIndex, __version__
 from e2rank_st.cli.app import app
-from e2rank_st.data.docstrings import Docstring
+from e2rank_st.data.docstrings import QUERIES, Docstring
 from e2rank_st.search.maker import PROBES
 
 QUERY, FLEAS = "how long do fleas live", "Fleas live 100 days."
@@ -145,6 +145,30 @@ def test_demo_searches_and_keeps_the_index(run, facts: list[str], monkeypatch: p
     monkeypatch.setattr(E2Rank, "encode_document", spy)
     assert rows(run("demo", QUERY, "melting metal", "--top-k", "3")) == rows(first)
     assert set(embedded) <= set(PROBES)
+
+
+def test_demo_shows_a_page(run, facts: list[str], tiny_folder: str, monkeypatch: pytest.MonkeyPatch):
+    """Guards against a page of a different index or model, and one whose vectors do not fit each other."""
+    for library in ("gradio", "lancedb"):
+        pytest.importorskip(library)
+    shown: list = []
+    monkeypatch.setattr("e2rank_st.cli.demo.show_page", lambda *values: shown.append(values))
+    monkeypatch.setattr(docstrings_module, "collect", lambda: [Docstring("module.f", "Does what one asks.")])
+    SearchIndex.create("notes.lance", E2Rank(tiny_folder, device="cpu"), facts)
+    for arguments in ([], ["fleas"], ["--index", "notes.lance", "--top-k", "3"]):
+        assert run("demo", "--web", "--no-cache", *arguments).exit_code == 0
+    found = [(len(index), index.model.name, *rest) for index, *rest in shown]
+    assert found == [
+        (1, "bundled", None, QUERIES, 10), (1, "bundled", None, ["fleas"], 10), (10, tiny_folder, "notes.lance", (), 3),
+    ]  # fmt: skip
+    for arguments, status, message in (
+        (["--web", "--index", "nothing.lance"], 1, "nothing.lance"),
+        (["--web", "--index", "notes.lance", "--model", "bundled"], 1, "does not give the vectors of this index"),
+        (["--index", "notes.lance"], 2, "got --index without --web"),
+    ):
+        result = run("demo", *arguments)
+        assert (result.exit_code, result.stdout) == (status, "") and message in result.stderr
+    assert len(shown) == 3
 
 
 def test_demo_without_cache_leaves_no_trace(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

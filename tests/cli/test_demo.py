@@ -2,6 +2,9 @@
 
 import copy
 import logging
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from e2rank_st import E2Rank, SearchIndex
 from e2rank_st.cli.demo import docstring_index
 from e2rank_st.data.docstrings import QUERIES, Docstring, collect
 from e2rank_st.search.maker import PROBES
+from tests import ROOT
 from tests.toy import small_disk
 
 QUERY = "how long do fleas live"
@@ -171,3 +175,29 @@ def test_given_queries_have_answers():
     names = {docstring.name for docstring in collect()}
     assert len(QUERIES) == 3
     assert {"asyncio.tasks.gather", "random.Random.sample", "shlex.split"} <= names
+
+
+def test_a_page_of_an_index(tiny: E2Rank, facts: list[str], tmp_path: Path):
+    """Guards against a page in tests only: the index, the model that made it, an address of this machine, the end."""
+    for library in ("gradio", "lancedb"):
+        pytest.importorskip(library)
+    from gradio_client import Client
+
+    model, folder = tmp_path / "model", tmp_path / "notes.lance"
+    tiny.save_pretrained(str(model))
+    SearchIndex.create(folder, E2Rank(str(model), device="cpu"), facts)
+    command = [sys.executable, "-m", "e2rank_st.cli", "demo", "--web", "--index", str(folder), "--top-k", "3"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = next(line for line in process.stderr if "the page is at" in line)
+        url = line.split()[4]
+        assert url.startswith("http://127.0.0.1:")
+        client = Client(url, verbose=False, analytics_enabled=False)
+        found = client.predict(QUERY, "notes.lance", "", "lines", 3, 0, api_name="/compare")
+        assert "10 of 10 documents" in found[0] and found[2].count("<tr>") == 4
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in said

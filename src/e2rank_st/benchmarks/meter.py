@@ -113,7 +113,8 @@ def forward_flops(backbone: Any, new: int, total: int) -> int:
     width = config.num_hidden_layers * config.num_attention_heads * head
     is_causal = any(getattr(part, "is_causal", False) for part in backbone.modules())
     pairs = new * total - (new * (new - 1) // 2 if is_causal else 0)
-    return 2 * weights * new + 4 * width * pairs
+    flops: int = 2 * weights * new + 4 * width * pairs
+    return flops
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, repeat: int = 3) -> float:

@@ -34,9 +34,11 @@ from e2rank_st.model import E2Rank
 from e2rank_st.provenance import environment
 from e2rank_st.search.texts import TextVectors
 
-__all__ = ["REFERENCE", "WORKS", "Line", "Work", "measure", "tables", "works"]
+__all__ = ["REFERENCE", "WORKS", "Line", "Work", "measure", "short_table", "tables", "works"]
 
 REFERENCE = "CrossEncoder.rank"  # in float32, the ratios' denominator
+STORED = "rerank, stored vectors, K = {k}"
+SHORT = ("rerank", "encode", REFERENCE)  # lines of the short table, behind the first
 WORKS = {"short": 1, "medium": 2, "long": 5}  # passages that a document is made of
 NUM_CANDIDATES, MANY = 100, 32
 WORDS = 55  # of a docstring that stands for a passage: about 75 tokens
@@ -221,7 +223,7 @@ def _ways(model: E2Rank, folder: str, dtype: str, is_decoder: bool) -> Iterator[
 
     for number in dict.fromkeys((listwise.num_prompt_documents, LARGE_K)):
         ranked = partial(with_vectors, num_prompt_documents=number)
-        yield _Way(weights, f"rerank, stored vectors, K = {number}", ranked, own, prepare=keep)
+        yield _Way(weights, STORED.format(k=number), ranked, own, prepare=keep)
     yield _Way(weights, f"rerank, stored vectors, {MANY} queries", together_with_vectors, own, MANY, keep)
     yield _Way(weights, "rerank, vectors found by text", by_text, own, prepare=keep)
     yield _Way(weights, "rerank", lambda work: model.rerank(*work, **quiet), own)
@@ -297,13 +299,40 @@ def _line(name: str, work: str, way: _Way, rate: float, reference: Sequence[floa
     )
 
 
+def short_table(found: Mapping[str, Any]) -> str:
+    """Write what a user pays with stored vectors and without, and what the alternatives take: short documents only."""
+    lines = [Line(**line) for line in found["lines"] if line["work"] == "short"]
+    chosen = [line for line in lines if line.way in SHORT or line.way == STORED.format(k=_k(lines, line.model))]
+    rows = [
+        (
+            line.model,
+            line.dtype,
+            line.way,
+            f"{line.milliseconds:,.0f}",
+            "" if line.ratio is None else f"{line.ratio:,.1f}",
+        )
+        for line in chosen
+    ]
+    table = markdown_table(("model", "type", "", "ms a query", "× CrossEncoder"), rows, labels=3)
+    return f"{table}\n\n{_machine(found)}\n"
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    about = found["environment"]
+    load = "" if about["load_average"] is None else f", load {about['load_average']:.1f} before"
+    return f"{about['hardware']['device']}, {about['hardware']['threads']} threads{load}."
+
+
+def _k(lines: Sequence[Line], model: str) -> str:
+    """The number of documents in a model's own prompt: its first line has it."""
+    return next(line.way for line in lines if line.model == model).rpartition(" ")[2]
+
+
 def tables(found: Mapping[str, Any]) -> str:
     """Write what :func:`measure` found as tables in Markdown, one for each model and work."""
     header = ("", "type", "ms a query", "from, to", "× CrossEncoder", "of the floor", "outside", "tokens", "memory, MB")
-    lines, about = [Line(**line) for line in found["lines"]], found["environment"]
-    hardware = about["hardware"]
-    load = "" if about["load_average"] is None else f", load {about['load_average']:.1f} before"
-    parts = [f"{hardware['device']}, {hardware['threads']} threads{load}.\n"]
+    lines = [Line(**line) for line in found["lines"]]
+    parts = [f"{_machine(found)}\n"]
     for model, work in dict.fromkeys((line.model, line.work) for line in lines):
         rows = [
             (

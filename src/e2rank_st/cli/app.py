@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from e2rank_st import __version__
 from e2rank_st.cli import bench, evaluate, search, serve
-from e2rank_st.cli.models import BUNDLED, ModelName, load_encoder, step
+from e2rank_st.cli.models import BUNDLED, IndexModel, ModelName, load_encoder, name_of_maker, step
 from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
 from e2rank_st.cli.process import settle
 from e2rank_st.console import Column, json_line, log_to_stderr, reported_errors, show
@@ -94,30 +94,43 @@ def main(
     """Retrieve and rerank with one embedding model (E2Rank)."""
 
 
-@app.command(epilog=examples("demo", 'demo "compress a file with gzip" --top-k 3'))
+@app.command(
+    epilog=examples(
+        "demo", 'demo "compress a file with gzip" --top-k 3', "demo --web", "demo --web --index notes.lance"
+    )
+)
 def demo(
     queries: Annotated[
         list[str] | None, typer.Argument(metavar="QUERY", help="Default: three built-in queries.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Results for each query.")] = 10,
+    web: Annotated[bool, typer.Option("--web", help="Show a page in the browser, on this machine only.")] = False,
+    index: Annotated[str | None, typer.Option(metavar="FOLDER", help="With --web: an index to search instead.")] = None,
     cache: Annotated[bool, typer.Option(help="Keep the index in the user's cache folder.")] = True,
-    model: ModelName = BUNDLED,
+    model: IndexModel = None,
     device: Device = None,
     dtype: Dtype = "auto",
     batch_size: BatchSize = 32,
     verbose: Verbose = 0,
 ) -> None:
-    """Search the docstrings of Python's standard library: retrieve 100, and rerank them with their stored vectors."""
-    from e2rank_st.cli.demo import docstring_index
-    from e2rank_st.data.docstrings import QUERIES, collect
+    """Search the docstrings of Python's standard library: retrieve 100, and rerank them with their stored vectors.
 
+    A page (--web) also searches texts that you paste, and shows what reranking changed and what the prompt held.
+    """
+    from e2rank_st.cli.demo import open_index, show_page
+    from e2rank_st.data.docstrings import QUERIES
+
+    if index is not None and not web:
+        raise typer.BadParameter("got --index without --web; 'e2rank search' searches an index")
     for query in queries or ():
         text_field({"QUERY": query}, "QUERY")
-    encoder = load_encoder(model, device, dtype, tell=True)
-    with step("collecting the standard library's docstrings"):
-        docstrings = collect()
-    with step(f"index of {len(docstrings)} texts", spin=False):
-        found = docstring_index(encoder, docstrings, keep=cache, batch_size=batch_size)
+    if web:
+        import e2rank_st.serving.page  # noqa: F401  # a missing extra is told before a model is loaded
+    encoder = load_encoder(model or (name_of_maker(index) if index else None) or BUNDLED, device, dtype, tell=True)
+    found = open_index(encoder, index, keep=cache, batch_size=batch_size)
+    if web:
+        show_page(found, index, queries or (() if index else QUERIES), top_k)
+        return
     for query in queries or QUERIES:
         with step(f"retrieving {NUM_CANDIDATES} texts, and reranking them", spin=False):
             hits = found.search(query, top_k, NUM_CANDIDATES)

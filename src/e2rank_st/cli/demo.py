@@ -1,4 +1,7 @@
-"""The standard library's docstrings → an index in the user's cache folder, which the next call only opens."""
+"""The standard library's docstrings → an index in the user's cache folder, which the next call only opens.
+
+Or an index of the user → a page that searches it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from e2rank_st.cli.models import step
 from e2rank_st.console import one_line
+from e2rank_st.data import docstrings as library
 from e2rank_st.data.docstrings import Docstring
 from e2rank_st.search.index import SearchIndex
 from e2rank_st.search.maker import describe
@@ -19,9 +26,35 @@ from e2rank_st.search.maker import describe
 if TYPE_CHECKING:
     from e2rank_st.model import E2Rank
 
-__all__ = ["docstring_index"]
+__all__ = ["LIBRARY", "docstring_index", "open_index", "show_page"]
 
 logger = logging.getLogger(__name__)
+
+LIBRARY = "Docstrings of Python's standard library"
+
+
+def open_index(model: E2Rank, folder: str | None, *, keep: bool = True, batch_size: int = 32) -> SearchIndex:
+    """Open the index of a folder; without a folder, that of the docstrings.
+
+    Raises:
+        FileNotFoundError: There is no index.
+        ValueError: The model gives other vectors than those of the index.
+    """
+    if folder is not None:
+        return SearchIndex.open(folder, model)
+    with step("collecting the standard library's docstrings"):
+        docstrings = library.collect()
+    with step(f"index of {len(docstrings)} texts", spin=False):
+        return docstring_index(model, docstrings, keep=keep, batch_size=batch_size)
+
+
+def show_page(index: SearchIndex, folder: str | None, queries: Sequence[str], top_k: int) -> None:
+    """Show a page that searches an index, until the user interrupts it."""
+    from e2rank_st.serving.page import Answers, create_page, run
+
+    name = LIBRARY if folder is None else Path(folder).name
+    page = create_page(Answers(index, name, top_k), queries)
+    run(page, lambda url: typer.echo(f"the page is at {url} ; Ctrl-C ends it", err=True))
 
 
 def docstring_index(

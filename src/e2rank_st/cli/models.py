@@ -28,7 +28,9 @@ ModelName = Annotated[
 
 IndexModel = Annotated[
     str | None,
-    typer.Option("--model", metavar="NAME", help="Hub id or folder; by default the model that made the index."),
+    typer.Option(
+        "--model", metavar="NAME", help="Hub id or folder; by default the model that made the index, or 'bundled'."
+    ),
 ]
 
 

@@ -3,6 +3,7 @@
 from e2rank_st.publishing.build import Build, Source, build
 from e2rank_st.publishing.hub import HubError
 from e2rank_st.publishing.report import publish_model
+from e2rank_st.publishing.space import write_space
 from e2rank_st.publishing.upload import Target, check_target, plan, publish
 from e2rank_st.publishing.verification import Check, verify
 
@@ -18,4 +19,5 @@ __all__ = [
     "publish",
     "publish_model",
     "verify",
+    "write_space",
 ]
