@@ -1,6 +1,6 @@
 """Measure a server under load: mixed requests of several clients, with batching and without.
 
-    python eval/load.py --seconds 20 --turns 3
+    python eval/load.py --seconds 20 --turns 3 --docs docs/serving.md
 
 It takes 7 minutes, and compares every answer with a direct call. The options: ``--help``.
 """
@@ -22,9 +22,11 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each turn of each server.")] = 20.0,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each number of clients.")] = 3,
     output: Annotated[Path, typer.Option(help="File of results.")] = RESULTS,
+    docs: Annotated[Path | None, typer.Option(help="Put the table between the marks of this file.")] = None,
 ) -> None:
     """Ask a server with batching and one without, in turns."""
-    from e2rank_st.benchmarks.load import Load, measure, requests, table
+    from e2rank_st.benchmarks.load import measure, requests, table
+    from e2rank_st.benchmarks.summary import put_into
     from e2rank_st.loading import load_model
 
     given = requests(load_model(model, device="cpu"))
@@ -32,7 +34,9 @@ def main(
     found = measure(model, given, clients=numbers, seconds=seconds, turns=turns)
     output.parent.mkdir(exist_ok=True)
     write_json(output, found)
-    typer.echo(table([Load(**row) for row in found["results"]]), nl=False)
+    typer.echo(table(found), nl=False)
+    if docs is not None:
+        put_into(docs, table(found), "load")
 
 
 if __name__ == "__main__":

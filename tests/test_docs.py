@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from e2rank_st import E2Rank
-from e2rank_st.benchmarks import scale, vector_indexes
+from e2rank_st.benchmarks import load, scale, speed, vector_indexes
 from e2rank_st.benchmarks.relevance import read_separations, tables
 from e2rank_st.benchmarks.results import read_entries
 from e2rank_st.benchmarks.summary import short_summary, summary
@@ -124,6 +124,23 @@ def test_costs_of_approximate_search_are_those_of_the_measurement():
     page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
     expected = f"<!-- vector indexes -->\n{vector_indexes.table(found)}<!-- /vector indexes -->"
     assert expected in page, "python eval/vector_indexes.py --docs docs/search.md"
+
+
+def test_speed_is_that_of_the_measurement():
+    """Guards against a time that was typed, and a table that is older than the file of results."""
+    found = json.loads((ROOT / "eval" / "speed" / "cpu.json").read_text(encoding="utf-8"))
+    how = "python eval/speed.py --docs docs/speed.md --readme README.md"
+    for page, name, make in (("docs/speed.md", "speed-cpu", speed.tables), ("README.md", "speed", speed.short_table)):
+        assert f"<!-- {name} -->\n{make(found)}<!-- /{name} -->" in (ROOT / page).read_text(encoding="utf-8"), how
+
+
+def test_load_is_that_of_the_measurement():
+    """Guards against a server that nobody asked."""
+    found = json.loads((ROOT / "eval" / "load" / "results.json").read_text(encoding="utf-8"))
+    expected = f"<!-- load -->\n{load.table(found)}<!-- /load -->"
+    assert expected in (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), (
+        "python eval/load.py --docs docs/serving.md"
+    )
 
 
 def test_make_targets_exist():

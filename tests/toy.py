@@ -7,8 +7,10 @@ others better it takes some hundreds of them.
 import copy
 import random
 import resource
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,13 +77,39 @@ def with_prompt_adapter(model: E2Rank) -> E2Rank:
 
 @contextmanager
 def small_disk(size: int) -> Iterator[None]:
-    """No file can grow above a size, in bytes."""
+    """No file can grow above a size, in bytes. :class:`Disk` is a whole one."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+class Disk:
+    """A file system in memory that is full at a size, in bytes, until it grows. The test is skipped without root."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder = folder
+        folder.mkdir()
+        try:
+            self._mount(f"size={size}")
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no file system can be mounted here: {getattr(error, 'stderr', error)}")
+
+    def grow(self, size: int) -> None:
+        """Make room."""
+        self._mount(f"remount,size={size}")
+
+    def __enter__(self) -> "Disk":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+
+    def _mount(self, options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 def train_a_step(model: E2Rank, rate: float = 1e-4) -> None:

@@ -42,7 +42,7 @@ def test_both_servers_are_measured(tiny, given, tmp_path):
         assert row.throughput > 0 and row.peak_bytes > 50_000_000
     assert other.ratio == 1
     assert found["environment"]["hardware"]["cpus"]
-    assert load.table([one, other]).count("\n") == 4
+    assert load.table(found).count("\n| ") == 2
 
 
 def test_a_server_that_does_not_start():

@@ -507,6 +507,15 @@ def test_passages(run, model: str):
     assert "long_documents='passages'" in error_of(run("index", "b.txt", "--to", "a.lance", "--long-documents", "cut"))
 
 
+def test_source_and_index_the_wrong_way_round(run, searched: SearchIndex):
+    """Guards against an index that is written between the user's own files."""
+    write({"notes/a.txt": FLEAS})
+    result = run("index", place(searched), "--to", "notes")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is an index; name the documents first" in " ".join(result.stderr.split())
+    assert [path.name for path in Path("notes").iterdir()] == ["a.txt"]
+
+
 @pytest.mark.parametrize("command", ["index", "search"])
 def test_help_needs_no_torch(command: str):
     """Guards against help that takes seconds of imports, or leaves the first command to guesswork."""

@@ -281,9 +281,10 @@ def test_a_folder_of_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture):
         {"id": "a b/deep/d.text", "text": "four"},
         {"id": "größe/c.rst", "text": "three"},
     ]
-    (record,) = [record for record in caplog.records if record.name.startswith("e2rank_st")]
+    record, blank = [record for record in caplog.records if record.name.startswith("e2rank_st")]
     endings = ".txt, .text, .md, .markdown, .rst, .org, .adoc, .tex"
     assert record.getMessage() == f"{source}: left out 3 files that do not end in {endings}."
+    assert blank.getMessage() == f"{source}: left out 2 files without text."
     assert found == read_documents(source) == read_documents(f"{source}/")
 
 

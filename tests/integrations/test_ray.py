@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from e2rank_st import E2Rank, SearchIndex
@@ -63,3 +64,17 @@ def test_workers_make_the_index_of_one_process(cluster, checkpoint: Path, tiny: 
         np.testing.assert_allclose((stored[id_].vectors * expected[id_].vectors).sum(), 1, atol=1e-3)
     found, hits = together.search("fact 12", 5), alone.search("fact 12", 5)
     assert [hit["id"] for hit in found] == [hit["id"] for hit in hits]
+
+
+def test_documents_of_a_lance_data_set(cluster, checkpoint: Path, tiny: E2Rank, tmp_path: Path):
+    """Guards against a source that is promised and cannot be read."""
+    lance = pytest.importorskip("lance", reason="needs pylance")
+    from e2rank_st.integrations.ray import add_with_ray
+
+    rows = [{"id": f"d{row}", "text": f"fact {row} about fleas", "year": row} for row in range(30)]
+    lance.write_dataset(pa.Table.from_pylist(rows), tmp_path / "facts.lance")
+    index = SearchIndex.create(tmp_path / "index", tiny)
+    load = partial(E2Rank, str(checkpoint), device="cpu")
+    assert add_with_ray(str(tmp_path / "index"), load, tmp_path / "facts.lance", workers=1) == Changes(30)
+    ids = [row["id"] for row in rows]
+    assert [record.as_dict() for record in index.get(ids).values()] == [{**row, "title": ""} for row in rows]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,10 +116,11 @@ def test_documents_are_added_replaced_changed_and_removed(make: Make, tiny: E2Ra
     embedded.clear()
     assert index.add(rows(facts[:6])) == Changes(unchanged=6)
     assert index.add([{**rows(facts)[0], "year": 1900}, *rows(facts)[1:]]) == Changes(4, 1, 5)
+    index.update([{"id": "f1", "year": 1901}])
     assert index.add([{"id": "f9", "text": "first"}, {"id": "f9", "text": "then"}]) == Changes(1, 0, 0)
     assert embedded == [*facts[6:], "then"]
     assert index.update([{"id": "f0", "lang": "en", "year": None}]) == Changes(0, 1, 0)
-    assert index.update([{"id": "f1", "text": "rivers"}]) == Changes(1, 0, 0)
+    assert index.update([{"id": "f1", "year": 2001}, {"id": "f1", "text": "rivers"}]) == Changes(1, 0, 0)
     assert embedded[-1] == "rivers"
     found = index.get(["f0", "f1", "f9", "none"])
     assert {id_: (record.text, record.fields) for id_, record in found.items()} == {
@@ -199,9 +201,10 @@ def test_files_and_folders(tiny: E2Rank, facts: list[str], tmp_path: Path, caplo
         (notes / name).parent.mkdir(parents=True, exist_ok=True)
         (notes / name).write_text(" " if name == "blank.txt" else f"text of {name}")
     assert {hit["id"] for hit in SearchIndex.create(None, tiny, notes).search(QUERY)} == {"b.txt", "a/c.md"}
-    assert "left out 1 files" in caplog.text
+    assert "left out 1 files that do not end in" in caplog.text
+    assert "left out 1 files without text" in caplog.text
     (notes / "g.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"g\.txt.*not UTF-8"):
+    with pytest.raises(DataError, match=r"g\.txt.*not UTF-8.*move it out"):
         SearchIndex.create(None, tiny, notes)
 
 
@@ -217,6 +220,9 @@ def test_files_and_folders(tiny: E2Rank, facts: list[str], tmp_path: Path, caplo
         ([{"text": "a", "id": " "}], "id: empty"),
         ([{"text": "half \ud800"}], "half a character"),
         ([{"text": "a", "vector": [1.0]}], "vector: a reserved name"),
+        ([{"text": "a", "share": float("inf")}], "share: not a number; got inf"),
+        ([{"text": "a", "share": [0.5, float("nan")]}], "share: not a number; got nan"),
+        ([{"text": "a", "share": {"a": [{"b": float("inf")}]}}], "share: not a number; got inf"),
         ([{"text": "a", "_distance": 1}], "field: not a name"),
         ([{"text": "a", 3: 1}], "field: not a name"),
         ([{"text": "a", "x.y": 1}], "not a name of a field"),
@@ -289,6 +295,31 @@ def test_filters_by_value(make: Make, tiny: E2Rank, facts: list[str]):
     assert len(index.search(QUERY, 5, 5, where={"lang": "en"})) == 5
     assert index.search(QUERY, where={"lang": "xx"}) == []
     assert [hit["id"] for hit in index.search(QUERY, where={"id": "f3"})] == ["f3"]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"yeer": 2001}, "where names the field 'yeer'; this index has 'id', 'title', 'text', 'year', 'lang'"),
+        ({"year": 2001, "vector": 1}, "where names the field 'vector'; this index has"),
+        ({3: 2001}, "where names the field 3; this index has"),
+        ({"year": None}, "gives the field 'year' a value that cannot be compared: got NoneType None; give text"),
+        ({"year": [2001, {"a": 1}]}, "gives the field 'year' a value that cannot be compared: got dict"),
+        ({}, "where must be {field: value}, or on disk a condition in SQL; got {}"),
+        (3, "where must be {field: value}, or on disk a condition in SQL; got 3"),
+    ],
+)
+def test_bad_filters_are_told_alike(make: Make, tiny: E2Rank, facts: list[str], where: Any, message: str):
+    """Guards against a misspelt field that finds nothing in memory and is an error on disk."""
+    index = make(tiny, [*rows(facts[:3]), {"id": "g", "text": facts[3], "lang": "en"}])
+    index.delete(["g"])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        index.search(QUERY, where=where)
+    assert [hit["id"] for hit in index.search(QUERY, where={"year": {np.int64(2001)}})] == ["f1"]
+    assert index.search(QUERY, where={"lang": "en"}) == []
+    make_empty(index)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        index.search(QUERY, where=where)
 
 
 def test_least_similarity(make: Make, tiny: E2Rank, facts: list[str]):

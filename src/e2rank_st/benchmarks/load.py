@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -285,8 +285,9 @@ def _peak_bytes(process: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def table(rows: Sequence[Load]) -> str:
-    """Write the results as a table in Markdown."""
+def table(found: Mapping[str, Any]) -> str:
+    """Write what :func:`measure` found as a table in Markdown, with the machine below it."""
+    rows, hardware = [Load(**row) for row in found["results"]], found["environment"]["hardware"]
     header = (
         "server", "clients", "answers", "wrong", "a second", "ratio", "p50, ms", "p95, ms", "p99, ms", "peak memory, MB"
     )  # fmt: skip
@@ -297,4 +298,6 @@ def table(rows: Sequence[Load]) -> str:
         )
         for row in rows
     ]  # fmt: skip
-    return markdown_table(header, cells, labels=1) + "\n"
+    how = f"{found['turns']} turns of {found['seconds']:g} s for each row, clients on the same machine"
+    machine = f"{hardware['device']}, {hardware['threads']} threads"
+    return f"{markdown_table(header, cells, labels=1)}\n\n`{found['model']}` on {machine}; {how}.\n"

@@ -18,7 +18,7 @@ from e2rank_st.model import E2Rank
 __all__ = ["SHAPES", "Generative", "cross_encoder", "plain_recipe", "write_random_decoder"]
 
 # Qwen3-0.6B's, and one of its kind that a CPU can run. Weights that are drawn take as long as trained ones.
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {
         "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
         "num_key_value_heads": 8, "head_dim": 128,
@@ -93,17 +93,19 @@ class Generative:
         folder: The decoder.
         device: Where it computes.
         dtype: Type of its weights.
-        max_document_tokens: Most tokens that it reads of a document.
+        max_document_tokens: Most tokens that it reads of a document; None reads all.
     """
 
-    def __init__(self, folder: str, device: torch.device, dtype: torch.dtype, max_document_tokens: int) -> None:
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    def __init__(self, folder: str, device: torch.device, dtype: torch.dtype, max_document_tokens: int | None) -> None:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.model = loaded.to(device).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.max_document_tokens = max_document_tokens
 
     def rank(self, query: str, documents: Sequence[str]) -> None:
         """Read and write all windows of a query. The order that weights of chance would give is of no use."""
-        options: dict[str, Any] = {"truncation": True, "max_length": self.max_document_tokens}
+        most = self.max_document_tokens
+        options: dict[str, Any] = {"truncation": most is not None, "max_length": most}
         texts = self.tokenizer.batch_decode(self.tokenizer(list(documents), **options)["input_ids"])
         for start in reversed(range(0, max(1, len(texts) - WINDOW + STEP), STEP)):
             shown = texts[start : start + WINDOW]

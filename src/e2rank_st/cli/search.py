@@ -80,7 +80,10 @@ def index(
         return
     if source != "-" and not Path(source).exists():
         raise FileNotFoundError(f"There is no file or folder {source}.")
-    name = model or name_of_maker(to) or BUNDLED
+    maker = name_of_maker(to)
+    if maker is None and Path(to).is_dir() and name_of_maker(source):  # it would lie between the user's files
+        raise typer.BadParameter(f"{source} is an index; name the documents first, and the index after --to")
+    name = model or maker or BUNDLED
     encoder = load_encoder(name, device, dtype)
     with step(f"indexing {source}", spin=False):
         found = SearchIndex.create(to, encoder, long_documents=long_documents)

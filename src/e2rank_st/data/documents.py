@@ -100,7 +100,7 @@ def _row(row: Row) -> dict[str, Any]:
 
 def _folder(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the text files below a folder, in the order of their names."""
-    others = 0
+    others = empty = 0
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(place, name) for name in sorted(files) if not name.startswith(".")):
@@ -110,11 +110,15 @@ def _folder(folder: Path) -> Iterator[dict[str, Any]]:
             try:
                 text = decoded(path.read_bytes().removeprefix(BYTE_ORDER_MARK))
             except DataError as error:
-                raise DataError("file", error.problem, error.detail, str(path)) from error.__cause__
+                advice = f"{error.detail} Or move it out of the folder."
+                raise DataError("file", error.problem, advice, str(path)) from error.__cause__
             if text.strip():
                 yield {"id": path.relative_to(folder).as_posix(), "text": text}
-    if others:
-        logger.warning("%s: left out %d files that do not end in %s.", folder, others, ", ".join(TEXT_FILES))
+            else:
+                empty += 1
+    for number, what in ((others, f"that do not end in {', '.join(TEXT_FILES)}"), (empty, "without text")):
+        if number:
+            logger.warning("%s: left out %d files %s.", folder, number, what)
 
 
 def _form(place: str, first: bytes) -> Format:

@@ -252,7 +252,7 @@ class SearchIndex:
                 found = self._add(list({record.id: record for record in part}.values()), batch_size)
                 changes = Changes(*map(sum, zip(changes, found, strict=True)))
                 progress.update(len(part))
-        if optimize and (changes.embedded or changes.rewritten):
+        if optimize and any(changes):  # also of an earlier call that was stopped before it
             self.optimize()
         return changes
 
@@ -284,11 +284,11 @@ class SearchIndex:
         Raises:
             ValueError: An id is not in the index.
         """
-        given = {}
+        given: dict[str, dict[str, Any]] = {}
         for number, document in enumerate(entries(documents)):
             if not isinstance(document, Mapping) or "id" not in document:
                 raise ValueError(f"documents[{number}] must be a mapping with 'id', got {document!r:.80}.")
-            given[str(document["id"])] = document
+            given.setdefault(str(document["id"]), {}).update(document)
         known = self.get(list(given))
         if missing := [id_ for id_ in given if id_ not in known]:
             raise ValueError(f"{len(missing)} ids are not in the index, as {missing[0]!r:.80}. Use add for new ones.")

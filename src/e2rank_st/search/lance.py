@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import reduce
@@ -23,6 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from e2rank_st.data.files import DataError
+from e2rank_st.search.condition import FIELDS, allowed_values
 from e2rank_st.search.records import Record
 from e2rank_st.search.store import Entry, FirstStage, Found, VectorIndex, Where
 from e2rank_st.search.vectors import Matrix, unit_rows
@@ -42,7 +43,7 @@ __all__ = ["LanceStore"]
 
 TABLE = "documents"
 ABOUT = b"e2rank-st"  # key of the description in the table's schema
-OWN = ("id", "title", "text", "vector")
+OWN = (*FIELDS, "vector")
 VECTORS = "vectors"  # name of their index
 KINDS = {"int8": IvfSq, "rabitq": IvfRq}
 APPROXIMATE_FROM = 100_000  # documents
@@ -50,7 +51,8 @@ PROBES = 20  # parts of the index that a search reads
 REFINE = {"exact": 1, "int8": 2, "rabitq": 10}  # so many times the wanted rows are compared exactly
 WORDS = ("title", "text")  # the columns that have an index of words
 LOCK = ".e2rank.lock"
-SOURCE_LINE = re.compile(r", /\S+:\d+:\d+$")  # LanceDB ends a message with the line of its own source
+INTERNALS = re.compile(r"^lance error: |LanceError\(\w+\): |, /\S+:\d+:\d+$")  # of LanceDB, in its messages
+FULL = ("No space left", "quota exceeded", "File too large")
 WAIT_S = 60.0  # for another writer
 
 
@@ -86,10 +88,9 @@ class LanceStore:
             metadata={ABOUT: json.dumps(about).encode()},
         )
         with _clear_errors(place):
-            table = _connect(place).create_table(TABLE, schema=schema)
-            for name in WORDS:
-                table.create_index(name, config=FTS())
-        return cls(place, table)
+            made = cls(place, _connect(place).create_table(TABLE, schema=schema))
+            made._index_words()
+        return made
 
     @classmethod
     def open(cls, place: str, version: int | None = None) -> LanceStore:
@@ -189,7 +190,7 @@ class LanceStore:
             ValueError: The condition is not one, or names a field that the index does not have.
             OSError: The folder cannot be read.
         """
-        condition = _condition(where, self._table.schema.names)
+        condition = _condition(where, self.fields)
         with _clear_errors(self.place, where):
             refine = REFINE[self.vector_index]
             return [
@@ -223,6 +224,7 @@ class LanceStore:
             OSError: The folder cannot be written, or another writer does not end.
         """
         with self._writing(), _clear_errors(self.place):
+            self._index_words()
             now, wanted = self.vector_index, str(vector_index)
             if wanted == "auto":
                 wanted = "int8" if now == "exact" and len(self) >= APPROXIMATE_FROM else now
@@ -231,6 +233,13 @@ class LanceStore:
             if wanted != now and wanted != "exact":
                 self._table.create_index("vector", config=KINDS[wanted](distance_type="cosine"), name=VECTORS)
             self._table.optimize()
+
+    def _index_words(self) -> None:
+        """Make the indexes of words that are missing: a stop may have come between the table and them."""
+        made = {name for index in self._table.list_indices() for name in index.columns}
+        for name in WORDS:
+            if name not in made:
+                self._table.create_index(name, config=FTS())
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -260,32 +269,30 @@ def _clear_errors(place: str, where: Where = None) -> Iterator[None]:
     except (RuntimeError, OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError) and error.errno is None:
             raise
-        reason = SOURCE_LINE.sub("", str(error)).removeprefix("lance error: ")
-        if isinstance(error, ValueError) and where is not None:
+        reason = INTERNALS.sub("", str(error))
+        if where is not None and (isinstance(error, ValueError) or "Cast error" in reason):
             raise ValueError(f"where={where!r:.200} is not a condition on this index: {reason}") from error
+        if any(mark in reason for mark in FULL):
+            advice = "Nothing in it is lost. Make room, and make the same call again."
+            raise OSError(f"The index in {place} cannot be written: {reason}. {advice}") from error
         raise OSError(
             f"The index in {place} cannot be used: {reason}. If a file of it is damaged, an earlier version may open: "
             "SearchIndex.open(path, version=...), where info() tells the last one."
         ) from error
 
 
-def _condition(where: Where, names: Sequence[str]) -> Any:
+def _condition(where: Where, fields: Iterable[str]) -> Any:
     """A condition for LanceDB: its own SQL or expression as it is, and a mapping of fields to allowed values.
 
     Values of a mapping never become part of a text of SQL.
     """
     if where is None or isinstance(where, (str, Expr)):
         return where
-    if not isinstance(where, Mapping) or not where:
-        raise ValueError(f"where must be SQL or {{field: value}}, got {where!r:.80}.")
-    if unknown := [name for name in where if name not in names]:
-        known = ", ".join(repr(name) for name in names if name != "vector")
-        raise ValueError(f"where names the field {unknown[0]!r:.80}; this index has {known}.")
-    return reduce(and_, [_equal(name, value) for name, value in where.items()])
+    return reduce(and_, [_among(name, values) for name, values in allowed_values(where, fields).items()])
 
 
-def _equal(name: str, value: Any) -> Any:
-    return col(name).isin(list(value)) if isinstance(value, (list, tuple, set)) else col(name) == lit(value)
+def _among(name: str, values: list[Any]) -> Any:
+    return col(name) == lit(values[0]) if len(values) == 1 else col(name).isin(values)
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:

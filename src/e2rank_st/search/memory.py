@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from e2rank_st.search.condition import allowed_values
 from e2rank_st.search.exact import Rules, nearest
 from e2rank_st.search.records import Record
 from e2rank_st.search.store import Entry, FirstStage, Found, VectorIndex, Where
@@ -21,6 +23,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._changing = Lock()  # a change reads what it replaces, so two at once would lose one
         self._entries: dict[str, Entry] = {}
+        self._fields: dict[str, None] = {}  # of all documents so far, as the columns of a table
         self._matrix: tuple[list[Entry], Matrix, np.ndarray] | None = None  # documents, all passages, whose they are
 
     def __len__(self) -> int:
@@ -31,6 +34,7 @@ class MemoryStore:
         """Add documents; one with a known id replaces the old one."""
         with self._changing:
             self._entries, self._matrix = self._entries | {entry.record.id: entry for entry in entries}, None
+            self._fields = self._fields | dict.fromkeys(name for entry in entries for name in entry.record.fields)
 
     def get(self, ids: Sequence[str]) -> Mapping[str, Entry]:
         """Find documents by id; unknown ids are left out."""
@@ -52,19 +56,18 @@ class MemoryStore:
         """Find the best documents of each query by the cosine of their best passage.
 
         Raises:
-            ValueError: Words are searched, or the condition is not a mapping of fields to values.
+            ValueError: Words are searched, or the condition is not a mapping of known fields to values.
         """
         if first_stage != "vector":
             raise ValueError(f"first_stage={first_stage!r} needs an index on disk; create one with a path.")
-        if not (where is None or isinstance(where, Mapping)):
-            raise ValueError(f"where={where!r:.80} needs an index on disk; here it may be {{field: value}} only.")
+        condition = {} if where is None else allowed_values(where, self._fields)
         with self._changing:
             if not self._entries:
                 return [[] for _ in queries]
             entries, passages, owners = self._matrix = self._matrix or self._joined()
         rules = None
-        if where is not None:
-            allowed = np.array([_has(entry.record, where) for entry in entries], bool)[owners].nonzero()[0]
+        if condition:
+            allowed = np.array([_has(entry.record, condition) for entry in entries], bool)[owners].nonzero()[0]
             rules = Rules([allowed] * len(queries), only=True)
         longest = int(np.bincount(owners).max())  # so many passages may be of one document
         found = []
@@ -84,9 +87,6 @@ class MemoryStore:
         )
 
 
-def _has(record: Record, where: Mapping[str, object]) -> bool:
-    values = {**record.fields, "id": record.id, "title": record.title, "text": record.text}
-    return all(
-        values.get(name) in value if isinstance(value, (list, tuple)) else values.get(name) == value
-        for name, value in where.items()
-    )
+def _has(record: Record, condition: Mapping[str, list[Any]]) -> bool:
+    values = record.as_dict()
+    return all(values.get(name) in allowed for name, allowed in condition.items())

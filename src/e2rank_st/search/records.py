@@ -17,7 +17,7 @@ from typing import Any
 from e2rank_st.data.documents import iter_documents
 from e2rank_st.data.files import DataError, id_field, text_field
 
-__all__ = ["Record", "entries", "grouped", "number_of", "records"]
+__all__ = ["Record", "entries", "grouped", "number_of", "plain_value", "records"]
 
 ID_NAMES = ("id", "_id")  # the second is BEIR's
 OWN_NAMES = frozenset({*ID_NAMES, "text", "title", "vector"})
@@ -60,7 +60,7 @@ class Record:
         further = {key: value for key, value in row.items() if key not in OWN_NAMES and not _missing(value)}
         for key in row:
             _check_name(key)
-        return cls(id_, text, title, {key: _plain(key, value) for key, value in further.items()})
+        return cls(id_, text, title, {key: plain_value(key, value) for key, value in further.items()})
 
     def as_dict(self) -> dict[str, Any]:
         """The document as a mapping that :meth:`of` reads."""
@@ -163,11 +163,17 @@ def _check_name(name: Any) -> None:
         raise DataError(f"{name!r:.60}", "not a name of a field", advice)
 
 
-def _plain(name: str, value: Any) -> Any:
-    """A value of NumPy as Python's own, and tuples as lists."""
+def plain_value(name: str, value: Any) -> Any:
+    """A value of NumPy as Python's own, and tuples as lists.
+
+    Raises:
+        DataError: A number is not finite, also inside a list or an object.
+    """
     if isinstance(value, (list, tuple)):
-        return [_plain(name, item) for item in value]
+        return [plain_value(name, item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain_value(name, item) for key, item in value.items()}
     plain = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
-    if isinstance(plain, float) and math.isinf(plain):
+    if isinstance(plain, float) and not math.isfinite(plain):
         raise DataError(name, "not a number", f"got {plain}; give a finite number, or leave it out.")
     return plain

@@ -15,7 +15,7 @@ __all__ = ["FIRST_STAGES", "VECTOR_INDEXES", "Entry", "FirstStage", "Found", "St
 
 FirstStage: TypeAlias = Literal["vector", "text", "hybrid"]
 FIRST_STAGES: tuple[FirstStage, ...] = ("vector", "text", "hybrid")
-# How vectors are searched: all of them, or some by their values in 8 bits or in codes of parts (product quantisation).
+# How vectors are searched: all of them, or some by copies of 8 bits or of one bit a dimension.
 VectorIndex: TypeAlias = Literal["auto", "exact", "int8", "rabitq"]
 VECTOR_INDEXES: tuple[VectorIndex, ...] = ("auto", "exact", "int8", "rabitq")
 # SQL of LanceDB, one of its expressions, or values that fields must have.
