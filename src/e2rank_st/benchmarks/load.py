@@ -298,6 +298,6 @@ def table(found: Mapping[str, Any]) -> str:
         )
         for row in rows
     ]  # fmt: skip
-    how = f"{found['turns']} turns of {found['seconds']:g} s for each row, clients on the same machine"
+    how = f"turns of {found['seconds']:g} s, {found['turns']} for each row; clients on the same machine"
     machine = f"{hardware['device']}, {hardware['threads']} threads"
     return f"{markdown_table(header, cells, labels=1)}\n\n`{found['model']}` on {machine}; {how}.\n"
