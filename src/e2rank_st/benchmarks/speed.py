@@ -108,8 +108,8 @@ class _Way:
     prepare: Callable[[Work], object] = lambda _: None  # before the time counts
     seconds: list[float] = field(default_factory=list)
     inside: list[float] = field(default_factory=list)
-    flops: float = 0.0
-    tokens: float = 0.0
+    flops: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
     peak: int | None = None
 
 
@@ -242,7 +242,7 @@ def _turns(
 ) -> Iterator[Line]:
     """Let the ways take turns; the first turn is not counted."""
     for way in ways:
-        way.seconds, way.inside, way.peak = [], [], None
+        way.seconds, way.inside, way.flops, way.tokens, way.peak = [], [], [], [], None
     found: dict[torch.dtype, list[float]] = {way.dtype: [] for way in ways}
     for turn, query in enumerate(queries):
         for dtype, of_dtype in found.items():
@@ -275,7 +275,8 @@ def _take(way: _Way, query: Work, device: torch.device, *, counts: bool) -> None
     if counts:
         way.seconds.append(seconds / calls / way.queries)
         way.inside.append(meter.seconds / seconds)
-        way.flops, way.tokens = (value / calls / way.queries for value in (meter.flops, meter.tokens))
+        way.flops.append(meter.flops / calls / way.queries)
+        way.tokens.append(meter.tokens / calls / way.queries)
         peak = memory_in_use(device, peak=True)
         way.peak = None if peak is None or before is None else max(way.peak or 0, peak - before)
 
@@ -292,8 +293,8 @@ def _line(name: str, work: str, way: _Way, rate: float, reference: Sequence[floa
         least=round(1000 * min(way.seconds), 2),
         most=round(1000 * max(way.seconds), 2),
         ratio=round(statistics.median(ratios), 2) if ratios else None,
-        tokens=round(way.tokens),
-        floor=round(1000 * way.flops / rate, 2),
+        tokens=round(statistics.median(way.tokens)),
+        floor=round(1000 * statistics.median(way.flops) / rate, 2),
         outside=round(1 - statistics.median(way.inside), 3),
         peak_bytes=way.peak,
     )
