@@ -255,9 +255,11 @@ class _ParquetRow(Mapping[str, Any]):
         self._batch, self._number = batch, number
 
     def __getitem__(self, field: str) -> Any:
+        value = self._batch.column(field)[self._number]  # KeyError: the column is missing
         try:
-            return self._batch.column(field)[self._number].as_py()
-        except (ValueError, ArithmeticError) as error:  # half a character, a date beyond Python's, nanoseconds
+            return value.as_py()
+        # Half a character, a date beyond Python's, nanoseconds, and (a LookupError of pytz) an unknown time zone.
+        except (ValueError, ArithmeticError, LookupError) as error:
             raise DataError(field, "cannot be read", f"{error}; write it as text, numbers or lists.") from error
 
     def __iter__(self) -> Iterator[str]:
