@@ -21,7 +21,7 @@ from transformers.utils.logging import tqdm
 
 from .prompts_e2rank import Prompt, PromptBuilder, TokenizedText
 
-__all__ = ["RETRIEVAL_PROMPTS", "Embedder", "cosine", "fuse", "interpolate", "token_batches"]
+__all__ = ["RETRIEVAL_PROMPTS", "Embedder", "cosine", "first_position", "fuse", "interpolate", "token_batches"]
 
 logger = logging.getLogger(__name__)
 
@@ -170,15 +170,52 @@ class Embedder:
                 progress.update(len(batch))
         return vectors[[rows[ids] for ids in sequences]]
 
-    def features(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
-        """Returns what a model's ``forward`` takes: token ids and attention mask, both (sequences, L)."""
-        lengths, padding = torch.tensor([len(ids) for ids in sequences]), self.texts.tokenizer.pad_token_id or 0
-        width = int(lengths.max())
+    def features(self, sequences: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+        """Returns what a model's ``forward`` takes: token ids and attention mask, both (sequences, L).
+
+        Where ``encode`` leaves out padding, so does this: with a flash attention, see ``unpad_inputs`` of
+        Sentence-Transformers' ``Transformer``.
+        """
+        lengths, device = torch.tensor([len(ids) for ids in sequences]), self.model.device
+        if getattr(self.model[0], "can_flatten_inputs", False):
+            flat = flattened(sequences, lengths, first_position(self.model))
+            return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in flat.items()}
+        width, padding = int(lengths.max()), self.texts.tokenizer.pad_token_id or 0
         # Padding on the right: absolute positions count from the left, and the pooling finds the last token.
         input_ids = torch.tensor([(*ids, *[padding] * (width - len(ids))) for ids in sequences])
         attention_mask = (torch.arange(width) < lengths[:, None]).long()
-        device = self.model.device
         return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+
+
+def flattened(sequences: Sequence[tuple[int, ...]], lengths: Tensor, first: int) -> dict[str, Any]:
+    """Returns what an attention of variable length takes: all sequences behind each other, and where each ends.
+
+    Args:
+        sequences: The token ids.
+        lengths: Number of tokens of each.
+        first: Position of the first token of each.
+    """
+    ends = F.pad(lengths.cumsum(0), (1, 0))
+    starts = torch.repeat_interleave(ends[:-1], lengths)
+    borders, longest = ends.int(), int(lengths.max())
+    return {
+        "input_ids": torch.tensor([[token for ids in sequences for token in ids]]),
+        "position_ids": (torch.arange(len(starts)) - starts + first)[None],
+        "seq_idx": torch.repeat_interleave(torch.arange(len(lengths)), lengths).int()[None],
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def first_position(model: nn.Module) -> int:
+    """Returns the position of a text's first token: RoBERTa and its kind put it behind that of the padding."""
+    for module in model.modules():
+        padding = getattr(getattr(module, "position_embeddings", None), "padding_idx", None)
+        if padding is not None:
+            return int(padding) + 1
+    return 0
 
 
 def token_batches(lengths: Sequence[int], batch_size: int, device: str = "cpu") -> list[list[int]]:

@@ -41,7 +41,7 @@ from .arguments_e2rank import (
     strings,
 )  # fmt: skip
 from .documents_e2rank import DOCUMENT_TEMPLATE, Document, check_template
-from .embedding_e2rank import Embedder, fuse
+from .embedding_e2rank import Embedder, first_position, fuse
 from .passages_e2rank import LONG_DOCUMENTS, passages
 from .prompts_e2rank import PROMPT_FORMATS, PromptBuilder, TextTokenizer, prompt_format_of
 from .ranking_e2rank import CANDIDATE_ORDERS, Options, Results, listwise_scores
@@ -362,7 +362,8 @@ class ListwiseRerank(Module):
         first_stage = score_lists("first_stage_scores", first_stage_scores, texts, single)
         results = Results.of(top_k, return_documents, min_similarity)
         embedder = self.embedder(batch_size, show_progress_bar)
-        self._parent.eval()
+        if any(module.training for module in self._parent.modules()):
+            self._parent.eval()
         scores, similar = listwise_scores(embedder, queries, asked, texts, stored, chosen, min_similarity is not None)
         if first_stage is not None:
             scores = [fuse(*both, chosen.first_stage_weight) for both in zip(scores, first_stage, strict=True)]
@@ -397,8 +398,4 @@ class ListwiseRerank(Module):
 def num_positions(model: SentenceTransformer) -> int | None:
     """Returns the number of a model's positions for tokens, or ``None`` if its configuration does not say."""
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
-    for module in model.modules():
-        padding = getattr(getattr(module, "position_embeddings", None), "padding_idx", None)
-        if positions is not None and padding is not None:
-            return positions - int(padding) - 1  # as in RoBERTa, where positions start after the padding's
-    return positions
+    return None if positions is None else positions - first_position(model)

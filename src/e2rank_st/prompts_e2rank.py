@@ -399,7 +399,9 @@ class PromptBuilder:
         def lacks_room(count: int) -> bool:
             return free(count) < sum(map(bool, lengths[:count]))
 
-        count = bisect_left(range(1, len(lengths) + 1), True, key=lacks_room)
+        count = len(lengths)
+        if lacks_room(count):
+            count = bisect_left(range(1, count + 1), True, key=lacks_room)
         while True:
             if count and lacks_room(count):
                 count, slack = count - 1, 0
