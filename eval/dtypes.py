@@ -31,7 +31,7 @@ def main(
     write_json(RESULTS, found)
     typer.echo(table(found), nl=False)
     if docs is not None:
-        put_into(docs, table(found), "speed dtypes")
+        put_into(docs, table(found), "speed-dtypes")
 
 
 if __name__ == "__main__":

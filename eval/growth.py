@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from e2rank_st.cli.evaluate import run_script
-from e2rank_st.cli.process import settle
 from e2rank_st.storage import write_json
 
 RESULTS = Path(__file__).parent / "speed" / "growth.json"
@@ -24,7 +23,6 @@ def main(
     docs: Annotated[Path | None, typer.Option(help="Put the tables between the marks of this file.")] = None,
 ) -> None:
     """Rank more candidates and longer documents, and embed a collection."""
-    settle()
     from e2rank_st import load_model
     from e2rank_st.benchmarks.growth import measure, tables
     from e2rank_st.benchmarks.speed import works
@@ -35,7 +33,7 @@ def main(
     write_json(RESULTS, found)
     typer.echo(tables(found), nl=False)
     if docs is not None:
-        put_into(docs, tables(found), "speed growth")
+        put_into(docs, tables(found), "speed-growth")
 
 
 if __name__ == "__main__":

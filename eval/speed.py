@@ -12,14 +12,14 @@ import typer
 
 from e2rank_st.cli.bench import run
 from e2rank_st.cli.evaluate import run_script
-from e2rank_st.storage import replacing, write_json
+from e2rank_st.storage import write_json
 
 FOLDER = Path(__file__).parent
 
 
 def main(
     model: Annotated[str, typer.Option(help="Bundled models, qwen3-0.6b or qwen3-small.")] = "bundled,bundled-mpnet",
-    work: Annotated[str, typer.Option(help="short, long, or both.")] = "short,long",
+    work: Annotated[str, typer.Option(help="short, medium and long, separated by commas.")] = "short,long",
     turns: Annotated[int, typer.Option(min=1, help="Counted turns of each way.")] = 5,
     results: Annotated[Path | None, typer.Option(help="First-stage results with text.")] = None,
     dtypes: Annotated[str, typer.Option(help="Types of the weights, separated by commas.")] = "auto",
@@ -31,14 +31,13 @@ def main(
 ) -> None:
     """Measure, and write the results, the figure and the tables."""
     found = run(model, work, turns, results, dtypes, tokenizer, device)
-    from e2rank_st.benchmarks.figures import draw_speed
+    from e2rank_st.benchmarks.figures import draw_speed, save
     from e2rank_st.benchmarks.speed import Line, short_table, tables
     from e2rank_st.benchmarks.summary import put_into
 
     (FOLDER / "speed").mkdir(exist_ok=True)
     write_json(FOLDER / "speed" / f"{name}.json", found)
-    with replacing(FOLDER / "speed" / f"{name}.png") as fresh:
-        draw_speed([Line(**line) for line in found["lines"]]).savefig(fresh, dpi=150, format="png")
+    save(draw_speed([Line(**line) for line in found["lines"]]), FOLDER / "speed" / f"{name}.png")
     typer.echo(tables(found), nl=False)
     if docs is not None:
         put_into(docs, tables(found), f"speed-{name}")

@@ -59,3 +59,11 @@ def test_the_choice_is_in_the_log(caplog):
     with caplog.at_level("INFO", logger="e2rank_st.precision"):
         precision.fastest_dtype(CPU)
     assert "dtype='auto': float32 on cpu." in caplog.text or "dtype='auto': bfloat16 on cpu." in caplog.text
+
+
+def test_a_type_that_cannot_count(checkpoint, tiny):
+    """Guards against a type that is dropped without a word: given twice, or for modules that are made already."""
+    with pytest.raises(ValueError, match="give one of them"):
+        E2Rank(str(checkpoint), dtype="float32", model_kwargs={"dtype": "bfloat16"})
+    with pytest.raises(ValueError, match="made already"):
+        E2Rank(modules=list(tiny), dtype="bfloat16")

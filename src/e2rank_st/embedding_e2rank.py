@@ -177,10 +177,11 @@ class Embedder:
         Sentence-Transformers' ``Transformer``.
         """
         lengths, device = torch.tensor([len(ids) for ids in sequences]), self.model.device
-        if getattr(self.model[0], "can_flatten_inputs", False):
+        # A text without tokens has no place among the others: its vector would be that of its neighbour.
+        if getattr(self.model[0], "can_flatten_inputs", False) and bool(lengths.all()):
             flat = flattened(sequences, lengths, first_position(self.model))
             return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in flat.items()}
-        width, padding = int(lengths.max()), self.texts.tokenizer.pad_token_id or 0
+        width, padding = max(int(lengths.max()), 1), self.texts.tokenizer.pad_token_id or 0
         # Padding on the right: absolute positions count from the left, and the pooling finds the last token.
         input_ids = torch.tensor([(*ids, *[padding] * (width - len(ids))) for ids in sequences])
         attention_mask = (torch.arange(width) < lengths[:, None]).long()

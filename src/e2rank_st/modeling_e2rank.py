@@ -216,7 +216,9 @@ class ListwiseRerank(Module):
         return self._kept("prompt_model", (adapter, transformer, adapter.state(backbone)), make)
 
     def embedder(self, batch_size: int = 32, show_progress_bar: bool | None = False) -> Embedder:
-        """An embedder of one call, with the arguments of the call."""
+        """An embedder of one call, with the arguments of the call. A model in training stops dropping values."""
+        if any(module.training for module in self._parent.modules()):
+            self._parent.eval()
         shown = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
         batch_size = natural("batch_size", batch_size, least=1)
         return Embedder(self._parent, self.prompt_model, self.builder, batch_size, flag("show_progress_bar", shown))
@@ -362,8 +364,6 @@ class ListwiseRerank(Module):
         first_stage = score_lists("first_stage_scores", first_stage_scores, texts, single)
         results = Results.of(top_k, return_documents, min_similarity)
         embedder = self.embedder(batch_size, show_progress_bar)
-        if any(module.training for module in self._parent.modules()):
-            self._parent.eval()
         scores, similar = listwise_scores(embedder, queries, asked, texts, stored, chosen, min_similarity is not None)
         if first_stage is not None:
             scores = [fuse(*both, chosen.first_stage_weight) for both in zip(scores, first_stage, strict=True)]

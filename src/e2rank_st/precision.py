@@ -1,4 +1,4 @@
-"""A device → the type of weights that it computes with fastest, without a loss that a ranking shows."""
+"""A device → the type of weights that it computes with fastest."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ def with_dtype(dtype: str | torch.dtype, **kwargs: Any) -> dict[str, Any]:
     Args:
         dtype: A type or its name; ``"auto"`` for :func:`fastest_dtype`; ``"saved"`` leaves it to the checkpoint.
         **kwargs: The other arguments.
+
+    Raises:
+        ValueError: The type is given twice, or for modules that are made already.
     """
     if dtype == "saved":
         return kwargs
+    given = kwargs.get("model_kwargs") or {}
+    if twice := {"dtype", "torch_dtype"} & given.keys():
+        raise ValueError(f"Got dtype={dtype!r} and {twice.pop()!r} in model_kwargs; give one of them.")
+    if kwargs.get("modules") is not None:
+        raise ValueError(f"Got dtype={dtype!r} for modules that are made already; convert them with .to({dtype!r}).")
     if dtype == "auto":
         dtype = fastest_dtype(torch.device(kwargs.get("device") or get_device_name()))
-    return {**kwargs, "model_kwargs": {**(kwargs.get("model_kwargs") or {}), "dtype": dtype}}
+    return {**kwargs, "model_kwargs": {**given, "dtype": dtype}}
 
 
 @cache

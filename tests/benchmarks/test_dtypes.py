@@ -22,7 +22,9 @@ def test_three_ways_on_given_and_own_candidates(tiny: E2Rank, tmp_path):
         assert 0 <= row.replaced <= row.reordered <= 1
         assert 0 < row.score <= 1
         assert row.way != "float32" or row.reordered == 0
-    assert any(row.reordered for row in rows), "the premise: vectors of bfloat16 are others"
+    half, mixed = [rows[1], rows[4]], [rows[2], rows[5]]
+    assert any(row.reordered for row in half), "the premise: vectors of bfloat16 are others"
+    assert [row.reordered for row in half] != [row.reordered for row in mixed], "nor are all vectors those of one type"
     assert dtypes.table(found).count("\n| ") == 6, "the header comes first"
 
 
@@ -45,5 +47,6 @@ def test_rounded_products_are_those_of_the_type(tiny: E2Rank, facts):
     assert torch.cosine_similarity(one, other).min() > 0.999
     for layer in (module for module in rounded.modules() if isinstance(module, torch.nn.Linear)):
         given = torch.randn(5, layer.in_features, dtype=torch.bfloat16)
-        expected = torch.nn.functional.linear(given.double(), layer.weight.double()).bfloat16()
+        bias = None if layer.bias is None else layer.bias.double()
+        expected = torch.nn.functional.linear(given.double(), layer.weight.double(), bias).bfloat16()
         assert torch.allclose(layer(given), expected, rtol=2**-7, atol=1e-6)

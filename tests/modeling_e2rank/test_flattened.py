@@ -6,19 +6,26 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from transformers import AttentionInterface, AttentionMaskInterface, DataCollatorWithFlattening, RobertaConfig
-from transformers import RobertaModel as Roberta
-from transformers.masking_utils import flash_attention_mask
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DataCollatorWithFlattening,
+    RobertaConfig,
+    RobertaModel,
+)
+from transformers.masking_utils import sdpa_mask
 
 from e2rank_st import E2Rank
-from e2rank_st.embedding_e2rank import first_position
+from e2rank_st.modeling_e2rank import ListwiseRerank
 from tests.modeling_e2rank.rankings import QUERY, assert_same
 
 NAME = "by_borders"
 
 
-def by_borders(module, query, key, value, attention_mask, *, cu_seq_lens_q, scaling, is_causal=None, **_):
+def by_borders(module, query, key, value, attention_mask, *, scaling, cu_seq_lens_q=None, is_causal=None, **_):
     """What a flash attention of variable length does, sequence by sequence: the borders alone keep them apart."""
+    if cu_seq_lens_q is None:  # a padded batch
+        return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, scaling=scaling)
     assert attention_mask is None
     causal = module.is_causal if is_causal is None else is_causal
     groups = query.shape[1] // key.shape[1]
@@ -32,10 +39,15 @@ def by_borders(module, query, key, value, attention_mask, *, cu_seq_lens_q, scal
     return torch.cat(parts, 2).transpose(1, 2), None
 
 
-def with_borders(model: E2Rank) -> E2Rank:
+def by_padding(*, attention_mask=None, **given):
+    """The mask of a padded batch; without padding there is none."""
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **given)
+
+
+def with_borders(model: SentenceTransformer) -> SentenceTransformer:
     """A copy of the model that Sentence-Transformers takes for one with a flash attention."""
     AttentionInterface.register(NAME, by_borders)
-    AttentionMaskInterface.register(NAME, flash_attention_mask)
+    AttentionMaskInterface.register(NAME, by_padding)
     made = copy.deepcopy(model)
     made.transformers_model.set_attn_implementation(NAME)
     first = made[0]
@@ -47,7 +59,7 @@ def with_borders(model: E2Rank) -> E2Rank:
     return made
 
 
-@pytest.mark.parametrize("name", ["tiny", "bundled"])
+@pytest.mark.parametrize("name", ["tiny", "shipped"])
 def test_scores_without_padding(name, facts, request):
     """Guards against tokens that see another text, in a decoder, and in an encoder with a prompt adapter."""
     padded = request.getfixturevalue(name)
@@ -61,13 +73,43 @@ def test_scores_without_padding(name, facts, request):
     assert torch.allclose(torch.tensor(flat.encode_document(texts)), torch.tensor(vectors), atol=1e-5)
 
 
-def test_positions_behind_the_padding(tmp_path, tiny):
+def test_positions_behind_the_padding(tmp_path, tiny, facts):
     """Guards against shifted positions: RoBERTa and its kind count from behind the padding's."""
     tiny.tokenizer.save_pretrained(tmp_path)
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = RobertaConfig(vocab_size=len(tiny.tokenizer) + 8, max_position_embeddings=64, pad_token_id=1, **size)
-    Roberta(config).save_pretrained(tmp_path)
-    transformer = Transformer(str(tmp_path))
-    model = SentenceTransformer(modules=[transformer, Pooling(16)], device="cpu")
-    assert first_position(model) == transformer._infer_flatten_position_offset() == 2
-    assert first_position(tiny) == 0
+    padding, number = tiny.tokenizer.pad_token_id, len(tiny.tokenizer) + 8
+    config = RobertaConfig(vocab_size=number, max_position_embeddings=padding + 128, pad_token_id=padding, **size)
+    RobertaModel(config).save_pretrained(tmp_path)
+    model = SentenceTransformer(modules=[Transformer(str(tmp_path)), Pooling(16, "mean")], device="cpu")
+    model.tokenizer.padding_side = "right"  # positions count from the left
+    listwise = ListwiseRerank(max_prompt_tokens=100, max_query_tokens=20)
+    listwise.on_model_ready(model)
+    padded = listwise.embedder().embed_texts("document", facts)
+    assert torch.allclose(padded, torch.tensor(model.encode_document(facts)), atol=1e-5), "the premise"
+    flat = with_borders(model)
+    listwise.on_model_ready(flat)
+    assert torch.allclose(listwise.embedder().embed_texts("document", facts), padded, atol=1e-5)
+    (positions,) = listwise.embedder().features([(5, 6, 7), (8, 9)])["position_ids"].tolist()
+    assert [place - padding for place in positions] == [1, 2, 3, 1, 2]
+
+
+def test_a_prompt_that_does_not_count(tiny: E2Rank, facts):
+    """Guards against the vectors of a retrieval prompt where the pooling leaves it out."""
+    model = SentenceTransformer(modules=[tiny[0], Pooling(32, "mean", include_prompt=False)], device="cpu")
+    model.prompts["document"] = "passage: "
+    listwise = ListwiseRerank(max_prompt_tokens=500)
+    vectors = []
+    for chosen in (model, with_borders(model)):
+        listwise.on_model_ready(chosen)
+        vectors.append(listwise.embedder().embed_texts("document", facts))
+    assert torch.allclose(*vectors, atol=1e-5)
+    assert torch.allclose(vectors[0], torch.tensor(model.encode_document(facts)), atol=1e-5)
+
+
+def test_a_text_without_tokens(tiny: E2Rank):
+    """Guards against a crash, and against the vector of the text before it, where a tokenizer adds no token."""
+    for model in (tiny, with_borders(tiny)):
+        embedder = model.listwise.embedder()
+        empty, alone = embedder.embed([(5, 6, 7), ()], "document")[1], embedder.embed([()], "document")[0]
+        assert torch.allclose(empty, alone, atol=1e-6)
+        assert not torch.allclose(empty, embedder.embed([(5, 6, 7)], "document")[0])

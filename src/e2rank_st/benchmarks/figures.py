@@ -9,22 +9,25 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from e2rank_st.benchmarks.results import Entry, column_with_marks, titled
 from e2rank_st.evaluation.tuning import Tuning
+from e2rank_st.storage import replacing
 
 if TYPE_CHECKING:
     from e2rank_st.benchmarks.speed import Line
 
-__all__ = ["FIGURES", "draw", "draw_speed", "draw_tuning", "separation"]
+__all__ = ["FIGURES", "check_file", "draw", "draw_speed", "draw_tuning", "save", "separation"]
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#666666")
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "++", "oo")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 LEGEND_LETTERS, LEGEND_MARK = 12, 8  # letters of a legend to an inch, and what stands beside a label, in letters
+ENDINGS = (".png", ".pdf", ".svg")
 PANELS = 12  # tasks that get a panel in the figure of gains
 
 
@@ -32,6 +35,27 @@ def _style(place: int) -> tuple[str, str, str, str]:
     """Colour, hatch, marker and line of a system."""
     colour, hatch, marker, line = (kind[place % len(kind)] for kind in (COLOURS, HATCHES, MARKERS, LINES))
     return colour, hatch, marker, line
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that no figure could be written to, before anything takes time.
+
+    Raises:
+        ValueError: The ending is none of a figure.
+        FileNotFoundError: The folder does not exist.
+        ImportError: matplotlib is missing.
+    """
+    if path.suffix not in ENDINGS:
+        raise ValueError(f"Got the figure {str(path)!r}; its name must end in {', '.join(ENDINGS)}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder of the figure {str(path)!r} does not exist; make it first.")
+    _figure(1, 1)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure in the format of the file's ending, whole or not at all."""
+    with replacing(path) as fresh:
+        figure.savefig(fresh, dpi=150, format=path.suffix.removeprefix("."))
 
 
 def _figure(width: float, height: float) -> Any:

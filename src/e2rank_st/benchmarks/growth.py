@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers.utils.logging import tqdm
 
 from e2rank_st.benchmarks.meter import Meter, memory_in_use, product_rate, synchronize
@@ -148,9 +151,10 @@ def _rates(model: E2Rank, documents: list[str], bar: bool) -> Iterator[Rate]:
         seconds["SearchIndex.create"] = _seconds(
             model, lambda: SearchIndex.create(place, model, documents, show_progress_bar=bar)
         )
-    pool = model.start_multi_process_pool([str(model.device)] * PROCESSES)
+    with _settled_processes():
+        pool = model.start_multi_process_pool([str(model.device)] * PROCESSES)
     try:
-        model.encode_document(documents[: 32 * PROCESSES], pool=pool)  # the processes load
+        model.encode_document(documents[: 64 * PROCESSES], pool=pool)  # the processes load
         seconds[f"encode_document, {PROCESSES} processes"] = _seconds(
             model, lambda: model.encode_document(documents, pool=pool)
         )
@@ -158,6 +162,19 @@ def _rates(model: E2Rank, documents: list[str], bar: bool) -> Iterator[Rate]:
         model.stop_multi_process_pool(pool)
     for way, took in seconds.items():
         yield Rate(way, len(documents), meter.tokens, round(took, 2), round(meter.flops / rate / took, 3))
+
+
+@contextmanager
+def _settled_processes() -> Iterator[None]:
+    """Let processes that start share the threads, and keep their memory, as docs/speed.md advises."""
+    before = dict(os.environ)
+    os.environ |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**30))
+    os.environ["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // PROCESSES, 1))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def tables(found: Mapping[str, Any]) -> str:

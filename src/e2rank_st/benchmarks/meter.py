@@ -6,10 +6,13 @@ a matrix product on the same device, they are the least time that any program co
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["Meter", "backbone_of", "forward_flops", "memory_in_use", "product_rate", "synchronize"]
+__all__ = ["Meter", "Products", "memory_in_use", "product_rate", "synchronize"]
 
 ONCE_A_SEQUENCE = "pooler"  # a layer behind the last one that sees one token
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is timed
@@ -36,7 +39,8 @@ class Meter:
     """
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
-        self.models = list(dict.fromkeys(models))
+        # What is known of a model beforehand costs no time while it counts.
+        self._known = {model: (inspect.signature(model.forward), Products.of(model)) for model in models}
         self._hooks: list[Any] = []
         self._depth = 0
         self.clear()
@@ -47,7 +51,7 @@ class Meter:
 
     def __enter__(self) -> Meter:
         """Start to count."""
-        for model in self.models:
+        for model in self._known:
             self._hooks += [
                 model.register_forward_pre_hook(self._before, with_kwargs=True),
                 model.register_forward_hook(self._after),
@@ -63,13 +67,13 @@ class Meter:
         self._depth += 1
         if self._depth > 1:
             return
-        backbone = backbone_of(model)
+        signature, products = self._known[model]
         if arguments and isinstance(arguments[0], Mapping):
             rows = _rows(arguments[0])
         else:
-            given = inspect.signature(model.forward).bind_partial(*arguments, **named).arguments
+            given = signature.bind_partial(*arguments, **named).arguments
             rows = _rows({**given, **given.get("kwargs", {})})
-        self.flops += sum(forward_flops(backbone, new, total) for new, total in rows)
+        self.flops += sum(products.flops(new, total) for new, total in rows)
         self.tokens += sum(new for new, _ in rows)
         synchronize(next(model.parameters()).device)
         self._start = time.perf_counter()
@@ -79,12 +83,6 @@ class Meter:
         if not self._depth:
             synchronize(next(model.parameters()).device)
             self.seconds += time.perf_counter() - self._start
-
-
-def backbone_of(model: Any) -> Any:
-    """The layers of a model, without a head: those of the transformers model itself, or of the one inside."""
-    found = model if isinstance(model, PreTrainedModel) else model.model
-    return found.base_model
 
 
 def _rows(given: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -100,21 +98,45 @@ def _rows(given: Mapping[str, Any]) -> list[tuple[int, int]]:
     return list(zip(mask[:, -width:].sum(1).tolist(), mask.sum(1).tolist(), strict=True))
 
 
-def forward_flops(backbone: Any, new: int, total: int) -> int:
-    """Operations of the matrix products for ``new`` tokens that attend to ``total``, themselves included.
+@dataclass(frozen=True)
+class Products:
+    """The matrix products of a model.
 
-    Two for each weight of a linear layer and token; four for each value of the attention's heads, and pair of tokens
-    (Kaplan et al. 2020, table 1). A causal model needs half of the pairs of its new tokens.
+    Attributes:
+        weights: Of the linear layers that each token goes through.
+        head: Of the output layer of a model that writes, which the last token goes through.
+        width: Values of all heads of all layers.
+        is_causal: Whether a token attends to those before it only.
     """
-    config = backbone.config
-    layers = [(name, layer) for name, layer in backbone.named_modules() if isinstance(layer, nn.Linear)]
-    weights = sum(layer.weight.numel() for name, layer in layers if ONCE_A_SEQUENCE not in name)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = config.num_hidden_layers * config.num_attention_heads * head
-    is_causal = any(getattr(part, "is_causal", False) for part in backbone.modules())
-    pairs = new * total - (new * (new - 1) // 2 if is_causal else 0)
-    flops: int = 2 * weights * new + 4 * width * pairs
-    return flops
+
+    weights: int
+    head: int
+    width: int
+    is_causal: bool
+
+    @classmethod
+    def of(cls, model: Any) -> Products:
+        """Read them off a first module of a Sentence-Transformers model, or off a transformers model."""
+        whole = model if isinstance(model, PreTrainedModel) else model.model
+        backbone, config = whole.base_model, whole.config
+        layers = [(name, layer) for name, layer in backbone.named_modules() if isinstance(layer, nn.Linear)]
+        head = whole.get_output_embeddings() if whole.can_generate() else None
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            weights=sum(layer.weight.numel() for name, layer in layers if ONCE_A_SEQUENCE not in name),
+            head=0 if head is None else head.weight.numel(),
+            width=config.num_hidden_layers * config.num_attention_heads * size,
+            is_causal=any(getattr(part, "is_causal", False) for part in backbone.modules()),
+        )
+
+    def flops(self, new: int, total: int) -> int:
+        """Operations for ``new`` tokens of a sequence that attend to ``total``, themselves included.
+
+        Two for each weight of a linear layer and token; four for each value of the attention's heads, and pair of
+        tokens (Kaplan et al. 2020, table 1). A causal model needs half of the pairs of its new tokens.
+        """
+        pairs = new * total - (new * (new - 1) // 2 if self.is_causal else 0)
+        return 2 * (self.weights * new + self.head) + 4 * self.width * pairs
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, repeat: int = 3) -> float:
@@ -138,7 +160,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def memory_in_use(device: torch.device, *, peak: bool = False) -> int | None:
-    """Bytes in use; or the most since the last call without ``peak``, which begins again."""
+    """Bytes in use; or the most since the last call without ``peak``, which begins again.
+
+    To begin, memory that is free but kept goes back to the system: what takes it again counts.
+    """
     if device.type == "cuda":
         if peak:
             return torch.cuda.max_memory_allocated(device)
@@ -148,6 +173,8 @@ def memory_in_use(device: torch.device, *, peak: bool = False) -> int | None:
     if not os.access(reset, os.W_OK):
         return None
     if not peak:
+        with suppress(AttributeError, OSError):  # another C library has no such call
+            ctypes.CDLL(None).malloc_trim(0)
         reset.write_text("5")
     name = "VmHWM:" if peak else "VmRSS:"
     lines = [line.split() for line in status.read_text().splitlines()]

@@ -5,17 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sentence_transformers import CrossEncoder
+from torch import nn
 from torch.nn.functional import normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from e2rank_st.model import E2Rank
 
-__all__ = ["SHAPES", "Generative", "cross_encoder", "plain_recipe", "write_random_decoder"]
+__all__ = [
+    "MOST_PADDED",
+    "SHAPES",
+    "Generative",
+    "cross_encoder",
+    "plain_recipe",
+    "recipe_fits",
+    "write_random_decoder",
+]
 
 # Qwen3-0.6B's, and one of its kind that a CPU can run. Weights that are drawn take as long as trained ones.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -30,6 +39,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 POSITIONS = 32_768
 WINDOW, STEP = 20, 10  # of a generative reranker, as in RankGPT (Sun et al. 2023)
+IDENTIFIERS = 64  # that it can write: one for each document of a window, as in FIRST (Reddy et al. 2024), and some more
+MOST_PADDED = 400_000  # tokens of the plain recipe's one batch: some GB
 RANK = "Rank the {number} passages above by their relevance to the query: {query}. Answer with their identifiers."
 
 
@@ -56,26 +67,42 @@ def write_random_decoder(shape: str, tokenizer: str, folder: Path, seed: int = 0
 
 def cross_encoder(backbone: str, model: E2Rank, dtype: torch.dtype) -> CrossEncoder:
     """Make a cross-encoder of a backbone, with a head that is drawn and the model's limit of tokens."""
-    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # it tells of the head
+    log = logging.getLogger("transformers.modeling_utils")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it tells of the head
     disable_progress_bar()
-    made: Any = CrossEncoder(backbone, num_labels=1, device=str(model.device), model_kwargs={"dtype": dtype})
+    try:
+        made: Any = CrossEncoder(backbone, num_labels=1, device=str(model.device), model_kwargs={"dtype": dtype})
+    finally:
+        enable_progress_bar()
+        log.setLevel(level)
     made.max_seq_length = model.max_seq_length
     if made.tokenizer.pad_token_id is not None:
         made.model.config.pad_token_id = made.tokenizer.pad_token_id
     return made  # type: ignore[no-any-return]
 
 
+def _plain_batch(model: E2Rank, query: str, documents: Sequence[str]) -> Any:
+    """The listwise prompt and all documents, padded together: the one batch of :func:`plain_recipe`."""
+    listwise = model.listwise
+    prompt = listwise.format.render(listwise.instruction, query, documents[: listwise.num_prompt_documents])
+    options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
+    return model.tokenizer([prompt, *documents], max_length=listwise.max_prompt_tokens, **options)
+
+
+def recipe_fits(model: E2Rank, query: str, documents: Sequence[str]) -> bool:
+    """Whether the one batch of :func:`plain_recipe` fits into memory."""
+    padded: int = _plain_batch(model, query, documents)["input_ids"].numel()
+    return padded <= MOST_PADDED
+
+
 def plain_recipe(model: E2Rank, query: str, documents: Sequence[str]) -> list[int]:
-    """Rank as the public model card does: the listwise prompt and all documents, padded together, then compared.
+    """Rank as the public model card does: all in one batch, then compared.
 
     Returns:
         Places of the documents, the best first.
     """
-    listwise = model.listwise
-    prompt = listwise.format.render(listwise.instruction, query, documents[: listwise.num_prompt_documents])
-    options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}
-    batch = model.tokenizer([prompt, *documents], max_length=listwise.max_prompt_tokens, **options)
-    backbone: Any = model.transformers_model
+    batch, backbone = _plain_batch(model, query, documents), cast("Any", model.transformers_model)
     with torch.inference_mode():
         hidden = backbone(**batch.to(model.device)).last_hidden_state  # (1 + N, L, D)
         mask = batch["attention_mask"].unsqueeze(-1)
@@ -87,7 +114,8 @@ def plain_recipe(model: E2Rank, query: str, documents: Sequence[str]) -> list[in
 class Generative:
     """A generative listwise reranker: it reads windows from the last candidates to the first, and writes their order.
 
-    It writes one token for each document: the least that names all.
+    It writes one token for each document: the least that names all. Its output layer knows these tokens only, so that
+    the price is that of the backbone, not that of a large vocabulary.
 
     Args:
         folder: The decoder.
@@ -98,6 +126,8 @@ class Generative:
 
     def __init__(self, folder: str, device: torch.device, dtype: torch.dtype, max_document_tokens: int | None) -> None:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        loaded.lm_head = nn.Linear(loaded.config.hidden_size, IDENTIFIERS, bias=False, dtype=dtype)
+        loaded.generation_config.eos_token_id = None  # the number of tokens is known
         self.model = loaded.to(device).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.max_document_tokens = max_document_tokens

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from e2rank_st.benchmarks.figures import separation
+from e2rank_st.benchmarks.figures import save, separation
 from e2rank_st.benchmarks.first_stages import read_judged
 from e2rank_st.benchmarks.instructions import instructed
 from e2rank_st.benchmarks.models import Subject, load
@@ -29,7 +29,7 @@ from e2rank_st.data.beir import JudgedCorpus
 from e2rank_st.provenance import environment
 from e2rank_st.search.exact import Rules, nearest
 from e2rank_st.search.vectors import Matrix
-from e2rank_st.storage import folder_sha256, read_json, replacing, write_json, write_text
+from e2rank_st.storage import folder_sha256, read_json, write_json, write_text
 
 __all__ = ["Options", "Separation", "area", "kept", "measure", "read_separations", "tables", "write"]
 
@@ -192,8 +192,7 @@ def write(options: Options, separations: Sequence[Separation]) -> list[Path]:
     }
     write_json(paths[0], content, indent=None)
     write_text(paths[1], tables(separations))
-    with replacing(paths[2]) as fresh:
-        separation(separations).savefig(fresh, format="png", dpi=150)
+    save(separation(separations), paths[2])
     return paths
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from e2rank_st.benchmarks.figures import FIGURES, draw
+from e2rank_st.benchmarks.figures import FIGURES, draw, save
 from e2rank_st.benchmarks.results import LOCAL, PARTIAL, Entry, column_with_marks, titled
 from e2rank_st.console import markdown_table
 from e2rank_st.evaluation.metrics import DIGITS
-from e2rank_st.storage import replacing, write_text
+from e2rank_st.storage import write_text
 
 __all__ = ["PARTS", "Table", "make_tables", "p_value", "write_figures", "write_tables"]
 
@@ -184,6 +184,5 @@ def write_figures(
     for name, figure in draw(entries, only).items():
         for ending in formats:
             written.append(folder / f"{name}.{ending}")
-            with replacing(written[-1]) as fresh:
-                figure.savefig(fresh, format=ending, dpi=150)
+            save(figure, written[-1])
     return written

@@ -10,8 +10,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -24,7 +23,14 @@ from torch import nn
 from transformers.utils.logging import tqdm
 
 from e2rank_st.benchmarks.meter import Meter, memory_in_use, product_rate, synchronize
-from e2rank_st.benchmarks.peers import SHAPES, Generative, cross_encoder, plain_recipe, write_random_decoder
+from e2rank_st.benchmarks.peers import (
+    SHAPES,
+    Generative,
+    cross_encoder,
+    plain_recipe,
+    recipe_fits,
+    write_random_decoder,
+)
 from e2rank_st.bundled import BUNDLED, base_here
 from e2rank_st.console import markdown_table
 from e2rank_st.data.docstrings import QUERIES, collect
@@ -33,10 +39,11 @@ from e2rank_st.loading import load_model
 from e2rank_st.model import E2Rank
 from e2rank_st.provenance import environment
 from e2rank_st.search.texts import TextVectors
+from e2rank_st.search.vectors import distinct
 
 __all__ = ["REFERENCE", "WORKS", "Line", "Work", "measure", "short_table", "tables", "works"]
 
-REFERENCE = "CrossEncoder.rank"  # in float32, the ratios' denominator
+REFERENCE = "CrossEncoder.rank"  # its time over that of a way is the way's ratio
 STORED = "rerank, stored vectors, K = {k}"
 SHORT = ("rerank", "encode", REFERENCE)  # lines of the short table, behind the first
 WORKS = {"short": 1, "medium": 2, "long": 5}  # passages that a document is made of
@@ -70,7 +77,7 @@ class Line:
         milliseconds: For a query: the median of the turns.
         least: The shortest turn.
         most: The longest turn.
-        ratio: How many times faster than the cross-encoder in float32; None for a model without one.
+        ratio: How many times faster than the cross-encoder, whose type is ``reference_dtype`` of the results.
         tokens: That went through the model for a query, without padding.
         floor: Milliseconds that the needed operations take at the rate of a matrix product.
         outside: Share of the time that was not spent in the model: tokenising, prompts, sorting, Python.
@@ -84,7 +91,7 @@ class Line:
     milliseconds: float
     least: float
     most: float
-    ratio: float | None
+    ratio: float
     tokens: int
     floor: float
     outside: float
@@ -106,6 +113,7 @@ class _Way:
     meter: Meter
     queries: int = 1
     prepare: Callable[[Work], object] = lambda _: None  # before the time counts
+    fits: Callable[[Work], bool] = lambda _: True  # into memory
     seconds: list[float] = field(default_factory=list)
     inside: list[float] = field(default_factory=list)
     flops: list[float] = field(default_factory=list)
@@ -117,7 +125,8 @@ def works(results: Path | None, size: int, turns: int) -> list[Work]:
     """Read or make queries with candidates.
 
     Args:
-        results: First-stage results with text, JSON lines; by default, docstrings of the standard library.
+        results: First-stage results with text, JSON lines; by default, docstrings of the standard library. A passage
+            that comes twice counts once; the next query's passages fill up.
         size: Passages that a document is made of: candidates that follow each other.
         turns: Number of queries; they come again where there are fewer.
 
@@ -128,10 +137,12 @@ def works(results: Path | None, size: int, turns: int) -> list[Work]:
         texts = [" ".join(part.document.split()[:WORDS]) for part in collect()]
         texts = [text for text in texts if len(text.split()) > WORDS // 2]
         draw = np.random.default_rng(0)
-        found = [(query, list(draw.choice(texts, NUM_CANDIDATES))) for query in QUERIES]
+        found = [(query, list(draw.choice(texts, NUM_CANDIDATES, replace=False))) for query in QUERIES]
     else:
+        slates = list(islice(read_results(results), turns + 1))
         found = [
-            (slate.query, list(slate.documents[:NUM_CANDIDATES])) for slate in islice(read_results(results), turns)
+            (slate.query, distinct([slate.documents, following.documents])[:NUM_CANDIDATES])
+            for slate, following in zip(slates, [*slates[1:], *slates[:1]], strict=True)
         ]
     if not found or not all(documents for _, documents in found):
         raise ValueError(f"{results} has a query without candidates; give some for each.")
@@ -162,7 +173,8 @@ def measure(
         show_progress_bar: Whether to show a bar of the turns.
 
     Returns:
-        ``environment`` and ``lines``, as JSON can hold them.
+        ``environment``, ``reference_dtype`` (that of the cross-encoder that is compared with) and ``lines``, as JSON
+        can hold them. A way that would not fit into memory is left out.
 
     Raises:
         ValueError: A name is not one of those.
@@ -170,18 +182,24 @@ def measure(
     lines: list[Line] = []
     rates: dict[str, float] = {}
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    for name in names:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = _backbone(name, tokenizer, Path(scratch))
+    reference = dtypes[0] if "float32" not in dtypes else "float32"
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {name: _backbone(name, tokenizer, Path(scratch)) for name in names}  # all, before anything takes time
+        for name, folder in folders.items():
             loaded = name if name in BUNDLED else folder
             models = {dtype: load_model(loaded, device=device, dtype=dtype) for dtype in dtypes}
             ways = [way for dtype, model in models.items() for way in _ways(model, folder, dtype, name in SHAPES)]
             for work, queries in given.items():
                 bar = tqdm(queries, desc=f"{name}, {work}", unit="turn", disable=not show_progress_bar)
-                lines += _turns(name, work, bar, ways, models[dtypes[0]].device, rates)
+                fitting = [way for way in ways if all(map(way.fits, queries))]
+                lines += _turns(name, work, bar, fitting, models[dtypes[0]].device, rates, reference)
     place = next(iter(models.values())).device
-    about = environment(place) | {"load_average": load, "dtype_rates": rates}
-    return {"environment": about, "candidates": NUM_CANDIDATES, "lines": [asdict(line) for line in lines]}
+    return {
+        "environment": environment(place) | {"load_average": load, "dtype_rates": rates},
+        "candidates": NUM_CANDIDATES,
+        "reference_dtype": reference,
+        "lines": [asdict(line) for line in lines],
+    }
 
 
 def _backbone(name: str, tokenizer: str, scratch: Path) -> str:
@@ -229,18 +247,30 @@ def _ways(model: E2Rank, folder: str, dtype: str, is_decoder: bool) -> Iterator[
     yield _Way(weights, "rerank", lambda work: model.rerank(*work, **quiet), own)
     yield _Way(weights, f"rerank, {MANY} queries, same candidates", together, own, MANY)
     yield _Way(weights, "encode", lambda work: model.encode_document(work.documents, **quiet), own)
-    yield _Way(weights, "recipe of the model card", lambda work: plain_recipe(model, *work), own)
+    yield _Way(
+        weights,
+        "recipe of the model card",
+        lambda work: plain_recipe(model, *work),
+        own,
+        fits=lambda work: recipe_fits(model, *work),
+    )
     cross = cross_encoder(folder, model, weights)
     yield _Way(weights, REFERENCE, lambda work: cross.rank(*work, **quiet), Meter([next(cross.children())]))
     if is_decoder:
         writer = Generative(folder, model.device, weights, model.max_seq_length)
-        yield _Way(weights, "generative listwise", lambda work: writer.rank(*work), Meter([writer.model.model]))
+        yield _Way(weights, "generative listwise", lambda work: writer.rank(*work), Meter([writer.model]))
 
 
 def _turns(
-    name: str, work: str, queries: Sequence[Work], ways: Sequence[_Way], device: torch.device, rates: dict[str, float]
+    name: str,
+    work: str,
+    queries: Iterable[Work],
+    ways: Sequence[_Way],
+    device: torch.device,
+    rates: dict[str, float],
+    reference: str,
 ) -> Iterator[Line]:
-    """Let the ways take turns; the first turn is not counted."""
+    """Let the ways take turns; the first turn is not counted, and tells the memory."""
     for way in ways:
         way.seconds, way.inside, way.flops, way.tokens, way.peak = [], [], [], [], None
     found: dict[torch.dtype, list[float]] = {way.dtype: [] for way in ways}
@@ -253,16 +283,14 @@ def _turns(
     for dtype, rate in best.items():
         key = str(dtype).removeprefix("torch.")
         rates[key] = max(rate, rates.get(key, 0.0))
-    reference = next((way.seconds for way in ways if way.name == REFERENCE and way.dtype == torch.float32), None)
-    return (_line(name, work, way, best[way.dtype], reference) for way in ways)
+    theirs = next(way.seconds for way in ways if way.name == REFERENCE and way.dtype == getattr(torch, reference))
+    return (_line(name, work, way, best[way.dtype], theirs) for way in ways)
 
 
 def _take(way: _Way, query: Work, device: torch.device, *, counts: bool) -> None:
-    """Rank once, or again until enough time has passed to be measured."""
+    """Rank once, or again until enough time has passed to be measured; uncounted, once more for the memory."""
     way.prepare(query)
-    before = memory_in_use(device)
-    with ExitStack() as stack:
-        meter = stack.enter_context(way.meter)
+    with way.meter as meter:
         meter.clear()
         calls, start = 0, time.perf_counter()
         while True:
@@ -277,13 +305,14 @@ def _take(way: _Way, query: Work, device: torch.device, *, counts: bool) -> None
         way.inside.append(meter.seconds / seconds)
         way.flops.append(meter.flops / calls / way.queries)
         way.tokens.append(meter.tokens / calls / way.queries)
-        peak = memory_in_use(device, peak=True)
-        way.peak = None if peak is None or before is None else max(way.peak or 0, peak - before)
+    elif (before := memory_in_use(device)) is not None:
+        way.run(query)
+        way.peak = cast("int", memory_in_use(device, peak=True)) - before
 
 
-def _line(name: str, work: str, way: _Way, rate: float, reference: Sequence[float] | None) -> Line:
+def _line(name: str, work: str, way: _Way, rate: float, theirs: Sequence[float]) -> Line:
     median = statistics.median(way.seconds)
-    ratios = [theirs / ours for theirs, ours in zip(reference, way.seconds, strict=True)] if reference else []
+    ratios = [reference / ours for reference, ours in zip(theirs, way.seconds, strict=True)]
     return Line(
         model=name,
         work=work,
@@ -292,7 +321,7 @@ def _line(name: str, work: str, way: _Way, rate: float, reference: Sequence[floa
         milliseconds=round(1000 * median, 2),
         least=round(1000 * min(way.seconds), 2),
         most=round(1000 * max(way.seconds), 2),
-        ratio=round(statistics.median(ratios), 2) if ratios else None,
+        ratio=round(statistics.median(ratios), 2),
         tokens=round(statistics.median(way.tokens)),
         floor=round(1000 * statistics.median(way.flops) / rate, 2),
         outside=round(1 - statistics.median(way.inside), 3),
@@ -310,12 +339,16 @@ def short_table(found: Mapping[str, Any]) -> str:
             line.dtype,
             line.way,
             f"{line.milliseconds:,.0f}",
-            "" if line.ratio is None else f"{line.ratio:,.1f}",
+            f"{line.ratio:,.1f}",
         )
         for line in chosen
     ]
-    table = markdown_table(("model", "type", "", "ms a query", "× CrossEncoder"), rows, labels=3)
+    table = markdown_table(("model", "type", "", "ms a query", _reference(found)), rows, labels=3)
     return f"{table}\n\n{_machine(found)}\n"
+
+
+def _reference(found: Mapping[str, Any]) -> str:
+    return f"× CrossEncoder, {found['reference_dtype']}"
 
 
 def _machine(found: Mapping[str, Any]) -> str:
@@ -331,14 +364,16 @@ def _k(lines: Sequence[Line], model: str) -> str:
 
 def tables(found: Mapping[str, Any]) -> str:
     """Write what :func:`measure` found as tables in Markdown, one for each model and work."""
-    header = ("", "type", "ms a query", "from, to", "× CrossEncoder", "of the floor", "outside", "tokens", "memory, MB")
+    header = (
+        "", "type", "ms a query", "from, to", _reference(found), "of the floor", "outside", "tokens", "memory, MB"
+    )  # fmt: skip
     lines = [Line(**line) for line in found["lines"]]
     parts = [f"{_machine(found)}\n"]
     for model, work in dict.fromkeys((line.model, line.work) for line in lines):
         rows = [
             (
                 line.way, line.dtype, f"{line.milliseconds:,.1f}", f"{line.least:,.1f}, {line.most:,.1f}",
-                "" if line.ratio is None else f"{line.ratio:,.2f}", f"{line.of_floor:.0%}", f"{line.outside:.0%}",
+                f"{line.ratio:,.2f}", f"{line.of_floor:.0%}", f"{line.outside:.0%}",
                 f"{line.tokens:,}", "" if line.peak_bytes is None else f"{line.peak_bytes / 1e6:,.0f}",
             )
             for line in lines

@@ -273,8 +273,11 @@ def tune(
     verbose: Verbose = 0,
 ) -> None:
     """Is reranking worth it on your queries? Tries orders, K and weights, and judges them on held-out queries."""
+    from e2rank_st.benchmarks.figures import check_file
     from e2rank_st.cli import tune as work
 
+    if figure is not None:
+        check_file(figure)
     inputs = work.Inputs(qrels, results, run, index, queries, corpus)
     try:
         inputs.check()

@@ -11,7 +11,7 @@ import typer
 from e2rank_st.cli.models import BUNDLED
 from e2rank_st.cli.options import Device, Verbose, examples
 from e2rank_st.console import Column, show
-from e2rank_st.storage import replacing, write_json
+from e2rank_st.storage import write_json
 
 if TYPE_CHECKING:
     from e2rank_st.benchmarks.speed import Line
@@ -30,7 +30,7 @@ COLUMNS = (
     Column("ms a query", ",.1f", style="green"),
     Column("least", ",.1f"),
     Column("most", ",.1f"),
-    Column("x CrossEncoder", ">"),
+    Column("x CrossEncoder", ",.2f"),
     Column("of the floor", ".0%"),
     Column("outside", ".0%"),
     Column("tokens", ",d"),
@@ -61,23 +61,26 @@ def bench(
 ) -> None:
     """Time reranking against what you could take instead: a cross-encoder, a generative reranker, plain encode.
 
-    All rank 100 candidates on the same backbone, in turns. 'of the floor' is the share of the machine's rate of matrix
+    All rank 100 candidates on the same backbone, in turns. 'x CrossEncoder' compares with the cross-encoder in float32,
+    or else in the first type. 'of the floor' is the share of the machine's rate of matrix
     products that is reached; 'outside' is the share of time that the model does not take.
     """
-    found = run(model, work, turns, results, dtypes, tokenizer, device)
+    from e2rank_st.benchmarks.figures import check_file, draw_speed, save
     from e2rank_st.benchmarks.speed import Line
 
-    lines = [Line(**line) for line in found["lines"]]
+    if figure is not None:
+        check_file(figure)
+    if output is not None and not output.parent.is_dir():
+        raise typer.BadParameter(f"the folder of {output} does not exist; make it first")
+    found = run(model, work, turns, results, dtypes, tokenizer, device)
     if output is not None:
         write_json(output, found)
-    if figure is not None:
-        from e2rank_st.benchmarks.figures import draw_speed
-
-        with replacing(figure) as fresh:
-            draw_speed(lines).savefig(fresh, dpi=150, format=figure.suffix.removeprefix(".") or "png")
+    lines = [Line(**line) for line in found["lines"]]
     for name, length in dict.fromkeys((line.model, line.work) for line in lines):
         rows = [_row(line) for line in lines if (line.model, line.work) == (name, length)]
         show(COLUMNS, rows, title=f"{name}, {length} documents, {found['environment']['hardware']['device']}")
+    if figure is not None:
+        save(draw_speed(lines), figure)
 
 
 def run(
@@ -113,5 +116,5 @@ def run(
 def _row(line: Line) -> tuple[Any, ...]:
     return (
         line.way, line.dtype, line.milliseconds, line.least, line.most,
-        "" if line.ratio is None else f"{line.ratio:,.2f}", line.of_floor, line.outside, line.tokens,
+        line.ratio, line.of_floor, line.outside, line.tokens,
     )  # fmt: skip

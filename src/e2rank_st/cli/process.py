@@ -10,7 +10,8 @@ __all__ = ["settle"]
 
 # Of mallopt(3) in the C library of GNU.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-KEPT = 2**30  # bytes
+KEPT, KEPT_BY_OLD = 2**30, 2**25  # bytes; old versions of the library take no more
+TUNED = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def settle() -> None:
@@ -21,11 +22,12 @@ def settle() -> None:
       blocks, and the system fills each page with zeros first: a fifth of the time of a base-sized encoder. So the
       process keeps them.
 
-    The environment variables OMP_WAIT_POLICY and MALLOC_MMAP_THRESHOLD_ still decide where they are set.
+    OMP_WAIT_POLICY and the C library's own environment variables decide where they are set.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+    if not any(name in os.environ for name in TUNED):
         with suppress(AttributeError, OSError, TypeError):  # of another system, whose C library has no such call
             mallopt = ctypes.CDLL(None).mallopt
-            mallopt(MMAP_THRESHOLD, KEPT)
-            mallopt(TRIM_THRESHOLD, KEPT)
+            # Each of the two stops the library from adapting both to the program: so the second needs the first.
+            if mallopt(MMAP_THRESHOLD, KEPT) or mallopt(MMAP_THRESHOLD, KEPT_BY_OLD):
+                mallopt(TRIM_THRESHOLD, KEPT)

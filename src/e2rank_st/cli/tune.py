@@ -16,7 +16,7 @@ from e2rank_st.evaluation.tuning import Tuning, tune, write_setting
 from e2rank_st.folders.saved import listwise_config
 from e2rank_st.search.index import SearchIndex
 from e2rank_st.search.texts import TextVectors
-from e2rank_st.storage import replacing, write_json
+from e2rank_st.storage import write_json
 
 if TYPE_CHECKING:
     from e2rank_st.model import E2Rank
@@ -134,10 +134,9 @@ def report(tuning: Tuning, *, write: Path | None, output: Path | None, figure: P
     if output is not None:
         write_json(output, tuning.as_dict())
     if figure is not None:
-        from e2rank_st.benchmarks.figures import draw_tuning
+        from e2rank_st.benchmarks.figures import draw_tuning, save
 
-        with replacing(figure) as fresh:
-            draw_tuning(tuning).savefig(fresh, dpi=200, format=figure.suffix.removeprefix(".") or "png")
+        save(draw_tuning(tuning), figure)
     if write is not None and tuning.verdict == "rerank":
         write_setting(write, tuning.setting)
         typer.echo(f"wrote {tuning.setting} to {listwise_config(write)}", err=True)
