@@ -73,16 +73,15 @@ def test_scores_without_padding(name, facts, request):
     assert torch.allclose(torch.tensor(flat.encode_document(texts)), torch.tensor(vectors), atol=1e-5)
 
 
-def test_positions_behind_the_padding(tmp_path, tiny, facts):
+def test_positions_behind_the_padding(tmp_path, bundled, facts):
     """Guards against shifted positions: RoBERTa and its kind count from behind the padding's."""
-    tiny.tokenizer.save_pretrained(tmp_path)
+    bundled.tokenizer.save_pretrained(tmp_path)
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    padding, number = tiny.tokenizer.pad_token_id, len(tiny.tokenizer) + 8
+    padding, number = bundled.tokenizer.pad_token_id, len(bundled.tokenizer)
     config = RobertaConfig(vocab_size=number, max_position_embeddings=padding + 128, pad_token_id=padding, **size)
     RobertaModel(config).save_pretrained(tmp_path)
     model = SentenceTransformer(modules=[Transformer(str(tmp_path)), Pooling(16, "mean")], device="cpu")
-    model.tokenizer.padding_side = "right"  # positions count from the left
-    listwise = ListwiseRerank(max_prompt_tokens=100, max_query_tokens=20)
+    listwise = ListwiseRerank("encoder", max_prompt_tokens=100, max_query_tokens=20)
     listwise.on_model_ready(model)
     padded = listwise.embedder().embed_texts("document", facts)
     assert torch.allclose(padded, torch.tensor(model.encode_document(facts)), atol=1e-5), "the premise"
