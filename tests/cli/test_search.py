@@ -205,6 +205,7 @@ def test_info_can_be_read_by_programs(run, searched: SearchIndex, model: str):
         ["search", "x.lance"],
         ["search", "x.lance", QUERY, "--queries", "a.txt"],
         ["search", "x.lance", QUERY, "--run", "out.trec"],
+        ["search", "x.lance", "--queries", "q.txt", "--run", "out.trec", "--json"],
         ["search", "x.lance", "--run", "out.trec"],
         ["search", "x.lance", QUERY, "--first-stage", "words"],
         ["search", "x.lance", QUERY, "--top-k", "0"],

@@ -134,6 +134,8 @@ def search(
 
     if (query is None) == (queries is None) or (run is not None and queries is None):
         raise typer.BadParameter("give one QUERY, or --queries FILE; --run needs --queries")
+    if run is not None and as_json:
+        raise typer.BadParameter("got --run and --json; give one of them: both say in which form the hits are written")
     if first_stage_weight is not None and not rerank:
         raise typer.BadParameter("got --first-stage-weight with --no-rerank; it is a weight of reranking")
     asked = {"1": text_field({"QUERY": query}, "QUERY")} if queries is None else _queries(queries)
