@@ -298,11 +298,11 @@ def matrix(name: str, value: Any) -> Tensor:
         vectors = torch.stack(rows) if rows else torch.empty(0, 0)
     else:
         vectors = _floats(name, value, 2)
-    infinite = ~vectors.isfinite().all(1)
-    if infinite.any():
-        raise ValueError(f"{name} has NaN or infinite values in row {int(infinite.nonzero()[0])}.")
     if vectors.numel():
-        largest = vectors.abs().amax(1, keepdim=True)  # (N, 1)
+        largest = torch.linalg.vector_norm(vectors, torch.inf, 1, keepdim=True)  # (N, 1): the largest absolute value
+        infinite = ~largest.isfinite()
+        if infinite.any():
+            raise ValueError(f"{name} has NaN or infinite values in row {int(infinite.nonzero()[0, 0])}.")
         # Squares of such values leave the range of float32. The other rows stay the same bit for bit.
         unusual = ((largest < 1e-6) | (largest > 1e6)) & (largest > 0)
         if unusual.any():
@@ -335,7 +335,9 @@ def _floats(name: str, value: Any, dimensions: int) -> Tensor:
         raise ValueError(f"{name} must be floating-point vectors, got {value.dtype}. Convert them as they were made.")
     if isinstance(value, Tensor):
         return value.detach() if value.dtype == torch.float64 else value.detach().float()
-    return torch.from_numpy(value.astype("float64" if value.dtype.itemsize > 4 else "float32"))
+    dtype = "float64" if value.dtype.itemsize > 4 else "float32"
+    # Many stored vectors need much memory: they are copied only where torch could not take them as they are.
+    return torch.from_numpy(value.astype(dtype, copy=not (value.flags.writeable and value.flags.c_contiguous)))
 
 
 def _plain(name: str, value: Any, kind: str = "vectors") -> Any:
