@@ -159,14 +159,16 @@ class Embedder:
             kind: ``"prompt"`` for listwise prompts; else a name for the progress bar.
             prompt_length: The number of first tokens that the pooling leaves out, if it leaves out any.
         """
+        if any(module.training for module in self.model.modules()):
+            self.model.eval()
         shared = {} if prompt_length is None else {"prompt_length": prompt_length}
         rows = {ids: row for row, ids in enumerate(dict.fromkeys(sequences))}
         distinct = list(rows)
         vectors = torch.empty(len(distinct), self.model.get_embedding_dimension() or 0, device=self.model.device)
         model = self.prompt_model if kind == "prompt" else self.model
+        # A first module may compute somewhere else than on the model's device.
+        place = getattr(self.model[0], "place", vectors.device.type)
         with tqdm(total=len(distinct), desc=kind, unit=kind, disable=not self.show_progress_bar) as progress:
-            # A first module may compute somewhere else than on the model's device.
-            place = getattr(self.model[0], "place", vectors.device.type)
             for batch in token_batches([len(ids) for ids in distinct], self.batch_size, place):
                 features: dict[str, Any] = {**self.features([distinct[row] for row in batch]), **shared}
                 vectors[batch] = model(features)["sentence_embedding"][:, : vectors.shape[1]].float()

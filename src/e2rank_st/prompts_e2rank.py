@@ -380,7 +380,7 @@ class PromptBuilder:
         query_share = min(len(query.starts), self.max_query_tokens)
         size, found = sum(map(len, documents)), list[TokenizedText]()
         fits = size <= LONG_TOKEN * self.max_tokens
-        if fits and size > USUAL_TOKEN * self.max_tokens:  # the whole prompt would probably be made in vain
+        if fits and size > USUAL_TOKEN * self.max_tokens:  # probably too many tokens: count them first
             found = [*tokens(documents)]
             fits = sum(len(document.starts) for document in found) <= 2 * self.max_tokens
         if fits:

@@ -1,6 +1,6 @@
 """Unit vectors, and each distinct text embedded once."""
 
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 import torch
+from torch.nn import Identity, Sequential
 
 from e2rank_st import E2Rank
 from e2rank_st.search import vectors
@@ -105,7 +106,9 @@ def test_each_distinct_text_is_embedded_once():
         return np.asarray([[float(ord(text)), 1.0] for text in texts])
 
     texts = ["b", "a", "b", "c", "a"]
-    found = embed_distinct(SimpleNamespace(encode_document=encode), texts, batch_size=2)
+    model = Sequential(Identity())
+    model.encode_document = encode
+    found = embed_distinct(model, texts, batch_size=2)
     assert sent == ["b", "a", "c"]
     np.testing.assert_array_equal(found, unit_rows([[float(ord(text)), 1.0] for text in texts]))
 
@@ -113,20 +116,22 @@ def test_each_distinct_text_is_embedded_once():
 @pytest.mark.parametrize("task", ["document", "query"])
 def test_many_texts_in_batches_of_equal_lengths(tiny: E2Rank, task: str, monkeypatch: pytest.MonkeyPatch):
     """Guards against vectors of other texts, and against padding that half of the work is spent on."""
-    monkeypatch.setattr(vectors, "SORTED_TOGETHER", 70)
-    texts = [f"{number} " + "flea " * (number * 37 % 90) for number in range(150)]
-    shapes: list[tuple[int, int]] = []
+    monkeypatch.setattr(vectors, "SORTED_TOGETHER", 100)
+    texts = [f"{number} " + "flea " * 2 ** (number % 8) for number in range(150)]
+    encode = getattr(tiny, f"encode_{task}")
+    expected = unit_rows(encode(texts))
+    assert padding(tiny, lambda: encode(texts)) > 0.3, "the premise: equal numbers of texts a batch cost more"
+    assert padding(tiny, lambda: embed_distinct(tiny, texts, task)) < 0.1
+    found = embed_distinct(tiny, [*texts, texts[3]], task)
+    np.testing.assert_allclose(found, [*expected, expected[3]], atol=1e-6)
 
-    def count(_: object, arguments: tuple[dict[str, torch.Tensor]]) -> None:
-        mask = arguments[0]["attention_mask"]
-        shapes.append((mask.numel(), int(mask.sum())))
 
-    hook = tiny[0].register_forward_pre_hook(count)
+def padding(model: E2Rank, run: Callable[[], object]) -> float:
+    """The share of tokens in the forward passes that are padding."""
+    masks: list[torch.Tensor] = []
+    hook = model[0].register_forward_pre_hook(lambda _, arguments: masks.append(arguments[0]["attention_mask"]))
     try:
-        found = embed_distinct(tiny, [*texts, texts[3]], task, batch_size=8)
+        run()
     finally:
         hook.remove()
-    expected = unit_rows(getattr(tiny, f"encode_{task}")(texts))
-    np.testing.assert_allclose(found, [*expected, expected[3]], atol=1e-6)
-    padded, needed = map(sum, zip(*shapes, strict=True))
-    assert padded < 1.1 * needed
+    return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)

@@ -102,7 +102,7 @@ def _plain_batch(model: E2Rank, query: str, documents: Sequence[str]) -> Any:
 
 
 def recipe_fits(model: E2Rank, query: str, documents: Sequence[str]) -> bool:
-    """Whether the one batch of :func:`plain_recipe` fits into memory."""
+    """Whether the one batch of :func:`plain_recipe` has at most ``MOST_PADDED`` tokens."""
     padded: int = _plain_batch(model, query, documents)["input_ids"].numel()
     return padded <= MOST_PADDED
 

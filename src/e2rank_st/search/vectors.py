@@ -6,7 +6,6 @@ Axes: N texts, D dimensions.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import Transformer
-from torch import nn
+from torch import distributed
 from transformers.utils.logging import tqdm
 
 from e2rank_st.arguments_e2rank import matrix, strings
-from e2rank_st.embedding_e2rank import token_batches
+from e2rank_st.console import progress_wanted
+from e2rank_st.embedding_e2rank import Embedder, token_batches
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -58,23 +58,24 @@ def embed_distinct(
     """
     row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     encode = partial(getattr(model, f"encode_{task}"), convert_to_numpy=True)
-    parts = list(model.children()) if isinstance(model, nn.Module) else []
-    reranker = next((part for part in parts if hasattr(part, "embedder")), None)
-    if reranker is None or not isinstance(parts[0], Transformer) or len(row_of) <= batch_size:
-        found = encode(list(row_of), batch_size=batch_size, show_progress_bar=show_progress_bar)
-    else:
-        shown = logger.isEnabledFor(logging.INFO) if show_progress_bar is None else show_progress_bar
-        batches = partial(_batches, reranker, task, batch_size, str(model.device.type))
+    shown = progress_wanted(show_progress_bar, logger)
+    reranker = next((part for part in model.children() if hasattr(part, "embedder")), None)
+    # Elsewhere a batch of few texts costs more: on a server, and where processes share each batch.
+    is_here = isinstance(model[0], Transformer) and not (distributed.is_available() and distributed.is_initialized())
+    if reranker is not None and is_here and len(row_of) > batch_size:
+        batches = partial(_batches, reranker.embedder(), task, batch_size, model.device.type)
         found = _embed_by_length(encode, list(row_of), batches, shown)
+    else:
+        found = encode(list(row_of), batch_size=batch_size, show_progress_bar=shown)
     vectors = unit_rows(found)
     return vectors if len(row_of) == len(texts) else vectors[[row_of[text] for text in texts]]
 
 
-def _batches(reranker: Any, task: str, batch_size: int, device: str, texts: Sequence[str]) -> list[list[int]]:
-    """The places of the texts of each batch."""
-    embedder = reranker.embedder()
-    limit = embedder.limit(task) or sys.maxsize
-    return token_batches([min(len(ids), limit) for ids in embedder.ids(task, texts)], batch_size, device)
+def _batches(embedder: Embedder, task: str, batch_size: int, device: str, texts: Sequence[str]) -> list[list[int]]:
+    """The places of distinct texts in each batch."""
+    limit = embedder.limit(task)
+    found = embedder.texts.own.text_ids(texts, embedder.prompt(task), limit)
+    return token_batches([min(len(ids), limit or len(ids)) for ids in found.values()], batch_size, device)
 
 
 def _embed_by_length(
