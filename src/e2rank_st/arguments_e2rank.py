@@ -302,7 +302,7 @@ def matrix(name: str, value: Any) -> Tensor:
     if infinite.any():
         raise ValueError(f"{name} has NaN or infinite values in row {int(infinite.nonzero()[0])}.")
     if vectors.numel():
-        largest = vectors.abs().amax(1, keepdim=True)  # (N, 1)
+        largest = torch.linalg.vector_norm(vectors, torch.inf, 1, keepdim=True)  # (N, 1), without a copy
         # Squares of such values leave the range of float32. The other rows stay the same bit for bit.
         unusual = ((largest < 1e-6) | (largest > 1e6)) & (largest > 0)
         if unusual.any():
@@ -335,7 +335,11 @@ def _floats(name: str, value: Any, dimensions: int) -> Tensor:
         raise ValueError(f"{name} must be floating-point vectors, got {value.dtype}. Convert them as they were made.")
     if isinstance(value, Tensor):
         return value.detach() if value.dtype == torch.float64 else value.detach().float()
-    return torch.from_numpy(value.astype("float64" if value.dtype.itemsize > 4 else "float32"))
+    dtype = "float64" if value.dtype.itemsize > 4 else "float32"
+    # Many stored vectors need much memory: they are copied only where torch may refuse them as they are. NumPy says
+    # nothing about the strides of an axis with one entry.
+    is_plain = value.flags.carray and min(value.shape) > 1
+    return torch.from_numpy(value.astype(dtype, copy=not is_plain))
 
 
 def _plain(name: str, value: Any, kind: str = "vectors") -> Any:

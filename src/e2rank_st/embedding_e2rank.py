@@ -29,6 +29,7 @@ Made = TypeVar("Made")
 
 RETRIEVAL_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}  # as ST's encode_* choose them
 MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward pass, for every batch size
+BLOCK = 4_096  # vectors that are compared at a time: a comparison needs their memory twice
 # Padded tokens that take as long as the start of one more forward pass: by kind of device, and elsewhere.
 START_TOKENS, OTHER_START_TOKENS = {"cpu": 64}, 4_096
 
@@ -158,13 +159,17 @@ class Embedder:
             kind: ``"prompt"`` for listwise prompts; else a name for the progress bar.
             prompt_length: The number of first tokens that the pooling leaves out, if it leaves out any.
         """
+        if any(module.training for module in self.model.modules()):
+            self.model.eval()
         shared = {} if prompt_length is None else {"prompt_length": prompt_length}
         rows = {ids: row for row, ids in enumerate(dict.fromkeys(sequences))}
         distinct = list(rows)
         vectors = torch.empty(len(distinct), self.model.get_embedding_dimension() or 0, device=self.model.device)
         model = self.prompt_model if kind == "prompt" else self.model
+        # A first module may compute somewhere else than on the model's device.
+        place = getattr(self.model[0], "place", vectors.device.type)
         with tqdm(total=len(distinct), desc=kind, unit=kind, disable=not self.show_progress_bar) as progress:
-            for batch in token_batches([len(ids) for ids in distinct], self.batch_size, vectors.device.type):
+            for batch in token_batches([len(ids) for ids in distinct], self.batch_size, place):
                 features: dict[str, Any] = {**self.features([distinct[row] for row in batch]), **shared}
                 vectors[batch] = model(features)["sentence_embedding"][:, : vectors.shape[1]].float()
                 progress.update(len(batch))
@@ -228,7 +233,8 @@ def token_batches(lengths: Sequence[int], batch_size: int, device: str = "cpu") 
     Args:
         lengths: Tokens of each sequence.
         batch_size: Most sequences of a batch.
-        device: Kind of the device that computes; the start of a forward pass costs more where tokens cost less.
+        device: Kind of the device that computes, or the name of another place; the start of a forward pass costs more
+            where tokens cost less.
 
     Returns:
         Places of the sequences. A batch has at most ``MAX_BATCH_TOKENS`` padded tokens, or one sequence.
@@ -258,8 +264,9 @@ def cosine(vectors: Tensor, vector: Tensor) -> Tensor:
 
     In a matrix product, a row's result may depend on the other rows. Here it does not, so equal vectors tie exactly.
     """
-    vectors = vectors.to(vector.device, torch.float32).contiguous()
-    return (F.normalize(vectors, dim=-1) * F.normalize(vector.float(), dim=-1)).sum(-1)
+    direction = F.normalize(vector.float(), dim=-1)
+    parts = (part.to(vector.device, torch.float32).contiguous() for part in vectors.split(BLOCK))
+    return torch.cat([(F.normalize(part, dim=-1) * direction).sum(-1) for part in parts])
 
 
 def interpolate(queries: Tensor, prompts: Tensor, query_weight: float) -> Tensor:

@@ -216,9 +216,7 @@ class ListwiseRerank(Module):
         return self._kept("prompt_model", (adapter, transformer, adapter.state(backbone)), make)
 
     def embedder(self, batch_size: int = 32, show_progress_bar: bool | None = False) -> Embedder:
-        """An embedder of one call, with the arguments of the call. A model in training stops dropping values."""
-        if any(module.training for module in self._parent.modules()):
-            self._parent.eval()
+        """An embedder of one call, with the arguments of the call."""
         shown = logger.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
         batch_size = natural("batch_size", batch_size, least=1)
         return Embedder(self._parent, self.prompt_model, self.builder, batch_size, flag("show_progress_bar", shown))

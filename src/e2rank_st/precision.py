@@ -35,7 +35,7 @@ def with_dtype(dtype: str | torch.dtype, **kwargs: Any) -> dict[str, Any]:
     if twice := {"dtype", "torch_dtype"} & given.keys():
         raise ValueError(f"Got dtype={dtype!r} and {twice.pop()!r} in model_kwargs; give one of them.")
     if kwargs.get("modules") is not None:
-        raise ValueError(f"Got dtype={dtype!r} for modules that are made already; convert them with .to({dtype!r}).")
+        raise ValueError(f"Got dtype={dtype!r} for modules that are made already; convert them, and leave dtype out.")
     if dtype == "auto":
         dtype = fastest_dtype(torch.device(kwargs.get("device") or get_device_name()))
     return {**kwargs, "model_kwargs": {**given, "dtype": dtype}}

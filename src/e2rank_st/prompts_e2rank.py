@@ -26,7 +26,7 @@ __all__ = [
 
 TOKENIZER_CHUNK = 256  # texts tokenised at a time; it limits the memory of the tokenizer's offsets
 
-LONG_TOKEN = 16  # characters; few texts have longer tokens on average
+USUAL_TOKEN, LONG_TOKEN = 6, 16  # characters; most texts have shorter tokens on average, and few have longer ones
 # A text may be cut before these characters, if a letter or digit is in front. Tokenizers begin a new word there, and
 # normalisation does not reach across. The margin is for tokenizers that do not split a text into words.
 BOUNDARY = re.compile(r"(?<=[^\W_])[ \n.,;:!?()\u3001\u3002\uff0c]")
@@ -378,11 +378,16 @@ class PromptBuilder:
             ValueError: If the template alone leaves no tokens for a query.
         """
         query_share = min(len(query.starts), self.max_query_tokens)
-        if sum(map(len, documents)) <= LONG_TOKEN * self.max_tokens:
+        size, found = sum(map(len, documents)), list[TokenizedText]()
+        fits = size <= LONG_TOKEN * self.max_tokens
+        if fits and size > USUAL_TOKEN * self.max_tokens:  # probably too many tokens: count them first
+            found = [*tokens(documents)]
+            fits = sum(len(document.starts) for document in found) <= 2 * self.max_tokens
+        if fits:
             ids = self.encode(instruction, query.head(query_share), documents)
             if len(ids) <= self.max_tokens:
                 return Prompt(ids, (), (), len(query.starts), query_share)
-        return self._cut(query, query_share, tokens(documents), instruction)
+        return self._cut(query, query_share, found or tokens(documents), instruction)
 
     def _cut(
         self, query: TokenizedText, query_share: int, documents: Sequence[TokenizedText], instruction: str

@@ -62,6 +62,14 @@ def test_prompts_have_a_backend_of_their_own(tiny: E2Rank):
     assert sum(len(sequences) for sequences, _ in texts.seen) == 2
 
 
+def test_documents_of_all_lengths_are_one_request(tiny: E2Rank):
+    """Guards against a request for each length: padding costs nothing where none is sent."""
+    backend = Noted(tiny)
+    model = E2Rank(modules=[backend, ListwiseRerank(**tiny.listwise.get_config_dict())], device="cpu")
+    model.rerank("fleas", ["flea " * number for number in range(1, 31)])
+    assert [len(sequences) for sequences, _ in backend.seen] == [30, 1]
+
+
 def test_it_cannot_be_saved(remote: E2Rank, tmp_path):
     """Guards against a folder without weights, which nobody can load."""
     with pytest.raises(ValueError, match="somewhere else"):

@@ -1,6 +1,7 @@
 """How cost grows: what is ranked, and what is embedded. No test looks at a time."""
 
 import json
+import os
 
 import pytest
 
@@ -16,7 +17,9 @@ def test_sizes_and_ways(tiny: E2Rank, facts, monkeypatch):
     monkeypatch.setattr(growth, "CHARACTERS", (100, 3_000))
     monkeypatch.setattr(growth, "REPEAT", 1)
     monkeypatch.setattr("e2rank_st.benchmarks.meter.SIDE", {"cpu": 64})
+    before = dict(os.environ)
     found = json.loads(json.dumps(growth.measure(tiny, facts)))
+    assert dict(os.environ) == before
     points = [growth.Point(**point) for point in found["points"]]
     assert [point.size for point in points] == [10, 30, *(100, 3_000) * 2]
     assert len({point.grows for point in points}) == 3

@@ -68,8 +68,8 @@ def test_an_output_layer_is_for_the_last_token(with_yes_and_no, tmp_path):
     with Meter([writer]) as meter, torch.inference_mode(), FlopCounterMode(display=False) as counter:
         writer(input_ids=ids, logits_to_keep=1)
     linear = counter.get_total_flops()
-    width = 4 * 8 * 4 * 64 * (12 * 13 // 2)  # of the attention, which the counter leaves out on a CPU
-    assert meter.flops - width == linear
+    attention = 4 * 8 * 4 * 64 * (12 * 13 // 2)  # the counter leaves it out on a CPU
+    assert meter.flops - attention == linear
 
 
 @pytest.mark.skipif(memory_in_use(torch.device("cpu")) is None, reason="only Linux tells the peak of a call")

@@ -1,6 +1,7 @@
 """The peers do what they are compared for."""
 
 import torch
+from transformers import AutoTokenizer
 
 from e2rank_st import E2Rank
 from e2rank_st.benchmarks import peers
@@ -49,3 +50,19 @@ def test_a_cross_encoder_of_the_same_backbone(bundled: E2Rank, with_yes_and_no, 
         theirs = sum(part.numel() for part in next(cross.children()).model.base_model.parameters())
         assert abs(theirs - ours) / ours < 0.01
         assert len(cross.rank("fleas", facts, show_progress_bar=False)) == len(facts)
+
+
+def test_a_chat_without_pairs(bundled: E2Rank, with_yes_and_no, facts, tmp_path, monkeypatch):
+    """Guards against a decoder whose template of chats shows neither query nor document, as Qwen3's."""
+    monkeypatch.setitem(peers.SHAPES, "tiny", {**peers.SHAPES["qwen3-small"], "num_hidden_layers": 1})
+    tokenizer = AutoTokenizer.from_pretrained(with_yes_and_no)
+    tokenizer.chat_template = (
+        "{% for message in messages if message.role == 'user' %}<|im_start|>user\n{{ message.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    decoder = str(peers.write_random_decoder("tiny", str(tmp_path / "tokenizer"), tmp_path / "decoder"))
+    cross = peers.cross_encoder(decoder, E2Rank(decoder, device="cpu"), torch.float32)
+    with Meter([next(cross.children())]) as meter:
+        cross.rank("fleas", facts, show_progress_bar=False)
+    assert meter.tokens >= sum(len(tokenizer(fact)["input_ids"]) for fact in facts)

@@ -76,6 +76,23 @@ def test_documents_of_several_passages(tmp_path):
     assert all(len(work.documents) == 100 for work in speed.works(None, 1, 5))
 
 
+def test_passages_that_come_twice(tmp_path):
+    """Guards against work that only some ways do twice, and against a query with other passages alone."""
+    texts = [["a", "a", "b"], ["b", "c", "d"], []]
+    hits = [
+        [
+            {"content": text, "qid": query, "docid": number, "rank": number, "score": -number}
+            for number, text in enumerate(part)
+        ]
+        for query, part in enumerate(texts)
+    ]
+    file = tmp_path / "hits.jsonl"
+    file.write_text("".join(json.dumps({"query": "q", "hits": part}) + "\n" for part in hits))
+    assert [work.documents for work in speed.works(file, 1, 1)] == [["a", "b", "c"]]
+    with pytest.raises(ValueError, match="without candidates"):
+        speed.works(file, 1, 3)
+
+
 def test_an_unknown_model():
     """Guards against a traceback: the error names what there is."""
     with pytest.raises(ValueError, match=r"'other'; give one of 'bundled'.*'qwen3-small'"):

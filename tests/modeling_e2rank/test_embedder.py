@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2rank_st import E2Rank
-from e2rank_st.embedding_e2rank import MAX_BATCH_TOKENS, START_TOKENS, cosine, token_batches
+from e2rank_st.embedding_e2rank import BLOCK, MAX_BATCH_TOKENS, START_TOKENS, cosine, token_batches
 from e2rank_st.prompts_e2rank import TextTokenizer
 from tests.modeling_e2rank.rankings import QUERY, assert_same, scores
 
@@ -199,5 +199,8 @@ def test_a_row_does_not_depend_on_the_others():
     """Guards against matrix products, whose blocks round a row by its place: equal rows tie exactly."""
     torch.manual_seed(0)
     row, query = torch.randn(384), torch.randn(384)
-    for count in (1, 7, 64, 1001):
+    for count in (1, 7, 64, 1001, 2 * BLOCK + 3):
         assert cosine(row.expand(count, -1).clone(), query).unique().tolist() == [cosine(row[None], query).item()]
+    rows = torch.randn(2 * BLOCK + 3, 8)
+    alone = [cosine(row[None], query[:8]).item() for row in rows]
+    assert cosine(rows, query[:8]).tolist() == alone

@@ -235,6 +235,8 @@ def forms(vectors: np.ndarray) -> dict[str, object]:
         "big endian": vectors.astype(">f4"),
         "memory": memoryview(vectors),
         "read only": np.broadcast_to(vectors, vectors.shape),
+        "from the last": vectors[::-1].copy()[::-1],
+        "every second value": np.repeat(vectors, 2, 1)[:, ::2],
         "gradient": torch.from_numpy(vectors).requires_grad_(),
         "frame": pandas.DataFrame(vectors),
         "frame of one column": pandas.DataFrame({"vector": lists}),
@@ -260,6 +262,17 @@ def test_stored_vectors_in_any_form(tiny: E2Rank, facts, form):
         [QUERY, "iron"], [facts, facts[:4]], document_embeddings=[forms(vectors)[form], forms(vectors[:4])[form]]
     )
     assert_same(each[0], expected, 1e-6)
+
+
+def test_one_vector_of_a_larger_array(tiny: E2Rank, facts):
+    """Guards against an error for a row that NumPy cuts out of other data: its strides mean nothing."""
+    vectors = tiny.encode_document(facts[:2])
+    expected = tiny.rerank(QUERY, facts[:1], document_embeddings=vectors[:1])
+    record = np.zeros(2, [("id", "i1"), ("vector", "f4", (vectors.shape[1],))])
+    record["vector"] = vectors
+    for row in (vectors[::-1].copy()[::-1][:1], record["vector"][:1]):
+        assert tiny.rerank(QUERY, facts[:1], document_embeddings=row) == expected
+    assert tiny.rerank(QUERY, [], document_embeddings=vectors[::-1][:0]) == []
 
 
 @pytest.mark.parametrize("size", [1e-300, 1e-38, 1e-25, 1e-13, 1.0, 1e13, 1e25, 1e38, 1e300])

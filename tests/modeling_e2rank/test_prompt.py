@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from e2rank_st import E2Rank
-from e2rank_st.prompts_e2rank import PROMPT_FORMATS, PromptBuilder, PromptFormat, TextTokenizer, water_fill
+from e2rank_st.prompts_e2rank import (
+    LONG_TOKEN,
+    PROMPT_FORMATS,
+    USUAL_TOKEN,
+    PromptBuilder,
+    PromptFormat,
+    TextTokenizer,
+    water_fill,
+)
 from tests.conftest import GOLDEN
 
 INSTRUCTION = GOLDEN[0]["instruction"]
@@ -239,6 +247,14 @@ def test_documents_that_fit_are_not_tokenised_alone(tiny: E2Rank):
     fits = made.build(tokens["why?"], documents, "go", lambda _: pytest.fail("tokenised alone"))
     cut, share = made._cut(tokens["why?"], 99, [tokens[text] for text in documents], "go"), len(tokens["why?"].starts)
     assert (fits.ids, fits.query_share) == (cut.ids, share)
+
+
+def test_long_words_that_fit_are_not_cut(bundled: E2Rank):
+    """Guards against a guess from the number of characters that decides what a prompt holds."""
+    made, documents = builder(bundled, "encoder", 512), ["information " * 40] * 10
+    prompt = build(made, "why?", documents)
+    assert USUAL_TOKEN * 512 < sum(map(len, documents)) < LONG_TOKEN * 512, "the premise: they might be too many"
+    assert prompt.document_shares == () and prompt.ids == made.encode(INSTRUCTION, "why?", documents)
 
 
 def test_the_budget_is_used(tiny: E2Rank):

@@ -1,5 +1,6 @@
 """Unit vectors, and each distinct text embedded once."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,10 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 import torch
+from torch.nn import Identity, Sequential
 
+from e2rank_st import E2Rank
+from e2rank_st.search import vectors
 from e2rank_st.search.vectors import embed_distinct, unit_rows
 
 
@@ -64,7 +68,7 @@ def test_the_matrix_is_a_copy():
 
 
 @pytest.mark.parametrize(
-    ("vectors", "message"),
+    ("given", "message"),
     [
         ([1.0, 2.0], r"embeddings\[0\] must be a list of vectors"),
         (np.float32(1), r"shape \(\)"),
@@ -87,10 +91,10 @@ def test_the_matrix_is_a_copy():
         ({"a": [1.0]}, "got dict"),
     ],
 )
-def test_what_is_not_a_finite_matrix_is_refused(vectors: Any, message: str):
+def test_what_is_not_a_finite_matrix_is_refused(given: Any, message: str):
     """Guards against NaN that ranks silently, and numbers that a conversion would change without a word."""
     with pytest.raises(ValueError, match=message):
-        unit_rows(vectors)
+        unit_rows(given)
 
 
 def test_each_distinct_text_is_embedded_once():
@@ -102,6 +106,32 @@ def test_each_distinct_text_is_embedded_once():
         return np.asarray([[float(ord(text)), 1.0] for text in texts])
 
     texts = ["b", "a", "b", "c", "a"]
-    vectors = embed_distinct(encode, texts, batch_size=2)
+    model = Sequential(Identity())
+    model.encode_document = encode
+    found = embed_distinct(model, texts, batch_size=2)
     assert sent == ["b", "a", "c"]
-    np.testing.assert_array_equal(vectors, unit_rows([[float(ord(text)), 1.0] for text in texts]))
+    np.testing.assert_array_equal(found, unit_rows([[float(ord(text)), 1.0] for text in texts]))
+
+
+@pytest.mark.parametrize("task", ["document", "query"])
+def test_many_texts_in_batches_of_equal_lengths(tiny: E2Rank, task: str, monkeypatch: pytest.MonkeyPatch):
+    """Guards against vectors of other texts, and against padding that half of the work is spent on."""
+    monkeypatch.setattr(vectors, "SORTED_TOGETHER", 100)
+    texts = [f"{number} " + "flea " * 2 ** (number % 8) for number in range(150)]
+    encode = getattr(tiny, f"encode_{task}")
+    expected = unit_rows(encode(texts))
+    assert padding(tiny, lambda: encode(texts)) > 0.3, "the premise: equal numbers of texts a batch cost more"
+    assert padding(tiny, lambda: embed_distinct(tiny, texts, task)) < 0.1
+    found = embed_distinct(tiny, [*texts, texts[3]], task)
+    np.testing.assert_allclose(found, [*expected, expected[3]], atol=1e-6)
+
+
+def padding(model: E2Rank, run: Callable[[], object]) -> float:
+    """The share of tokens in the forward passes that are padding."""
+    masks: list[torch.Tensor] = []
+    hook = model[0].register_forward_pre_hook(lambda _, arguments: masks.append(arguments[0]["attention_mask"]))
+    try:
+        run()
+    finally:
+        hook.remove()
+    return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)

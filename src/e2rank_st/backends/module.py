@@ -31,6 +31,7 @@ class Backend(InputModule):
     """
 
     save_in_root = False
+    place = "server"  # where the vectors are computed: small batches would be many requests
 
     def __init__(self, tokenizer: Any, dimension: int, max_seq_length: int | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -203,7 +203,11 @@ class E2RankMTEB(AbsEncoder):
         encode: Any = partial(self._embed, task_metadata=task_metadata, prompt_type=DOCUMENT, **encode_kwargs)
         if self.vectors is not None:
             texts = documents.read(np.arange(len(documents.ids)))
-            encode = kept_vectors(self.model, texts, self.vectors, name=task_metadata.name, **encode_kwargs).vectors
+            # Other options change the vectors' lengths or form, and here they are unit vectors in any case.
+            options = {
+                name: encode_kwargs[name] for name in ("batch_size", "show_progress_bar") if name in encode_kwargs
+            }
+            encode = kept_vectors(self.model, texts, self.vectors, name=task_metadata.name, **options).vectors
         self._embedded = documents, documents.embed(encode, self.model.get_embedding_dimension() or 0)
 
     def search(

@@ -41,6 +41,11 @@ POSITIONS = 32_768
 WINDOW, STEP = 20, 10  # of a generative reranker, as in RankGPT (Sun et al. 2023)
 IDENTIFIERS = 64  # that it can write: one for each document of a window, as in FIRST (Reddy et al. 2024), and some more
 MOST_PADDED = 400_000  # tokens of the plain recipe's one batch: some GB
+# A pair for the cross-encoder of a decoder: the templates of chats have no place for one.
+PAIR = "\n".join(
+    f'{{{{ messages | selectattr("role", "eq", "{role}") | map(attribute="content") | first }}}}'
+    for role in ("query", "document")
+)
 RANK = "Rank the {number} passages above by their relevance to the query: {query}. Answer with their identifiers."
 
 
@@ -72,7 +77,13 @@ def cross_encoder(backbone: str, model: E2Rank, dtype: torch.dtype) -> CrossEnco
     log.setLevel(logging.ERROR)  # it tells of the head
     disable_progress_bar()
     try:
-        made: Any = CrossEncoder(backbone, num_labels=1, device=str(model.device), model_kwargs={"dtype": dtype})
+        made: Any = CrossEncoder(
+            backbone,
+            num_labels=1,
+            device=str(model.device),
+            model_kwargs={"dtype": dtype},
+            processor_kwargs={"chat_template": PAIR} if model.tokenizer.chat_template else {},
+        )
     finally:
         enable_progress_bar()
         log.setLevel(level)
@@ -91,7 +102,7 @@ def _plain_batch(model: E2Rank, query: str, documents: Sequence[str]) -> Any:
 
 
 def recipe_fits(model: E2Rank, query: str, documents: Sequence[str]) -> bool:
-    """Whether the one batch of :func:`plain_recipe` fits into memory."""
+    """Whether the one batch of :func:`plain_recipe` has at most ``MOST_PADDED`` tokens."""
     padded: int = _plain_batch(model, query, documents)["input_ids"].numel()
     return padded <= MOST_PADDED
 

@@ -141,7 +141,7 @@ def works(results: Path | None, size: int, turns: int) -> list[Work]:
     else:
         slates = list(islice(read_results(results), turns + 1))
         found = [
-            (slate.query, distinct([slate.documents, following.documents])[:NUM_CANDIDATES])
+            (slate.query, distinct([slate.documents, following.documents])[: min(len(slate.documents), NUM_CANDIDATES)])
             for slate, following in zip(slates, [*slates[1:], *slates[:1]], strict=True)
         ]
     if not found or not all(documents for _, documents in found):

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from e2rank_st import __version__
 from e2rank_st.cli import bench, evaluate, search, serve
 from e2rank_st.cli.models import BUNDLED, IndexModel, ModelName, load_encoder, name_of_maker, step
-from e2rank_st.cli.options import BatchSize, Device, Dtype, Verbose, examples
+from e2rank_st.cli.options import BatchSize, Device, Dtype, Figure, Verbose, examples
 from e2rank_st.cli.process import settle
 from e2rank_st.console import Column, json_line, log_to_stderr, reported_errors, show
 from e2rank_st.data.documents import Format, read_documents
@@ -269,15 +269,12 @@ def tune(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all scores as JSON.")
     ] = None,
-    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a figure: .png, .pdf or .svg.")] = None,
+    figure: Figure = None,
     verbose: Verbose = 0,
 ) -> None:
     """Is reranking worth it on your queries? Tries orders, K and weights, and judges them on held-out queries."""
-    from e2rank_st.benchmarks.figures import check_file
     from e2rank_st.cli import tune as work
 
-    if figure is not None:
-        check_file(figure)
     inputs = work.Inputs(qrels, results, run, index, queries, corpus)
     try:
         inputs.check()

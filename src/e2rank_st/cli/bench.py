@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from e2rank_st.cli.models import BUNDLED
-from e2rank_st.cli.options import Device, Verbose, examples
+from e2rank_st.cli.options import Device, Figure, Verbose, examples
 from e2rank_st.console import Column, show
 from e2rank_st.storage import write_json
 
@@ -55,23 +55,19 @@ def bench(
         str, typer.Option(metavar="NAME", help="Hub id or folder of the tokenizer of the qwen3 models.")
     ] = "Qwen/Qwen3-0.6B",
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all as JSON.")] = None,
-    figure: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw a figure: .png, .pdf or .svg.")] = None,
+    figure: Figure = None,
     device: Device = None,
     verbose: Verbose = 0,
 ) -> None:
     """Time reranking against what you could take instead: a cross-encoder, a generative reranker, plain encode.
 
     All rank 100 candidates on the same backbone, in turns. 'x CrossEncoder' compares with the cross-encoder in float32,
-    or else in the first type. 'of the floor' is the share of the machine's rate of matrix
-    products that is reached; 'outside' is the share of time that the model does not take.
+    or else in the first type. 'of the floor' is the share of the machine's rate of matrix products that is reached;
+    'outside' is the share of time that the model does not take.
     """
-    from e2rank_st.benchmarks.figures import check_file, draw_speed, save
+    from e2rank_st.benchmarks.figures import draw_speed, save
     from e2rank_st.benchmarks.speed import Line
 
-    if figure is not None:
-        check_file(figure)
-    if output is not None and not output.parent.is_dir():
-        raise typer.BadParameter(f"the folder of {output} does not exist; make it first")
     found = run(model, work, turns, results, dtypes, tokenizer, device)
     if output is not None:
         write_json(output, found)

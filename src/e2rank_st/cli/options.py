@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from typer import Option
+from typer import BadParameter, Option
 
 from e2rank_st.console import log_to_stderr
 
-__all__ = ["BatchSize", "Device", "Dtype", "Verbose", "examples"]
+__all__ = ["BatchSize", "Device", "Dtype", "Figure", "Verbose", "examples"]
 
 
 def examples(*commands: str, program: str = "e2rank") -> str:
@@ -25,6 +26,18 @@ def _set_verbosity(verbosity: int) -> int:
     return verbosity
 
 
+def _check_figure(path: Path | None) -> Path | None:
+    """Refuse a file that no figure could be written to, before anything takes time."""
+    if path is not None:
+        from e2rank_st.benchmarks.figures import check_file
+
+        try:
+            check_file(path)
+        except ValueError as error:
+            raise BadParameter(str(error)) from error
+    return path
+
+
 Device = Annotated[str | None, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; by default the best device.")]
 DtypeName: TypeAlias = Literal["auto", "saved", "float32", "bfloat16", "float16"]
 Dtype = Annotated[
@@ -34,6 +47,9 @@ Dtype = Annotated[
         help="Of the weights: auto (bfloat16 where it is faster, else float32), saved (as the model has them), "
         "float32, bfloat16 or float16.",
     ),
+]
+Figure = Annotated[
+    Path | None, Option(metavar="FILE", help="Draw a figure: .png, .pdf or .svg.", callback=_check_figure)
 ]
 BatchSize = Annotated[int, Option(min=1, metavar="N", help="Texts in a forward pass.")]
 Verbose = Annotated[

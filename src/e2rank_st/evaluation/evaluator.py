@@ -187,7 +187,7 @@ class RerankingEvaluator(BaseEvaluator):
         if self._kept is None or self._kept[0] != _maker(model):
             index = TextVectors.build(model, distinct(self.documents), self.batch_size, show_progress_bar=False)
             options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": False}
-            vectors = torch.from_numpy(embed_distinct(model.encode_query, self.queries, **options))
+            vectors = torch.from_numpy(embed_distinct(model, self.queries, "query", **options))
             self._kept = _maker(model), index, vectors
         return self._kept[1:]
 

@@ -157,7 +157,7 @@ def run_trials(
         show_progress_bar: Whether to show progress bars.
     """
     options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-    vectors = torch.from_numpy(embed_distinct(model.encode_query, lists.queries, **options))  # (B, D)
+    vectors = torch.from_numpy(embed_distinct(model, lists.queries, "query", **options))  # (B, D)
     plain = [
         cosine(torch.from_numpy(index.vectors(texts)), vector)  # (N,)
         for texts, vector in zip(lists.documents, vectors, strict=True)

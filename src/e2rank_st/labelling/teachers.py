@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -126,11 +126,11 @@ class EmbeddingTeacher(Teacher):
             for query, texts in zip(queries, documents, strict=True)
         ]
 
-    def _vectors(self, kind: str, texts: Sequence[str]) -> dict[str, Tensor]:
+    def _vectors(self, kind: Literal["query", "document"], texts: Sequence[str]) -> dict[str, Tensor]:
         """Return unit vectors in float32 of these texts and all earlier ones."""
-        kept, encode = self._kept[kind], getattr(self.model, f"encode_{kind}")
+        kept = self._kept[kind]
         if fresh := list(dict.fromkeys(text for text in texts if text not in kept)):
-            vectors = embed_distinct(encode, fresh, batch_size=self.batch_size, show_progress_bar=False)
+            vectors = embed_distinct(self.model, fresh, kind, batch_size=self.batch_size, show_progress_bar=False)
             kept |= zip(fresh, torch.from_numpy(vectors), strict=True)
         return kept
 

@@ -441,7 +441,7 @@ class SearchIndex:
         else:
             parts = [listwise_of(self.model).passages(text) for text in texts]
         flat = [passage for passages in parts for passage in passages]
-        vectors = embed_distinct(self.model.encode_document, flat, batch_size=batch_size, show_progress_bar=False)
+        vectors = embed_distinct(self.model, flat, batch_size=batch_size, show_progress_bar=False)
         splits: list[Matrix] = np.split(vectors, np.cumsum([len(passages) for passages in parts])[:-1])
         return splits
 

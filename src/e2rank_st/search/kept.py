@@ -42,7 +42,7 @@ def kept_vectors(
         kind: What the texts are to the model.
         name: Name of the texts' source, for the log.
         precision: Name of the precision of the forward passes, if it is not that of the weights.
-        **options: Those of the model's ``encode_document``, such as ``batch_size``.
+        **options: Those of :func:`~e2rank_st.search.vectors.embed_distinct`, such as ``batch_size``.
 
     Returns:
         The distinct texts with their vectors, in any order.
@@ -57,6 +57,6 @@ def kept_vectors(
     kept = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
     if not kept.exists():
         logger.info("%s: embedding %s, %d texts; kept in %s", name or "texts", kind, len(texts), kept)
-        encode = model.encode_document if kind == "documents" else model.encode_query
-        TextVectors(texts, embed_distinct(encode, texts, **options)).save(kept)
+        task: Literal["document", "query"] = "document" if kind == "documents" else "query"
+        TextVectors(texts, embed_distinct(model, texts, task, **options)).save(kept)
     return TextVectors.load(kept)

@@ -85,7 +85,7 @@ class Fingerprint:
 
 
 def _probed(model: SentenceTransformer) -> Matrix:
-    return embed_distinct(model.encode_document, PROBES, show_progress_bar=False)
+    return embed_distinct(model, PROBES, show_progress_bar=False)
 
 
 def describe(model: SentenceTransformer) -> Maker:

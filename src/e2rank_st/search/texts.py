@@ -80,7 +80,7 @@ class TextVectors:
             raise ValueError(f"model must be a Sentence Transformers model, got {type(model).__name__}.")
         texts, batch_size = read_texts(texts), natural("batch_size", batch_size, least=1)
         options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
-        return cls(texts, embed_distinct(model.encode_document, texts, **options))
+        return cls(texts, embed_distinct(model, texts, **options))
 
     def vectors(self, texts: Iterable[str]) -> Matrix:
         """Return the stored vectors of n texts, in their order, (n, D).

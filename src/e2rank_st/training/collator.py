@@ -298,7 +298,7 @@ def prompt_orders(
     if index is None:
         index = TextVectors.build(model, distinct(documents), **options)
     if query_index is None:
-        query_index = TextVectors(list(queries), embed_distinct(model.encode_query, queries, **options))
+        query_index = TextVectors(list(queries), embed_distinct(model, queries, "query", **options))
     query_vectors = torch.from_numpy(query_index.vectors(queries))
     orders = []
     for vector, texts in zip(query_vectors, documents, strict=True):
