@@ -89,7 +89,7 @@ def test_passages_that_come_twice(tmp_path):
     file = tmp_path / "hits.jsonl"
     file.write_text("".join(json.dumps({"query": "q", "hits": part}) + "\n" for part in hits))
     assert [work.documents for work in speed.works(file, 1, 1)] == [["a", "b", "c"]]
-    with pytest.raises(ValueError, match="without candidates"):
+    with pytest.raises(ValueError, match="at least one document"):
         speed.works(file, 1, 3)
 
 

@@ -120,7 +120,7 @@ def test_many_texts_in_batches_of_equal_lengths(tiny: E2Rank, task: str, monkeyp
     texts = [f"{number} " + "flea " * 2 ** (number % 8) for number in range(150)]
     encode = getattr(tiny, f"encode_{task}")
     expected = unit_rows(encode(texts))
-    assert padding(tiny, lambda: encode(texts)) > 0.3, "the premise: equal numbers of texts a batch cost more"
+    assert padding(tiny, lambda: encode(texts)) > 0.25, "the premise: equal numbers of texts a batch cost more"
     assert padding(tiny, lambda: embed_distinct(tiny, texts, task)) < 0.1
     found = embed_distinct(tiny, [*texts, texts[3]], task)
     np.testing.assert_allclose(found, [*expected, expected[3]], atol=1e-6)

@@ -131,7 +131,7 @@ def works(results: Path | None, size: int, turns: int) -> list[Work]:
         turns: Number of queries; they come again where there are fewer.
 
     Raises:
-        ValueError: A query has no candidates.
+        ValueError: There are no queries, or one has no candidates.
     """
     if results is None:
         texts = [" ".join(part.document.split()[:WORDS]) for part in collect()]
@@ -144,8 +144,8 @@ def works(results: Path | None, size: int, turns: int) -> list[Work]:
             (slate.query, distinct([slate.documents, following.documents])[: min(len(slate.documents), NUM_CANDIDATES)])
             for slate, following in zip(slates, [*slates[1:], *slates[:1]], strict=True)
         ]
-    if not found or not all(documents for _, documents in found):
-        raise ValueError(f"{results} has a query without candidates; give some for each.")
+    if not found:
+        raise ValueError(f"{results} holds no queries; give at least one with its candidates.")
     made = []
     for query, parts in found:
         around = parts + parts  # the last candidates are followed by the first
