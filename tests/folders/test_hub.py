@@ -5,6 +5,7 @@ from pathlib import Path
 
 import huggingface_hub.constants as constants
 import pytest
+from huggingface_hub.constants import HF_HUB_CACHE
 
 import e2rank_st.folders.hub as hub_module
 import e2rank_st.model as model_module
@@ -71,6 +72,16 @@ def test_an_adapter_and_its_base(
     hub.commit(hub.repositories["org/base"], "main", files)
     with pytest.raises(ValueError, match="holds no weights"):
         E2Rank("org/adapter", device="cpu", cache_folder=str(tmp_path / "cache"))
+
+
+def test_an_adapter_goes_into_the_given_cache(hub: HubServer, checkpoint: Path, sound: Path, tmp_path: Path):
+    """Guards against files in the user's own cache: transformers looks for an adapter there, unless it is told."""
+    pytest.importorskip("peft")
+    upload(hub, checkpoint, "org/base")
+    upload(hub, save_adapter(sound, tmp_path / "adapter", "org/base"), "org/kept-elsewhere")
+    E2Rank("org/kept-elsewhere", device="cpu", cache_folder=str(tmp_path / "cache"))
+    assert (tmp_path / "cache" / "models--org--kept-elsewhere").is_dir()
+    assert not (Path(HF_HUB_CACHE) / "models--org--kept-elsewhere").exists()
 
 
 def test_a_branch_that_moves_behind_the_check(
