@@ -61,6 +61,7 @@ class Embedder:
         self.show_progress_bar = show_progress_bar
         self._tokens: dict[str, dict[str, TokenizedText]] = {}  # by task, by text
         self._ids: dict[str, dict[str, array[int]]] = {}
+        self._is_ready = False  # nothing is dropped at random
 
     def tokens(self, task: str, texts: Iterable[str]) -> list[TokenizedText]:
         """Returns the tokens of each text as a listwise prompt shows it; each is tokenised once.
@@ -159,8 +160,9 @@ class Embedder:
             kind: ``"prompt"`` for listwise prompts; else a name for the progress bar.
             prompt_length: The number of first tokens that the pooling leaves out, if it leaves out any.
         """
-        if any(module.training for module in self.model.modules()):
+        if not self._is_ready and any(module.training for module in self.model.modules()):
             self.model.eval()
+        self._is_ready = True
         shared = {} if prompt_length is None else {"prompt_length": prompt_length}
         rows = {ids: row for row, ids in enumerate(dict.fromkeys(sequences))}
         distinct = list(rows)
