@@ -143,7 +143,7 @@ def _seconds(model: E2Rank, run: Callable[[], object]) -> float:
 
 def _rates(model: E2Rank, documents: list[str], bar: bool) -> Iterator[Rate]:
     """Embed a collection in one process, in several, and into an index on disk."""
-    rate = max(product_rate(model.device, model.dtype) for _ in range(REPEAT))
+    rate = max(product_rate(model.device, next(model.parameters()).dtype) for _ in range(REPEAT))
     model.encode_document(documents[:32])
     seconds: dict[str, float] = {}
     with Meter([next(model.children())]) as meter:

@@ -59,7 +59,7 @@ def embed_distinct(
     row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     encode = partial(getattr(model, f"encode_{task}"), convert_to_numpy=True)
     shown = progress_wanted(show_progress_bar, logger)
-    reranker = next((part for part in model.children() if hasattr(part, "embedder")), None)
+    reranker: Any = next((part for part in model.children() if hasattr(part, "embedder")), None)
     # Elsewhere a batch of few texts costs more: on a server, and where processes share each batch.
     is_here = isinstance(model[0], Transformer) and not (distributed.is_available() and distributed.is_initialized())
     if reranker is not None and is_here and len(row_of) > batch_size:
