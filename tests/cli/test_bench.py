@@ -24,6 +24,7 @@ def test_a_table_and_files(with_yes_and_no, tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["bench", *chosen, *files])
     assert done.exit_code == 0, done.output
     assert "CrossEncoder.rank" in done.stdout
+    assert str(tmp_path) not in done.stderr and "newly initialized" not in done.stderr
     lines = json.loads(output.read_text())["lines"]
     assert len(lines) == 8 and not any("recipe" in line["way"] for line in lines), "one batch would be too large"
     assert "<svg" in figure.read_text()

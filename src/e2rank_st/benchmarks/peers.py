@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ __all__ = [
     "Generative",
     "cross_encoder",
     "plain_recipe",
+    "quiet",
     "recipe_fits",
     "write_random_decoder",
 ]
@@ -49,6 +51,22 @@ PAIR = "\n".join(
 RANK = "Rank the {number} passages above by their relevance to the query: {query}. Answer with their identifiers."
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Load models without bars and without warnings of heads and weights that are drawn on purpose."""
+    logs = [logging.getLogger(name) for name in ("transformers", "sentence_transformers", "e2rank_st")]
+    levels = [log.level for log in logs]
+    disable_progress_bar()
+    try:
+        for log in logs:
+            log.setLevel(logging.ERROR)
+        yield
+    finally:
+        enable_progress_bar()
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
 def write_random_decoder(shape: str, tokenizer: str, folder: Path, seed: int = 0) -> Path:
     """Write a decoder with weights that are drawn, and a real tokenizer, in the form of a released checkpoint.
 
@@ -72,21 +90,13 @@ def write_random_decoder(shape: str, tokenizer: str, folder: Path, seed: int = 0
 
 def cross_encoder(backbone: str, model: E2Rank, dtype: torch.dtype) -> CrossEncoder:
     """Make a cross-encoder of a backbone, with a head that is drawn and the model's limit of tokens."""
-    log = logging.getLogger("transformers.modeling_utils")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it tells of the head
-    disable_progress_bar()
-    try:
-        made: Any = CrossEncoder(
-            backbone,
-            num_labels=1,
-            device=str(model.device),
-            model_kwargs={"dtype": dtype},
-            processor_kwargs={"chat_template": PAIR} if model.tokenizer.chat_template else {},
-        )
-    finally:
-        enable_progress_bar()
-        log.setLevel(level)
+    made: Any = CrossEncoder(
+        backbone,
+        num_labels=1,
+        device=str(model.device),
+        model_kwargs={"dtype": dtype},
+        processor_kwargs={"chat_template": PAIR} if model.tokenizer.chat_template else {},
+    )
     made.max_seq_length = model.max_seq_length
     if made.tokenizer.pad_token_id is not None:
         made.model.config.pad_token_id = made.tokenizer.pad_token_id

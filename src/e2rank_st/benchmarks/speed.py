@@ -28,6 +28,7 @@ from e2rank_st.benchmarks.peers import (
     Generative,
     cross_encoder,
     plain_recipe,
+    quiet,
     recipe_fits,
     write_random_decoder,
 )
@@ -184,11 +185,13 @@ def measure(
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     reference = dtypes[0] if "float32" not in dtypes else "float32"
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {name: _backbone(name, tokenizer, Path(scratch)) for name in names}  # all, before anything takes time
+        with quiet():
+            folders = {name: _backbone(name, tokenizer, Path(scratch)) for name in names}  # before anything takes time
         for name, folder in folders.items():
-            loaded = name if name in BUNDLED else folder
-            models = {dtype: load_model(loaded, device=device, dtype=dtype) for dtype in dtypes}
-            ways = [way for dtype, model in models.items() for way in _ways(model, folder, dtype, name in SHAPES)]
+            with quiet():
+                loaded = name if name in BUNDLED else folder
+                models = {dtype: load_model(loaded, device=device, dtype=dtype) for dtype in dtypes}
+                ways = [way for dtype, model in models.items() for way in _ways(model, folder, dtype, name in SHAPES)]
             for work, queries in given.items():
                 bar = tqdm(queries, desc=f"{name}, {work}", unit="turn", disable=not show_progress_bar)
                 fitting = [way for way in ways if all(map(way.fits, queries))]
