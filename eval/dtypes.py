@@ -2,7 +2,7 @@
 
     python eval/dtypes.py --data-dir ../shared/data --docs docs/speed.md
 
-A processor without instructions for bfloat16 computes the same, only slower. The options: ``--help``.
+A processor without instructions for bfloat16 computes products in float32 and rounds them. The options: ``--help``.
 """
 
 from pathlib import Path

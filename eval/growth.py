@@ -27,8 +27,9 @@ def main(
     from e2rank_st.benchmarks.growth import measure, tables
     from e2rank_st.benchmarks.speed import works
     from e2rank_st.benchmarks.summary import put_into
+    from e2rank_st.search.vectors import distinct
 
-    texts = list(dict.fromkeys(text for work in works(results, 1, queries) for text in work.documents))
+    texts = distinct(work.documents for work in works(results, 1, queries))
     found = measure(load_model(model), texts, show_progress_bar=True)
     write_json(RESULTS, found)
     typer.echo(tables(found), nl=False)

@@ -269,7 +269,7 @@ class E2Rank(SentenceTransformer):
 
     def _load_modules(self, model_name_or_path: str, *, is_base: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
         """Hook of ST: checks the folder, and then loads just what was checked, from the folder or the Hub's cache."""
-        adapters = {"cache_dir": kwargs["cache_folder"]}  # transformers looks for one in its own cache else
+        adapters = {"cache_dir": kwargs["cache_folder"]}  # otherwise transformers looks in its own cache
         kwargs["model_kwargs"] = SAFE | {"adapter_kwargs": adapters} | (kwargs["model_kwargs"] or {})
         hub = {name: kwargs[name] for name in ("token", "cache_folder", "local_files_only")}
         if kwargs["trust_remote_code"]:

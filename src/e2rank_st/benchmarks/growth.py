@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = ["CANDIDATES", "CHARACTERS", "Point", "Rate", "measure", "tables"]
 
 CANDIDATES = (100, 1_000, 10_000, 100_000)
 CHARACTERS = (1_000, 10_000, 100_000, 1_000_000)
+QUERY = "which passage"
 OTHERS = 19  # documents beside the long one
 PROCESSES = 2
 REPEAT, ENOUGH = 5, 10.0  # calls, or seconds; the median counts
@@ -95,13 +97,8 @@ def _candidates(model: E2Rank) -> Iterator[tuple[str, int, Callable[[], object]]
     for size in CANDIDATES:
         vectors = draw.standard_normal((size, dimension), np.float32)
         texts = [f"passage {number}" for number in range(size)]
-        yield (
-            "stored candidates",
-            size,
-            lambda texts=texts, vectors=vectors: model.rerank(  # type: ignore[misc]
-                "which passage", texts, document_embeddings=vectors, show_progress_bar=False
-            ),
-        )
+        run = partial(model.rerank, QUERY, texts, document_embeddings=vectors, show_progress_bar=False)
+        yield "stored candidates", size, run
 
 
 def _characters(model: E2Rank, documents: Sequence[str]) -> Iterator[tuple[str, int, Callable[[], object]]]:
@@ -110,13 +107,8 @@ def _characters(model: E2Rank, documents: Sequence[str]) -> Iterator[tuple[str, 
     for long_documents in ("cut", "passages"):
         for size in CHARACTERS:
             texts = [whole[:size], *documents[:OTHERS]]
-            yield (
-                f"characters of a document, {long_documents}",
-                size,
-                lambda texts=texts, how=long_documents: model.rerank(  # type: ignore[misc]
-                    "which passage", texts, long_documents=how, show_progress_bar=False
-                ),
-            )
+            run = partial(model.rerank, QUERY, texts, long_documents=long_documents, show_progress_bar=False)
+            yield f"characters of a document, {long_documents}", size, run
 
 
 def _point(model: E2Rank, grows: str, size: int, run: Callable[[], object]) -> Point:

@@ -18,7 +18,6 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from e2rank_st.model import E2Rank
 
 __all__ = [
-    "MOST_PADDED",
     "SHAPES",
     "Generative",
     "cross_encoder",
